@@ -1,0 +1,144 @@
+"""The graph of a folded Edifice Mega: `frames` [batch, seq_len, embed_dim] -> `features`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, Kernel, lower_to_kernel
+from mega_deploy.exporters.fold import FoldedAttention, FoldedBlock, FoldedFFN, FoldedMega
+from mega_deploy.exporters.graph import OPSET, Graph
+from mega_deploy.plugins.laplace.function import l1_function
+from onnxscript import ir
+
+
+@dataclass(frozen=True)
+class MegaGraph:
+    """A graph, and what its bundle says of it."""
+
+    model: ir.Model
+    kernels: tuple[Kernel, ...]
+    """The lowered moving average of each block."""
+    block_outputs: tuple[str, ...]
+    """Names of the values that hold the residual stream behind each block: [batch * seq_len, hidden_size], or
+    [batch, hidden_size] behind a block that computes the last row only."""
+
+
+def mega_graph(
+    folded: FoldedMega, *, dtype: ir.DataType = ir.DataType.FLOAT, cut: float = FLOAT32_HALF_ULP
+) -> MegaGraph:
+    """Write the graph for the static length `folded.config.length` and any batch.
+
+    Args:
+        folded: the deployment form.
+        dtype: of the inputs, the constants and the arithmetic.
+        cut: share of a kernel's L1 norm that may be cut off its tail (exporters.ema.lower_to_kernel).
+    """
+    config = folded.config
+    length = config.length
+    kernels = tuple(lower_to_kernel(block.ema.ema, length, cut) for block in folded.blocks)
+    graph = Graph("mega", dtype)
+    writer = _Writer(graph, folded)
+    frames = graph.input("frames", ["batch", length, config.embed_dim])
+    x = graph.rows(frames, config.embed_dim)
+    if folded.input_projection is not None:
+        x = graph.linear(x, folded.input_projection, "input_projection")
+    block_outputs = []
+    for index, (block, kernel) in enumerate(zip(folded.blocks, kernels, strict=True)):
+        with graph.scope(f"blocks.{index}"):
+            x = writer.block(x, block, kernel)
+        x.name = f"blocks.{index}.output"
+        block_outputs.append(x.name)
+    gamma, beta = (
+        graph.constant("final_norm.gamma", folded.final_gamma),
+        graph.constant("final_norm.beta", folded.final_beta),
+    )
+    features = graph.normalise(x, config.hidden_size, gamma, beta)
+    if config.output == "sequence":
+        features = graph.windows(features, length, config.hidden_size)
+        graph.output(features, "features", ["batch", length, config.hidden_size])
+    else:
+        graph.output(features, "features", ["batch", config.hidden_size])
+    return MegaGraph(graph.model(), kernels, tuple(block_outputs))
+
+
+class _Writer:
+    """Writes blocks: x [rows, hidden_size] -> the same, or -> [batch, hidden_size] for a block of the last row only."""
+
+    def __init__(self, graph: Graph, folded: FoldedMega) -> None:
+        self.graph, self.op = graph, graph.op
+        self.length, self.hidden = folded.config.length, folded.config.hidden_size
+
+    def block(self, x: ir.Value, block: FoldedBlock, kernel: Kernel) -> ir.Value:
+        op, graph = self.op, self.graph
+        with graph.scope("ema"):
+            u = graph.linear(self.normalise(x), block.ema.proj, "proj")
+            x = op.Add(x, graph.linear(graph.moving_average(u, kernel, self.length), block.ema.out, "out"))
+        with graph.scope("attention"):
+            if block.last_row:
+                x = op.Add(self.last_row(x), self.last_row_attention(self.normalise(x), block.attention))
+            else:
+                x = op.Add(x, self.all_rows_attention(self.normalise(x), block.attention))
+        with graph.scope("ffn"):
+            return op.Add(x, self.feed_forward(self.normalise(x), block.ffn))
+
+    def all_rows_attention(self, n: ir.Value, attention: FoldedAttention) -> ir.Value:
+        """n: [rows, H] -> [rows, H]."""
+        op, graph = self.op, self.graph
+        joint = graph.linear(n, attention.joint, "joint")
+        if attention.kind == "softmax":
+            query, value, gate = graph.split(joint, 3)
+            scores = op.MatMul(self.windows(query), op.Transpose(self.windows(n), perm=[0, 2, 1]))
+            future = np.triu(np.full((self.length, self.length), -np.inf), 1)
+            weights = op.Softmax(op.Add(scores, graph.constant("causal_mask", future)), axis=-1)
+            context = op.MatMul(weights, self.windows(value))  # [batch, seq_len, H]
+        else:
+            query, key, value, gate = graph.split(joint, 4)
+            context = self.laplace(self.windows(query), self.windows(key), self.windows(value), queries=self.length)
+        gated = op.Mul(graph.rows(context, self.hidden), op.Sigmoid(gate))
+        return graph.linear(gated, attention.out, "out")
+
+    def last_row_attention(self, n: ir.Value, attention: FoldedAttention) -> ir.Value:
+        """n: [rows, H] -> [batch, H]: the last row attends to all rows, whose values are projected behind the sum."""
+        op, graph = self.op, self.graph
+        assert attention.value is not None
+        query, gate = graph.split(graph.linear(self.last_row(n), attention.joint, "joint"), 2)
+        query = graph.windows(query, 1, self.hidden)
+        if attention.kind == "softmax":
+            scores = op.MatMul(query, op.Transpose(self.windows(n), perm=[0, 2, 1]))
+            context = op.MatMul(op.Softmax(scores, axis=-1), self.windows(n))  # [batch, 1, H]
+            value = graph.linear(graph.rows(context, self.hidden), attention.value, "value")
+        else:
+            assert attention.key is not None
+            # The weights sum to s / (s + epsilon), by which the value's bias is scaled: a column of ones beside n turns
+            # into that sum, and the bias is its row of the projection.
+            key = self.windows(graph.linear(n, attention.key, "key"))
+            with_ones = op.Pad(self.windows(n), [0, 0, 0, 0, 0, 1], graph.constant("one", np.ones(())))
+            context = graph.rows(self.laplace(query, key, with_ones, queries=1), self.hidden + 1)
+            stacked = np.vstack([attention.value.weight, attention.value.bias])
+            value = op.MatMul(context, graph.constant("value.weight_and_bias", stacked))
+        return graph.linear(op.Mul(value, op.Sigmoid(gate)), attention.out, "out")
+
+    def feed_forward(self, n: ir.Value, ffn: FoldedFFN) -> ir.Value:
+        """down(silu(gate) * up): [rows, H] -> [rows, H]."""
+        op, graph = self.op, self.graph
+        gate, up = graph.split(graph.linear(n, ffn.joint, "joint"), 2)
+        return graph.linear(op.Mul(op.Mul(gate, op.Sigmoid(gate)), up), ffn.down, "down")
+
+    def laplace(self, q: ir.Value, k: ir.Value, v: ir.Value, *, queries: int) -> ir.Value:
+        """Q [batch, queries, H], k [batch, seq_len, H], v [batch, seq_len, Dv] -> [batch, queries, Dv]."""
+        overload = "" if queries == self.length else "last_row"
+        function = l1_function(
+            queries, self.length, self.hidden, dtype=self.graph.dtype, opset=OPSET, overload=overload
+        )
+        return self.op.call(function, q, k, v, kernel="l1", causal=0)
+
+    def normalise(self, x: ir.Value) -> ir.Value:
+        return self.graph.normalise(x, self.hidden)
+
+    def windows(self, x: ir.Value) -> ir.Value:
+        return self.graph.windows(x, self.length, self.hidden)
+
+    def last_row(self, x: ir.Value) -> ir.Value:
+        """[rows, H] -> [batch, H]: the last frame of each window."""
+        return self.op.Gather(self.windows(x), self.length - 1, axis=1)

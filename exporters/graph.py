@@ -1,0 +1,111 @@
+"""A small dialect over onnxscript's graph builder: the pieces from which the graphs of all Mega forms are put together.
+
+Values are flat, [rows, features] with rows = batch * seq_len, so that every linear layer is one Gemm with its bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import onnxscript
+from mega_deploy.exporters.ema import Kernel
+from mega_deploy.exporters.fold import Linear
+from onnxscript import ir
+
+OPSET = 20
+IR_VERSION = 10  # the first that knows overloads of functions
+NORM_EPSILON = 1e-5
+
+
+class Graph:
+    """An ONNX graph under construction.
+
+    Args:
+        name: of the graph.
+        dtype: of every floating-point value in it.
+    """
+
+    def __init__(self, name: str, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+        self.dtype = dtype
+        self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET})
+        self._builder = onnxscript.GraphBuilder(self._graph)
+        self.op = self._builder.op
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Names of nodes, values and constants made inside begin with `name`."""
+        self._builder.push_module(name)
+        try:
+            yield
+        finally:
+            self._builder.pop_module()
+
+    def input(self, name: str, shape: Sequence[int | str]) -> ir.Value:
+        """An input of the graph, of the graph's dtype."""
+        return self._builder.input(name, dtype=self.dtype, shape=list(shape))
+
+    def output(self, value: ir.Value, name: str, shape: Sequence[int | str]) -> None:
+        """Makes `value` an output of the graph."""
+        value.dtype, value.shape = self.dtype, ir.Shape(shape)
+        self._builder.add_output(value, name)
+
+    def constant(self, name: str, array: npt.NDArray[np.float64]) -> ir.Value:
+        """A constant, cast to the graph's dtype: the one place where float64 ends."""
+        array = np.ascontiguousarray(array, self.dtype.numpy())
+        return self._builder.initializer(ir.tensor(array, self.dtype), name)
+
+    def linear(self, x: ir.Value, layer: Linear, name: str) -> ir.Value:
+        """X @ weight + bias: [rows, in] -> [rows, out]."""
+        weight, bias = self.constant(f"{name}.weight", layer.weight), self.constant(f"{name}.bias", layer.bias)
+        return self.op.Gemm(x, weight, bias)
+
+    def split(self, x: ir.Value, parts: int) -> Sequence[ir.Value]:
+        """Equal parts of the features: [rows, parts * F] -> parts of [rows, F]."""
+        return self.op.Split(x, axis=-1, num_outputs=parts, _outputs=parts)
+
+    def normalise(
+        self, x: ir.Value, features: int, gamma: ir.Value | None = None, beta: ir.Value | None = None
+    ) -> ir.Value:
+        """Layer normalisation; gamma 1 and beta 0 where those went into the layer behind it.
+
+        beta stands there even so: onnxruntime 1.32's SkipLayerNormFusion crashes where it is left out.
+        """
+        gamma = gamma or self._filled("ones", features, 1.0)
+        beta = beta or self._filled("zeros", features, 0.0)
+        return self.op.LayerNormalization(x, gamma, beta, axis=-1, epsilon=NORM_EPSILON)
+
+    def _filled(self, name: str, features: int, value: float) -> ir.Value:
+        """A constant vector, shared by all that ask for it."""
+        name = f"{name}.{features}"
+        if name not in self._graph.initializers:
+            array = np.full(features, value, self.dtype.numpy())
+            self._builder.initializer(ir.tensor(array, name=name), name, qualify=False)
+        return self._graph.initializers[name]
+
+    def moving_average(self, u: ir.Value, lowering: Kernel, seq_len: int) -> ir.Value:
+        """The lowered moving average over time: [batch * seq_len, channels] -> the same."""
+        channels, count = lowering.taps.shape
+        weight = self.constant("kernel", lowering.taps[:, None, ::-1])  # Conv correlates: the kernel is turned round
+        x = self.op.Transpose(self.windows(u, seq_len, channels), perm=[0, 2, 1])  # [batch, channels, seq_len]
+        y = self.op.Conv(x, weight, group=channels, kernel_shape=[count], pads=[count - 1, 0])
+        return self.rows(self.op.Transpose(y, perm=[0, 2, 1]), channels)
+
+    def windows(self, x: ir.Value, seq_len: int, features: int) -> ir.Value:
+        """[batch * seq_len, features] -> [batch, seq_len, features]."""
+        return self.op.Reshape(x, [-1, seq_len, features])
+
+    def rows(self, x: ir.Value, features: int) -> ir.Value:
+        """[batch, seq_len, features] -> [batch * seq_len, features]."""
+        return self.op.Reshape(x, [-1, features])
+
+    def model(self) -> ir.Model:
+        """The finished model, with the functions that its nodes call."""
+        functions = list(self._builder.functions.values())
+        for function in functions:
+            self._graph.opset_imports[function.domain] = 1
+        for node in (*self._graph, *(node for function in functions for node in function)):
+            node.metadata_props.clear()  # the builder's own notes on Python classes
+        return ir.Model(self._graph, ir_version=IR_VERSION, functions=functions, producer_name="mega-deploy")

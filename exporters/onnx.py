@@ -1,0 +1,52 @@
+"""A graph as an ONNX file: checked, the same bytes for the same model, weights beside it beyond 2 GB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnxscript import ir
+
+from mega_deploy.errors import MegaDeployError
+
+# Control flow and cumulative operators are slow everywhere, wrong in some versions of TensorRT, and missing in others.
+FORBIDDEN = frozenset({"Loop", "Scan", "If", "CumSum", "DFT", "STFT"})
+# protobuf gives up at 2 GiB; beyond this the weights go to a file of their own.
+MAX_INLINE_BYTES = 1_900_000_000
+
+
+def save(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> onnx.ModelProto:
+    """Write `path`, and `path`.data beside it where the weights exceed `max_inline_bytes`; check what was written.
+
+    Returns:
+        The model as written, weights of an external file not loaded.
+
+    Raises:
+        MegaDeployError: the graph breaks a rule of ONNX or of ours (a defect of the exporter).
+        OSError: the file system refuses.
+    """
+    weights = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
+    if weights > max_inline_bytes:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    check(path)
+    return onnx.load(path, load_external_data=False)
+
+
+def check(path: Path) -> None:
+    """Onnx's checker with strict shape inference, and our own rule on operators.
+
+    Raises:
+        MegaDeployError: naming what is broken.
+    """
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise MegaDeployError(f"{path.name} breaks a rule of ONNX: {error}") from error
+    proto = onnx.load(path, load_external_data=False)
+    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    if found := sorted({node.op_type for node in nodes} & FORBIDDEN):
+        raise MegaDeployError(f"{path.name} holds {', '.join(found)}, which no graph of ours may")

@@ -1,0 +1,130 @@
+"""The parity reference of a model: what the trained form gives in float64, and the noise floor of its own precision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mega_deploy.models.edifice import Mega
+from mega_deploy.parity import BlockFloor, Case, Reference, measure, median, worst
+from mega_deploy.signature import Range
+
+Array = npt.NDArray[Any]
+
+ROWS_AT_ONCE = 16
+# Adversarial windows of a kind: up to four, for one alone has an accidental floor, but no more numbers than this.
+ADVERSARIAL_ELEMENTS = 1 << 18
+# Of the residual streams the last frames are kept: enough to find the first bad block, and a bound on a bundle's size.
+BLOCK_FRAMES = 256
+
+
+def record(model: Mega, block_names: Sequence[str], batch: Range, *, samples: int = 4, seed: int = 0) -> Reference:
+    """The reference for windows of the model's own length: random and adversarial inputs, several batches.
+
+    Args:
+        model: in eval mode; it is left as it is.
+        block_names: what the graph calls the residual stream behind each block.
+        batch: sizes that the bundle takes.
+        samples: random windows, at least 1.
+        seed: of the random windows.
+    """
+    pool, cases = _cases(model.config.length, model.config.embed_dim, batch, samples, seed)
+    return _measure(model, pool, cases, block_names)
+
+
+def record_for(model: Mega, block_names: Sequence[str], frames: Array, name: str = "given inputs") -> Reference:
+    """The reference for inputs of one's own, [batch, seq_len, embed_dim], as a single case.
+
+    Args:
+        model: in eval mode.
+        block_names: what the graph calls the residual stream behind each block.
+        frames: float32.
+        name: of the case.
+    """
+    return _measure(model, frames, {name: list(range(len(frames)))}, block_names)
+
+
+def _cases(length: int, features: int, batch: Range, samples: int, seed: int) -> tuple[Array, dict[str, list[int]]]:
+    """A pool of windows [rows, length, features], and the rows of each case."""
+    random = np.random.default_rng(seed)
+    count = min(4, max(1, ADVERSARIAL_ELEMENTS // (length * features)))
+    normal = random.standard_normal((count, length, features))
+    half = np.repeat([-1.0, 1.0], [length // 2, length - length // 2])[:, None]
+    pools = {
+        "random": random.standard_normal((samples, length, features)),
+        "zeros": np.zeros((1, length, features)),
+        "constant": np.broadcast_to(normal[:, :1, :1], normal.shape),
+        "huge (1e4)": 1e4 * normal,
+        "tiny (1e-4)": 1e-4 * normal,
+        "one-hot": np.eye(features)[random.integers(0, features, (count, length))],
+        "a step": half * normal[:, :1],
+    }
+    cases: dict[str, list[int]] = {}
+    start = 0
+    for name, windows in pools.items():
+        rows = list(range(start, start + len(windows)))
+        start += len(windows)
+        if name == "random":
+            sizes = {batch.min, batch.opt, batch.max} | ({3} if batch.min <= 3 <= batch.max else set())
+            cases |= {f"random, batch {size}": _cycle(rows, size) for size in sorted(sizes)}
+            for first in range(batch.max, samples, batch.max):  # what the largest batch could not hold
+                part = rows[first : first + batch.max]
+                cases[f"random, from window {first + 1}"] = _cycle(part, max(len(part), batch.min))
+        else:
+            cases[name] = _cycle(rows, min(max(len(rows), batch.min), batch.max))
+    return np.concatenate(list(pools.values())).astype(np.float32), cases
+
+
+def _cycle(rows: list[int], size: int) -> list[int]:
+    """`size` rows, taken round and round."""
+    return [rows[index % len(rows)] for index in range(size)]
+
+
+def _measure(model: Mega, pool: Array, cases: Mapping[str, list[int]], block_names: Sequence[str]) -> Reference:
+    exact = copy.deepcopy(model).double()
+    single = copy.deepcopy(model).float()
+    outputs = np.concatenate(
+        [_run(exact, pool[start : start + ROWS_AT_ONCE])[0] for start in range(0, len(pool), ROWS_AT_ONCE)]
+    )
+    floors = {name: measure(_run(single, pool[rows])[0], outputs[rows]) for name, rows in cases.items()}
+    # PyTorch may come near float64 by luck on a few windows: no floor is taken for lower than the median of all.
+    usual = median(list(floors.values()))
+    measured = tuple(Case(name, tuple(rows), worst([floors[name], usual])) for name, rows in cases.items())
+    first = list(measured[0].rows)
+    blocks = [
+        (got[:, -BLOCK_FRAMES:], want[:, -BLOCK_FRAMES:])
+        for got, want in zip(_run(single, pool[first])[1], _run(exact, pool[first])[1], strict=True)
+    ]
+    if model.config.output == "last" and blocks:
+        blocks[-1] = (blocks[-1][0][:, -1:], blocks[-1][1][:, -1:])  # the graph computes no more of the last block
+    return Reference(
+        inputs={"frames": pool},
+        outputs={"features": outputs},
+        cases=measured,
+        blocks=tuple(
+            BlockFloor(name, measure(got, want)) for name, (got, want) in zip(block_names, blocks, strict=False)
+        ),
+        block_outputs={name: want for name, (_, want) in zip(block_names, blocks, strict=False)},
+    )
+
+
+@torch.no_grad()
+def _run(model: Mega, frames: Array) -> tuple[Array, list[Array]]:
+    """The output, and the residual stream behind each block [batch, seq_len, hidden_size]."""
+    streams: list[Array] = []
+    hooks = [
+        block.register_forward_hook(lambda _module, _inputs, output: streams.append(output.numpy()))
+        for block in model.blocks
+    ]
+    dtype = next(model.parameters()).dtype
+    try:
+        output = model(torch.from_numpy(frames).to(dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return output.numpy(), streams

@@ -1,0 +1,79 @@
+"""mega-deploy takes trained Mega models to production.
+
+    import mega_deploy as md
+
+    model = md.load_checkpoint("params.safetensors", attention="softmax", seq_len=60)
+    bundle = md.export(model, "game.mega")
+    features = md.open_bundle("game.mega").session().run(frames)
+
+Importing this package imports neither torch nor an inference engine; each name brings what it needs on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mega_deploy.checkpoints import load_checkpoint, save_checkpoint
+    from mega_deploy.deploy import export, open_bundle, validate
+    from mega_deploy.errors import (
+        BundleError,
+        CheckpointError,
+        InputError,
+        MegaDeployError,
+        MissingComponentError,
+        OptionError,
+        QualityGateError,
+    )
+    from mega_deploy.parity import Report
+    from mega_deploy.runtime import OpenBundle, Session, SessionOptions
+    from mega_deploy.signature import Range
+
+_HOMES = {
+    "mega_deploy.checkpoints": ("load_checkpoint", "save_checkpoint"),
+    "mega_deploy.deploy": ("export", "open_bundle", "validate"),
+    "mega_deploy.errors": (
+        "BundleError",
+        "CheckpointError",
+        "InputError",
+        "MegaDeployError",
+        "MissingComponentError",
+        "OptionError",
+        "QualityGateError",
+    ),
+    "mega_deploy.parity": ("Report",),
+    "mega_deploy.runtime": ("OpenBundle", "Session", "SessionOptions"),
+    "mega_deploy.signature": ("Range",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "InputError",
+    "MegaDeployError",
+    "MissingComponentError",
+    "OpenBundle",
+    "OptionError",
+    "QualityGateError",
+    "Range",
+    "Report",
+    "Session",
+    "SessionOptions",
+    "export",
+    "load_checkpoint",
+    "open_bundle",
+    "save_checkpoint",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'mega_deploy' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,63 @@
+"""Arrays in files: .npy holds one, .npz several by name; read without pickles, written whole or not at all."""
+
+from __future__ import annotations
+
+import uuid
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mega_deploy.errors import InputError
+
+Array = npt.NDArray[Any]
+
+
+def load_arrays(path: Path) -> Array | dict[str, Array]:
+    """The array of an .npy file, or the arrays of an .npz file by name.
+
+    Raises:
+        InputError: the file is missing or damaged, ends otherwise, or holds Python objects.
+    """
+    _check_ending(path)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a file that numpy.save or numpy.savez wrote: {error}") from error
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays to .npz by name, or the only one to .npy; what was there is replaced at the end.
+
+    Raises:
+        InputError: the name's ending does not fit, or the file system refuses.
+    """
+    _check_ending(path)
+    if path.suffix == ".npy" and len(arrays) != 1:
+        raise InputError(f"{path} would hold one array, but there are {len(arrays)}: {', '.join(arrays)}; name it .npz")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("xb") as file:
+            if path.suffix == ".npy":
+                np.save(file, next(iter(arrays.values())), allow_pickle=False)
+            else:
+                np.savez(file, **arrays)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_ending(path: Path) -> None:
+    if path.suffix not in (".npy", ".npz"):
+        raise InputError(f"{path} must end in .npy (one array) or .npz (arrays by name)")

@@ -1,0 +1,247 @@
+"""A bundle: the folder that holds a deployed model and everything needed to trust it.
+
+manifest.json names every other file with its SHA-256 and size. A bundle appears whole under its name or not at all, and
+nothing in it is executed when it is opened.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+import fastjsonschema
+
+from mega_deploy.errors import BundleError, InputError
+from mega_deploy.parity import Reference
+from mega_deploy.signature import Signature
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+PARITY = "parity.json"
+REFERENCE = "reference.npz"
+TRAINED = "trained.safetensors"
+# A manifest is read before anything in the bundle is trusted.
+MAX_MANIFEST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What manifest.json says; the schema beside this module describes each entry."""
+
+    config: Mapping[str, Any]
+    source: Mapping[str, str]
+    signature: Signature
+    precision: str
+    ema: Mapping[str, Any]
+    flops: Mapping[str, int]
+    parity: Mapping[str, Any]
+    tools: Mapping[str, str]
+    files: Mapping[str, Mapping[str, Any]]
+    plugins: tuple[Mapping[str, Any], ...] = ()
+    engines: tuple[Mapping[str, Any], ...] = ()
+    float32_islands: tuple[str, ...] = ()
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file has it."""
+        return {
+            "format_version": self.format_version,
+            "config": dict(self.config),
+            "source": dict(self.source),
+            "signature": self.signature.to_json(),
+            "precision": self.precision,
+            "float32_islands": list(self.float32_islands),
+            "ema": dict(self.ema),
+            "flops": dict(self.flops),
+            "parity": dict(self.parity),
+            "plugins": [dict(plugin) for plugin in self.plugins],
+            "engines": [dict(engine) for engine in self.engines],
+            "tools": dict(self.tools),
+            "files": {name: dict(entry) for name, entry in self.files.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Manifest:
+        """From a parsed manifest.json.
+
+        Raises:
+            BundleError: it is of another format version, or the schema refuses it.
+        """
+        version = value.get("format_version") if isinstance(value, dict) else None
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"format_version is {version!r}, this mega-deploy reads {FORMAT_VERSION}; export the model anew"
+            )
+        try:
+            _schema()(value)
+            signature = Signature.from_json(value["signature"])
+        except (fastjsonschema.JsonSchemaValueException, InputError) as error:
+            raise BundleError(str(error)) from error
+        entries = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+        for name in ("plugins", "engines", "float32_islands"):
+            entries[name] = tuple(value[name])
+        return cls(**{**entries, "signature": signature})
+
+
+@functools.cache
+def _schema() -> Callable[[Any], Any]:
+    text = resources.files("mega_deploy").joinpath("manifest.schema.json").read_text("utf-8")
+    validate: Callable[[Any], Any] = fastjsonschema.compile(json.loads(text))
+    return validate
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and manifest, with the hashes of all its files verified."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a folder and verify every file that its manifest names.
+
+        Raises:
+            BundleError: it is no bundle, a file is missing or differs from its hash, or the version is another one.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a folder; a bundle is what `mega-deploy export` writes")
+        try:
+            with (folder / MANIFEST).open("rb") as file:
+                raw = file.read(MAX_MANIFEST_BYTES + 1)
+        except FileNotFoundError:
+            raise BundleError(
+                f"{folder} holds no {MANIFEST}: it is not a bundle; make one with `mega-deploy export`"
+            ) from None
+        except OSError as error:
+            raise BundleError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error
+        if len(raw) > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{folder / MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
+        try:
+            manifest = Manifest.from_json(json.loads(raw))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, BundleError) as error:
+            raise BundleError(f"{folder / MANIFEST} cannot be used: {error}") from error
+        for name, entry in manifest.files.items():
+            _verify(folder, name, entry)
+        return cls(folder, manifest)
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest names.
+
+        Raises:
+            BundleError: the bundle does not hold it.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path} holds no {name}; export the model anew")
+        return self.path / name
+
+    def reference(self) -> Reference:
+        """The parity reference that was recorded at export."""
+        return Reference.load(self.file(REFERENCE))
+
+
+def _verify(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in name:
+        raise BundleError(f"{folder / MANIFEST} names a file outside of the bundle: {name!r}")
+    path = folder / relative
+    try:
+        size = path.stat().st_size
+        digest = sha256_of(path) if size == entry["bytes"] else None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}; copy the bundle again") from error
+    if digest != entry["sha256"]:
+        found = (
+            f"{size} bytes instead of {entry['bytes']}"
+            if digest is None
+            else f"SHA-256 {digest[:12]} instead of {entry['sha256'][:12]}"
+        )
+        raise BundleError(
+            f"{path} is not the file that was exported: {found}; copy the bundle again, or export it anew"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Refuse a place where no bundle can be written, before any work is done.
+
+    Raises:
+        BundleError: something is there already and `force` is not set, or is there and no bundle.
+    """
+    if path.exists() or path.is_symlink():
+        if not force:
+            raise BundleError(
+                f"{path} exists already; choose another name, or replace it with --force (force=True in Python)"
+            )
+        if not (path / MANIFEST).is_file():
+            raise BundleError(f"{path} exists and is not a bundle: --force replaces bundles only; choose another name")
+    elif not path.resolve().parent.is_dir():
+        raise BundleError(f"{path.resolve().parent} is not a folder; make it first")
+
+
+@contextmanager
+def writing(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary sibling folder to put a bundle's files in, which takes the name `path` when the block ends well.
+
+    On any error the folder is removed and what was at `path` stays.
+
+    Raises:
+        BundleError: `path` is taken, or the file system refuses (no space, no permission).
+    """
+    check_target(path, force=force)
+    path = path.resolve()
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        staging.mkdir()
+        yield staging
+        _replace(path, staging)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be written: {error.strerror or error}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(path: Path, staging: Path) -> None:
+    """Let `staging` take the name `path`; what had it before comes back if that fails."""
+    if not path.exists():
+        staging.rename(path)
+        return
+    before = path.with_name(staging.name.replace(".partial", ".before"))
+    path.rename(before)
+    try:
+        staging.rename(path)
+    except OSError:
+        before.rename(path)
+        raise
+    shutil.rmtree(before)
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's `files` for everything in a folder."""
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def write_json(path: Path, value: object) -> None:
+    """Indented JSON with a closing newline; NaN and infinity are refused."""
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")

@@ -1,0 +1,95 @@
+"""A checkpoint as a trained module: what the file says, what the caller says, and no contradiction between them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mega_deploy.checkpoints.reading import Checkpoint, read_checkpoint
+from mega_deploy.checkpoints.state import weights_sha256
+from mega_deploy.config import Attention, EdificeConfig, Output, Source
+from mega_deploy.errors import OptionError, require
+
+if TYPE_CHECKING:
+    from mega_deploy.models.edifice import Mega
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    source: str = "auto",
+    config: Mapping[str, Any] | None = None,
+    attention: Attention | None = None,
+    seq_len: int | None = None,
+    output: Output | None = None,
+) -> Mega:
+    """A trained model in eval mode, float32.
+
+    Args:
+        path: native (.safetensors, .pt), a state dict of our Mega (the same), or Edifice's (.safetensors, .nx).
+        source: whose format: "auto" decides from the content; "native", "edifice".
+        config: hyperparameters that the file does not carry, by EdificeConfig's names.
+        attention: "softmax" or "laplace", for files that do not say.
+        seq_len: frames of a window; it stands above the file's own, for no weight depends on it.
+        output: "last" or "sequence"; the file's own, or "last".
+
+    Raises:
+        CheckpointError: the file cannot be used.
+        OptionError: something that the file does not say is missing, or two sources contradict each other.
+        MissingComponentError: torch or safetensors is not installed.
+    """
+    torch = require("torch", "export", "loading a model")
+    from mega_deploy.models.edifice import Mega
+
+    checkpoint = read_checkpoint(path, source)
+    options = resolve(checkpoint, config or {}, attention, seq_len, output)
+    with torch.device("meta"):  # the fresh initialisation would be thrown away
+        model = Mega(options)
+    weights = {name: torch.from_numpy(array) for name, array in checkpoint.weights.items()}
+    model.load_state_dict(weights, assign=True)
+    model.source = Source(checkpoint.format, checkpoint.sha256, weights_sha256(checkpoint.weights))
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.eval()
+
+
+def resolve(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    attention: Attention | None,
+    seq_len: int | None,
+    output: Output | None,
+) -> EdificeConfig:
+    """All options of the model from the file, the config and the single options; arguments as of load_checkpoint.
+
+    Raises:
+        OptionError: see load_checkpoint.
+    """
+    options = dict(checkpoint.options)
+    for name, value in config.items():
+        if options.setdefault(name, value) != value:
+            raise OptionError(f"{name} is {value!r} in the config, but the checkpoint says {options[name]!r}")
+    if attention is not None:
+        if attention not in ("softmax", "laplace"):
+            raise OptionError(f'attention must be "softmax" or "laplace", got {attention!r}')
+        if options.setdefault("laplace_attention", attention == "laplace") != (attention == "laplace"):
+            raise OptionError(f"attention {attention} was asked for, but the model was trained with the other one")
+    if seq_len is not None:
+        if config.get("seq_len") not in (None, seq_len):
+            raise OptionError(f"seq_len is {config['seq_len']!r} in the config, but {seq_len} was asked for")
+        options["seq_len"] = seq_len
+    if output is not None:
+        if config.get("output") not in (None, output):
+            raise OptionError(f"output is {config['output']!r} in the config, but {output!r} was asked for")
+        options["output"] = output
+    if "laplace_attention" not in options:
+        raise OptionError(
+            "the checkpoint does not say which attention the model was trained with; say --attention softmax or "
+            '--attention laplace (attention="..." in Python)'
+        )
+    if not {"window_size", "seq_len"} & options.keys():
+        raise OptionError(
+            "the checkpoint does not say how many frames a window has; say --seq-len N (seq_len=N in Python)"
+        )
+    return EdificeConfig.from_dict(options)

@@ -1,0 +1,183 @@
+"""A checkpoint file as weights and options: detected from its content, checked, without any code of its own run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from mega_deploy.checkpoints import edifice, state
+from mega_deploy.checkpoints.nx import is_nx, read_nx
+from mega_deploy.checkpoints.pickled import read_pt
+from mega_deploy.config import EdificeConfig, SourceName
+from mega_deploy.errors import CheckpointError, OptionError, require
+
+Array = npt.NDArray[Any]
+
+NATIVE = "mega-deploy"
+"""Where a native file keeps its header: the entry of the safetensors metadata, or of the dict in a .pt file."""
+_FAMILY = {
+    "native": "native",
+    "torch-state-dict": "native",
+    "edifice-safetensors": "edifice",
+    "edifice-nx": "edifice",
+}
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "U32": "<u4"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds."""
+
+    format: str
+    """"native", "torch-state-dict", "edifice-safetensors" or "edifice-nx"."""
+    sha256: str
+    """Of the file, in hex."""
+    bytes: int
+    """Size of the file."""
+    weights: dict[str, Array]
+    """float32, by the names and in the layouts of our torch module."""
+    options: dict[str, Any]
+    """Fields of EdificeConfig that the file states or that its tensors tell."""
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What must be said besides: "attention", "seq_len"."""
+        lacking = [] if "laplace_attention" in self.options else ["attention"]
+        if not {"window_size", "seq_len"} & self.options.keys():
+            lacking.append("seq_len")
+        return tuple(lacking)
+
+
+def read_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        path: of the file.
+        source: "auto" decides from the content; "native" and "edifice" insist on theirs.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, hostile, of an unknown format, or not of the source insisted on.
+        MissingComponentError: safetensors, or torch for a .pt file, is not installed.
+    """
+    if source not in get_args(SourceName):
+        raise OptionError(f"there is no source {source!r}; there are {', '.join(get_args(SourceName))}")
+    path = Path(path)
+    try:
+        if source in ("fairseq", "huggingface") or path.is_dir():
+            raise CheckpointError(_not_yet(path, source))
+        data = _content(path)
+        checkpoint = _read(data)
+        family = _FAMILY[checkpoint.format]
+        if source not in ("auto", family):
+            raise CheckpointError(f"it is a checkpoint of the source {family}, not {source}")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return checkpoint
+
+
+def describe_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> dict[str, Any]:
+    """What `inspect` says of a checkpoint, as JSON values; see read_checkpoint for arguments and errors."""
+    checkpoint = read_checkpoint(path, source)
+    return {
+        "kind": "checkpoint",
+        "architecture": "edifice",
+        "format": checkpoint.format,
+        "sha256": checkpoint.sha256,
+        "bytes": checkpoint.bytes,
+        "parameters": sum(tensor.size for tensor in checkpoint.weights.values()),
+        "config": checkpoint.options,
+        "unknown": list(checkpoint.unknown),
+        "tensors": {name: list(tensor.shape) for name, tensor in checkpoint.weights.items()},
+    }
+
+
+def _not_yet(path: Path, source: str) -> str:
+    if source == "fairseq":
+        return "this version does not read fairseq's checkpoints"
+    if source == "huggingface" or (path / "config.json").is_file():
+        return "this version does not read Hugging Face folders"
+    return "is a folder, expected a checkpoint file"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError("does not exist") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}") from None
+    if not data:
+        raise CheckpointError("is empty; copy it again")
+    return data
+
+
+def _read(data: bytes) -> Checkpoint:
+    stated: dict[str, Any] = {}
+    if data[8:9] == b"{":
+        tensors, metadata = _read_safetensors(data)
+        form = "edifice-safetensors" if edifice.is_edifice(tensors) else "torch-state-dict"
+        if NATIVE in metadata:
+            form, stated = "native", _native_options(metadata[NATIVE])
+    elif data.startswith(b"PK\x03\x04"):
+        tensors, header = read_pt(data)
+        form = "torch-state-dict"
+        if NATIVE in header:
+            form, stated = "native", _native_options(header[NATIVE])
+    elif is_nx(data):
+        tensors, build = read_nx(data)
+        form, stated = "edifice-nx", edifice.spec_options(build)
+    elif data[:1] == b"\x80":
+        raise CheckpointError("is a bare Python pickle, which can run code when read; use mega_deploy.save_checkpoint")
+    else:
+        raise CheckpointError(
+            f"is no checkpoint: it begins with {data[:8].hex(' ')}, expected safetensors, .nx or a .pt of torch.save"
+        )
+    names: dict[str, str] = {}
+    if form.startswith("edifice"):
+        tensors, names = edifice.rename(tensors)
+    elif not state.is_state(tensors):
+        raise CheckpointError(f"its tensors are no Mega's: {', '.join(list(tensors)[:3]) or 'there are none'}")
+    told = state.dimensions(tensors, names)
+    for name, value in told.items():
+        if stated.get(name, value) != value:
+            raise CheckpointError(f"it says {name} {stated[name]}, but its tensors make {value}")
+    weights = state.as_float32(tensors, names)
+    return Checkpoint(form, hashlib.sha256(data).hexdigest(), len(data), weights, {**told, **stated})
+
+
+def _read_safetensors(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
+    safetensors = require("safetensors", "export", "reading a .safetensors file")
+    try:
+        entries = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"is a damaged safetensors file: {error}") from None
+    tensors = {}
+    for name, entry in entries:
+        kind, shape, raw = entry["dtype"], entry["shape"], entry["data"]
+        if kind == "BF16":
+            flat = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        elif kind in _FLOATS:
+            flat = np.frombuffer(raw, _FLOATS[kind])
+        else:
+            raise CheckpointError(f"the tensor {name} is {kind}, which no Mega has")
+        tensors[name] = flat.reshape(shape)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return tensors, header.get("__metadata__") or {}
+
+
+def _native_options(header: Any) -> dict[str, Any]:
+    """The options in the header of a file that save_checkpoint wrote; in safetensors it is JSON."""
+    try:
+        header = json.loads(header) if isinstance(header, str) else header
+        if header["architecture"] != "edifice":
+            raise CheckpointError(f"its architecture is {header['architecture']!r}, which this version does not know")
+        return EdificeConfig.from_dict(header["config"]).to_dict()
+    except (KeyError, TypeError, OptionError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"its header is impossible: {error}") from error

@@ -1,0 +1,67 @@
+"""Writing native checkpoints, which describe themselves, and telling where a model's weights came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from mega_deploy.checkpoints.reading import NATIVE
+from mega_deploy.checkpoints.state import weights_sha256
+from mega_deploy.config import Source
+from mega_deploy.errors import CheckpointError, OptionError, require
+
+if TYPE_CHECKING:
+    from mega_deploy.models.edifice import Mega
+
+Array = npt.NDArray[Any]
+
+
+def save_checkpoint(model: Mega, path: str | os.PathLike[str]) -> None:
+    """Write a model's weights in float32 and all of its options; the file appears whole or not at all.
+
+    Args:
+        model: what to save.
+        path: ending in .safetensors (the same model gives the same bytes) or .pt.
+
+    Raises:
+        OptionError: the name ends otherwise.
+        CheckpointError: the file system refuses.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".pt"):
+        raise OptionError(f"{path} must end in .safetensors or .pt")
+    header = {"architecture": "edifice", "config": model.config.to_dict()}
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        if path.suffix == ".pt":
+            torch = require("torch", "export", "saving a .pt file")
+            state = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
+            with partial.open("xb") as file:
+                torch.save({NATIVE: header, "state_dict": state}, file)
+        else:
+            numpy_format = require("safetensors.numpy", "export", "saving a .safetensors file")
+            # One entry: safetensors writes several in an order that changes from run to run.
+            partial.write_bytes(numpy_format.save(_weights(model), {NATIVE: json.dumps(header)}))
+        partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def model_source(model: Mega) -> Source:
+    """Where the weights came from: the checkpoint that they were loaded from, unless they have changed since then."""
+    digest = weights_sha256(_weights(model))
+    if model.source is not None and model.source.weights_sha256 == digest:
+        return model.source
+    return Source("torch-module", digest, digest)
+
+
+def _weights(model: Mega) -> dict[str, Array]:
+    """The weights in float32, by name."""
+    return {name: tensor.detach().cpu().float().contiguous().numpy() for name, tensor in model.state_dict().items()}

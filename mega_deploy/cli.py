@@ -1,0 +1,201 @@
+"""The command line: parse, call the API, print. Nothing is decided here."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from mega_deploy import show
+from mega_deploy.config import SourceName
+from mega_deploy.errors import InputError, MegaDeployError, QualityGateError
+from mega_deploy.signature import Range
+
+app = typer.Typer(
+    name="mega-deploy",
+    help="Take trained Mega models to production: verified ONNX bundles, sessions and benchmarks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the folder that `export` wrote.")]
+Backend = Annotated[str, typer.Option(help="What runs the model: onnxruntime.")]
+
+
+@app.command(epilog="Example:  mega-deploy export params.safetensors -o game.mega --attention softmax --seq-len 60")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A trained checkpoint.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="BUNDLE", help="The folder to write.")],
+    source: Annotated[SourceName, typer.Option(help="Whose format; auto decides from the content.")] = "auto",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG.json", help="Hyperparameters that the file does not carry; it must not contradict the file."
+        ),
+    ] = None,
+    attention: Annotated[
+        Literal["softmax", "laplace"] | None, typer.Option(help="For checkpoints that do not say, as Edifice's.")
+    ] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Frames of a window; default: the checkpoint's own.")] = None,
+    output: Annotated[
+        Literal["last", "sequence"] | None,
+        typer.Option(help="Features of the last frame (default), or of every frame."),
+    ] = None,
+    batch_range: Annotated[str, typer.Option(metavar="MIN:OPT:MAX", help="Batches that sessions take.")] = "1:1:64",
+    ema: Annotated[Literal["auto", "kernel"], typer.Option(help="How the moving average is lowered.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a trained checkpoint into a bundle that is proven equal to it."""
+    from mega_deploy import deploy
+
+    started = time.perf_counter()
+    with show.progress() as on_step:
+        bundle = deploy.export(
+            checkpoint,
+            out,
+            source=source,
+            config=None if config is None else _read_config(config),
+            attention=attention,
+            seq_len=seq_len,
+            output=output,
+            batch_range=Range.parse(batch_range),
+            ema=ema,
+            force=force,
+            on_step=on_step,
+        )
+    report = show.export_report(bundle, time.perf_counter() - started)
+    _print(report, as_json, show.export_table)
+
+
+@app.command(epilog="Example:  mega-deploy validate game.mega --samples 16 --seed 7")
+def validate(
+    bundle: BundlePath,
+    backend: Backend = "onnxruntime",
+    inputs: Annotated[Path | None, typer.Option(metavar="X.npz", help="Inputs of your own (.npz or .npy).")] = None,
+    samples: Annotated[int | None, typer.Option(help="Random windows to draw anew; needs torch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random windows.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a bundle on this machine against the trained model. Exit code 3 where it fails."""
+    from mega_deploy import deploy
+
+    with show.progress() as on_step:
+        report = deploy.validate(bundle, backend=backend, inputs=inputs, samples=samples, seed=seed, on_step=on_step)
+    _print(report.to_json(), as_json, show.parity_table)
+    if not report.passed:
+        raise QualityGateError(
+            f'parity failed in case "{report.worst.name}": the error is {report.worst.share:.2g} times its limit'
+        )
+
+
+@app.command(epilog="Example:  mega-deploy run game.mega frames.npy -o features.npy")
+def run(
+    bundle: BundlePath,
+    file: Annotated[Path, typer.Argument(metavar="INPUT", help=".npy for one input, .npz for inputs by name.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUTPUT", help=".npy for one output, .npz for outputs by name.")
+    ],
+    backend: Backend = "onnxruntime",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that share one call; default: one a physical core.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a bundle on arrays in a file."""
+    from mega_deploy.arrays import load_arrays, save_arrays
+    from mega_deploy.runtime import OpenBundle
+
+    session = OpenBundle.open(bundle).session(backend, threads=threads)
+    inputs = load_arrays(file)
+    started = time.perf_counter()
+    outputs = session.run_named(inputs)
+    seconds = time.perf_counter() - started
+    save_arrays(out, outputs)
+    report = {
+        "backend": session.backend,
+        "providers": list(session.providers),
+        "seconds": seconds,
+        "native_ops": list(session.native_ops),
+        "output": str(out),
+        "outputs": {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()},
+    }
+    _print(report, as_json, show.run_line)
+
+
+@app.command(epilog="Example:  mega-deploy inspect game.mega")
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle or a checkpoint.")],
+    source: Annotated[
+        SourceName, typer.Option(help="Whose format a checkpoint is; auto decides from the content.")
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Tell what a path is, what it needs, and whether it can be used here."""
+    from mega_deploy import inspection
+
+    _print(inspection.inspect(path, source), as_json, show.inspect_table)
+
+
+@app.command(epilog="Example:  mega-deploy doctor")
+def doctor(as_json: Json = False) -> None:
+    """Tell what works on this machine, what is missing, and the command that mends it."""
+    from mega_deploy.doctor import examine
+
+    _print({"components": [component.to_json() for component in examine()]}, as_json, show.doctor_table)
+
+
+@app.command(epilog="Example:  mega-deploy demo -o speakers.mega")
+def demo(
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="BUNDLE", help="The bundle to write; an earlier demo's is replaced.")
+    ] = Path("speakers.mega"),
+    as_json: Json = False,
+) -> None:
+    """Export the shipped trained checkpoint, verify it, score it on held-out data and time it."""
+    from mega_deploy import demo as demonstration
+
+    with show.progress() as on_step:
+        report = demonstration.run(out, on_step)
+    _print(report, as_json, show.demo_table)
+
+
+def main() -> None:
+    """Run the command line; errors raised on purpose become one line and their exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except MegaDeployError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """Ends through SystemExit, so that whatever is half-written is taken back."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold one JSON object of hyperparameters by name")
+    return value
+
+
+def _print(report: dict[str, Any], as_json: bool, table: show.Table) -> None:
+    if as_json:
+        print(json.dumps(report))
+    else:
+        table(report)

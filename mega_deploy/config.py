@@ -1,0 +1,108 @@
+"""Hyperparameters of a model: plain data that checkpoints, exporters and bundles hand to each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from mega_deploy.errors import OptionError
+
+Output = Literal["last", "sequence"]
+Attention = Literal["softmax", "laplace"]
+SourceName = Literal["auto", "native", "edifice", "fairseq", "huggingface"]
+
+# A bound on every size, so that a hostile checkpoint cannot ask for more memory than a machine has.
+MAX_DIMENSION = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdificeConfig:
+    """Options of an Edifice Mega, under Edifice's own names and with its defaults.
+
+    Raises:
+        OptionError: an option is impossible; the message names it, its value and what is allowed.
+    """
+
+    embed_dim: int
+    """Features of one input frame."""
+    hidden_size: int = 256
+    """Width of the residual stream, and features of the output."""
+    ema_dim: int = 16
+    """Channels of the moving average."""
+    num_layers: int = 4
+    """Blocks, each of moving average, gated attention and feed-forward network."""
+    dropout: float = 0.1
+    """Rate of dropout in training; the identity at inference."""
+    window_size: int = 60
+    """Frames of one window, used where `seq_len` is None."""
+    seq_len: int | None = None
+    """Frames of one window; None means `window_size`."""
+    laplace_attention: bool = False
+    """l1 Laplace attention (not causal) where True, causal softmax attention where False."""
+    output: Output = "last"
+    """"last": the last frame's features [batch, hidden_size]; "sequence": all frames' [batch, seq_len, hidden_size]."""
+
+    def __post_init__(self) -> None:
+        for name in ("embed_dim", "hidden_size", "ema_dim", "num_layers", "window_size"):
+            _check_dimension(name, getattr(self, name))
+        if self.seq_len is not None:
+            _check_dimension("seq_len", self.seq_len)
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float):
+            raise OptionError(f"dropout must be a number, got {self.dropout!r}")
+        if not (math.isfinite(self.dropout) and 0.0 <= self.dropout < 1.0):
+            raise OptionError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+        if not isinstance(self.laplace_attention, bool):
+            raise OptionError(f"laplace_attention must be True or False, got {self.laplace_attention!r}")
+        if self.output not in get_args(Output):
+            raise OptionError(f'output must be "last" or "sequence", got {self.output!r}')
+
+    @property
+    def length(self) -> int:
+        """Frames of one window: `seq_len`, or `window_size` where that is None."""
+        return self.window_size if self.seq_len is None else self.seq_len
+
+    @property
+    def attention(self) -> Attention:
+        """The attention function by its name on the command line."""
+        return "laplace" if self.laplace_attention else "softmax"
+
+    @property
+    def inner_size(self) -> int:
+        """Width inside SwiGLU: 2.667 hidden_size, rounded half up, then up to a multiple of 8 (Edifice's rule)."""
+        return -(-math.floor(self.hidden_size * 2.667 + 0.5) // 8) * 8
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON values, in the order in which they are declared."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> EdificeConfig:
+        """Options from a mapping of names to values; a name that is not an option is refused."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise OptionError(f"unknown option {name!r}; the options are {', '.join(known)}")
+        if "embed_dim" not in options:
+            raise OptionError("embed_dim is required: the features of one input frame")
+        return cls(**options)
+
+
+def _check_dimension(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionError(f"{name} must be a whole number, got {value!r}")
+    if not 1 <= value <= MAX_DIMENSION:
+        raise OptionError(f"{name} must be between 1 and {MAX_DIMENSION}, got {value}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of a model came from, kept with the model so that its bundle can say so."""
+
+    format: str
+    """"native", "edifice-safetensors", "edifice-nx", or "torch-module" for a model that came from no file."""
+    sha256: str
+    """Of the checkpoint file, in hex; for a "torch-module" of its weights (see `weights_sha256`)."""
+    weights_sha256: str
+    """Of the weights as loaded: differs from the model's own once it has been trained further."""

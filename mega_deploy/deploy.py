@@ -1,0 +1,270 @@
+"""The pipeline in one call: a trained model or its checkpoint in, a verified bundle out."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy.typing as npt
+
+from mega_deploy import bundle as files
+from mega_deploy.arrays import load_arrays
+from mega_deploy.bundle import Manifest
+from mega_deploy.config import Attention, EdificeConfig, Output
+from mega_deploy.errors import OptionError, QualityGateError, require
+from mega_deploy.parity import Reference, Report
+from mega_deploy.runtime import OpenBundle, Session
+from mega_deploy.runtime.validate import compare, compare_blocks
+from mega_deploy.signature import Dim, Range, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from mega_deploy.models.edifice import Mega
+
+Array = npt.NDArray[Any]
+PathLike = str | os.PathLike[str]
+OnStep = Callable[[str], None]
+DEFAULT_BATCH = Range(1, 1, 64)
+PRECISION = "float32"
+
+
+def _silent(step: str) -> None:
+    """No progress is shown."""
+
+
+def export(
+    model: Mega | PathLike,
+    out: PathLike,
+    *,
+    source: str = "auto",
+    config: Mapping[str, Any] | None = None,
+    attention: Attention | None = None,
+    seq_len: int | None = None,
+    output: Output | None = None,
+    batch_range: Range = DEFAULT_BATCH,
+    ema: Literal["auto", "kernel"] = "auto",
+    force: bool = False,
+    on_step: OnStep = _silent,
+) -> OpenBundle:
+    """Fold, write the ONNX graph, hold it against the trained model, and only then let the bundle appear.
+
+    Args:
+        model: a trained model in eval mode, or the path of a checkpoint.
+        out: the folder that the bundle becomes.
+        source: of a checkpoint: see mega_deploy.load_checkpoint, as for `config`, `attention`, `seq_len` and `output`.
+        config: hyperparameters that the checkpoint does not carry.
+        attention: "softmax" or "laplace", for checkpoints that do not say.
+        seq_len: frames of a window; for a model the default is its own.
+        output: "last" or "sequence".
+        batch_range: batches that sessions take.
+        ema: how the moving average is lowered; "auto" chooses and says why in the manifest.
+        force: replace a bundle that is there already.
+        on_step: called with the name of each step as it begins.
+
+    Returns:
+        The opened bundle.
+
+    Raises:
+        InputError: an option, the checkpoint or the place is unusable.
+        QualityGateError: the deployed model is not equal to the trained one; no bundle is written.
+        MissingComponentError: torch, onnx or onnxruntime is not installed.
+    """
+    out = Path(out)
+    files.check_target(out, force=force)
+    for module in ("torch", "onnx", "onnxscript", "safetensors"):
+        require(module, "export", "exporting")
+    require("onnxruntime", "cpu", "verifying an export")
+    if isinstance(model, str | os.PathLike):
+        from mega_deploy.checkpoints import load_checkpoint
+
+        on_step("read the checkpoint")
+        model = load_checkpoint(
+            model, source=source, config=config, attention=attention, seq_len=seq_len, output=output
+        )
+    else:
+        model = _own_model(model, seq_len, {"attention": attention, "output": output, "config": config})
+    with tempfile.TemporaryDirectory(prefix="mega-deploy-") as folder:
+        manifest = _make_files(model, Path(folder), batch_range, on_step)
+        on_step("write the bundle")
+        with files.writing(out, force=force) as staging:
+            for name in manifest.files:
+                shutil.copyfile(Path(folder, name), staging / name)
+            files.write_json(staging / files.MANIFEST, manifest.to_json())
+    return open_bundle(out)
+
+
+def open_bundle(path: PathLike) -> OpenBundle:
+    """Open a bundle and verify the hashes of all its files.
+
+    Raises:
+        BundleError: it is no bundle, is damaged, or is of another format version.
+    """
+    return OpenBundle.open(path)
+
+
+def validate(
+    bundle: OpenBundle | PathLike,
+    *,
+    backend: str = "onnxruntime",
+    inputs: PathLike | Array | Mapping[str, Array] | None = None,
+    samples: int | None = None,
+    seed: int | None = None,
+    on_step: OnStep = _silent,
+) -> Report:
+    """Hold a backend on this machine against the trained model.
+
+    Without `inputs`, `samples` and `seed` the cases recorded at export are run, for which no torch is needed; with any
+    of them the trained model, whose weights the bundle holds, is run anew.
+
+    Args:
+        bundle: opened, or its path.
+        backend: what is judged.
+        inputs: of one's own: an array, arrays by name, or the path of an .npz or .npy that holds them.
+        samples: number of random windows (default 4).
+        seed: of the random windows (default 0).
+        on_step: called with the name of each step as it begins.
+
+    Returns:
+        The report; its `passed` is the verdict.
+
+    Raises:
+        InputError: an option or input does not fit.
+        MissingComponentError: the backend, or torch where the trained model must be run, is not installed.
+    """
+    if not isinstance(bundle, OpenBundle):
+        bundle = open_bundle(bundle)
+    signature = bundle.manifest.signature
+    session = bundle.session(backend)
+    if inputs is None and samples is None and seed is None:
+        reference = bundle.reference()
+    else:
+        on_step("run the trained model in float64")
+        reference = _fresh_reference(bundle, inputs, 4 if samples is None else samples, seed or 0)
+    report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
+    blocks = compare_blocks(bundle.file(files.MODEL), signature, reference)
+    return dataclasses.replace(report, blocks=blocks)
+
+
+def _fresh_reference(
+    bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int, seed: int
+) -> Reference:
+    require("torch", "export", "validating on fresh inputs")
+    from mega_deploy.checkpoints import load_checkpoint
+    from mega_deploy.exporters.reference import record, record_for
+
+    if samples < 1:
+        raise OptionError(f"samples must be at least 1, got {samples}")
+    signature = bundle.manifest.signature
+    model = load_checkpoint(bundle.file(files.TRAINED))
+    names = [block.name for block in bundle.reference().blocks]
+    if inputs is None:
+        batch = signature.inputs[0].dims[0]
+        assert isinstance(batch, Range)
+        return record(model, names, batch, samples=samples, seed=seed)
+    if isinstance(inputs, str | os.PathLike):
+        inputs = load_arrays(Path(inputs))
+    return record_for(model, names, signature.feeds(inputs)["frames"])
+
+
+def _own_model(model: Mega, seq_len: int | None, for_checkpoints: Mapping[str, object]) -> Mega:
+    """A model that came as a module, for windows of `seq_len` frames."""
+    from mega_deploy.models.edifice import Mega
+
+    if not isinstance(model, Mega):
+        raise OptionError(
+            f"a model must be a mega_deploy.models.edifice.Mega or the path of a checkpoint, got {type(model).__name__}"
+        )
+    if given := [name for name, value in for_checkpoints.items() if value is not None]:
+        raise OptionError(f"{given[0]} is for checkpoints that do not say; this model has options of its own")
+    if seq_len is None:
+        return model
+    longer = copy.copy(model)  # shares the weights
+    longer.config = dataclasses.replace(model.config, seq_len=seq_len)
+    return longer
+
+
+def _make_files(model: Mega, folder: Path, batch: Range, on_step: OnStep) -> Manifest:
+    """Everything that a bundle holds, in `folder`, and its manifest."""
+    from mega_deploy.checkpoints import model_source, save_checkpoint
+    from mega_deploy.exporters import onnx as onnx_file
+    from mega_deploy.exporters.edifice import mega_graph
+    from mega_deploy.exporters.flops import graph_flops, trained_flops
+    from mega_deploy.exporters.fold import fold
+    from mega_deploy.exporters.reference import record
+
+    model_config = model.config
+    on_step("fold the weights")
+    graph = mega_graph(fold(model))
+    on_step("write the ONNX graph")
+    proto = onnx_file.save(graph.model, folder / files.MODEL)
+    save_checkpoint(model, folder / files.TRAINED)
+    on_step("run the trained model in float64")
+    reference = record(model, graph.block_outputs, batch)
+    reference.save(folder / files.REFERENCE)
+    signature = _signature(model_config, batch)
+    on_step("compare the deployed model with it")
+    report = _judge(folder / files.MODEL, signature, Reference.load(folder / files.REFERENCE))
+    files.write_json(folder / files.PARITY, report.to_json())
+    summary = {key: value for key, value in report.to_json().items() if key not in ("cases", "blocks")}
+    source = model_source(model)
+    return Manifest(
+        config={"architecture": "edifice", **model_config.to_dict()},
+        source={"format": source.format, "sha256": source.sha256},
+        signature=signature,
+        precision=PRECISION,
+        ema={
+            "lowering": "kernel",
+            "reason": "the length is static, and this version lowers to a convolution kernel only",
+            "taps": max(kernel.taps.shape[1] for kernel in graph.kernels),
+            "bound": max(kernel.bound for kernel in graph.kernels),
+            "blocks": [{"taps": kernel.taps.shape[1], "bound": kernel.bound} for kernel in graph.kernels],
+        },
+        flops={"trained": trained_flops(model_config), "deployed": graph_flops(proto)},
+        parity=summary,
+        tools={
+            name: metadata.version(name)
+            for name in ("mega-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+        },
+        files=files.describe_files(folder),
+        plugins=tuple(
+            {"name": function.name, "version": "1", "namespace": function.domain, "function": True}
+            for function in proto.functions[:1]
+        ),
+    )
+
+
+def _signature(config: EdificeConfig, batch: Range) -> Signature:
+    """`frames` -> `features`."""
+    inputs: dict[str, Dim] = {"batch": batch, "seq_len": config.length, "embed_dim": config.embed_dim}
+    outputs: dict[str, Dim] = {"batch": batch, "seq_len": config.length, "hidden_size": config.hidden_size}
+    if config.output == "last":
+        del outputs["seq_len"]
+    return Signature(
+        inputs=(TensorSpec("frames", PRECISION, tuple(inputs.values()), tuple(inputs)),),
+        outputs=(TensorSpec("features", PRECISION, tuple(outputs.values()), tuple(outputs)),),
+    )
+
+
+def _judge(model: Path, signature: Signature, reference: Reference) -> Report:
+    """The report on a model that is about to be shipped.
+
+    Raises:
+        QualityGateError: it is not equal to the trained one.
+    """
+    report = compare(Session(model, signature), reference, PRECISION)
+    report = dataclasses.replace(report, blocks=compare_blocks(model, signature, reference))
+    if not report.passed:
+        worst = report.worst
+        bad = next((block.name for block in report.blocks if not block.passed), "none of the blocks by itself")
+        raise QualityGateError(
+            f'parity failed in case "{worst.name}": relative error {worst.error.relative_l2:.2g}, limit '
+            f"{worst.limit.relative_l2:.2g} ({worst.floor.relative_l2:.2g} is PyTorch's own); first bad block: {bad}; "
+            "no bundle was written"
+        )
+    return report

@@ -1,0 +1,102 @@
+"""What works on this machine, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Component:
+    """One thing that mega-deploy can use."""
+
+    name: str
+    version: str | None
+    works: bool
+    remedy: str | None
+    """The command that mends it, where it does not work and something can be done."""
+    purpose: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Package:
+    module: str
+    extra: str
+    purpose: str
+    distributions: tuple[str, ...] = ()
+    """What may bring the module, where its own name does not."""
+
+
+PACKAGES = (
+    _Package("numpy", "", "arrays"),
+    _Package("onnxruntime", "cpu", "run bundles, verify exports", ("onnxruntime", "onnxruntime-gpu")),
+    _Package("torch", "export", "the trained form"),
+    _Package("safetensors", "export", "read checkpoints"),
+    _Package("onnx", "export", "check and save graphs"),
+    _Package("onnxscript", "export", "build graphs"),
+)
+
+
+def examine() -> list[Component]:
+    """Every component, each tried and not just looked up."""
+    python = Component("python", platform.python_version(), True, None, "3.11 or newer")
+    return [python, *(_package(package) for package in PACKAGES), _session(), _gpu()]
+
+
+def missing(*modules: str) -> list[str]:
+    """One line for each of the modules that does not work here, with its remedy."""
+    found = (_package(package) for package in PACKAGES if package.module in modules)
+    return [f"{component.name}: {component.remedy}" for component in found if not component.works]
+
+
+def _package(package: _Package) -> Component:
+    try:
+        importlib.import_module(package.module)
+    except ImportError:
+        extra = f"[{package.extra}]" if package.extra else ""
+        return Component(package.module, None, False, f"pip install 'mega-deploy{extra}'", package.purpose)
+    return Component(package.module, _version(package), True, None, package.purpose)
+
+
+def _version(package: _Package) -> str | None:
+    for name in package.distributions or (package.module,):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _session() -> Component:
+    """Whether onnxruntime's CPU provider is there: an installation that is half broken often imports all the same."""
+    name, purpose = "onnxruntime CPU provider", "the default backend"
+    try:
+        import onnxruntime
+    except ImportError:
+        return Component(name, None, False, "pip install 'mega-deploy[cpu]'", purpose)
+    providers = onnxruntime.get_available_providers()
+    works = "CPUExecutionProvider" in providers
+    return Component(
+        name, onnxruntime.__version__, works, None if works else "pip install --force-reinstall onnxruntime", purpose
+    )
+
+
+def _gpu() -> Component:
+    name, purpose = "NVIDIA driver", "GPU engines; not needed on a CPU"
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Component(name, None, False, "install NVIDIA's driver, on a machine with an NVIDIA GPU", purpose)
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    version = done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
+    return Component(
+        name, version, version is not None, None if version else f"{tool} fails: {done.stderr.strip()[:200]}", purpose
+    )

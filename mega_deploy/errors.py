@@ -1,0 +1,65 @@
+"""Every error that mega-deploy raises on purpose, and the exit code that each one means on the command line.
+
+A message names what is wrong, where, what was expected and what to do. Anything else that escapes is a defect
+of ours: it keeps its traceback and exits with 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+
+class MegaDeployError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class InputError(MegaDeployError, ValueError):
+    """Bad usage or bad input: an option, a file or an array that cannot be used as it is."""
+
+    exit_code = 2
+
+
+class OptionError(InputError):
+    """An option is impossible, missing, or contradicts another one or the file."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is truncated, hostile, of an unknown format, or lacks what the model needs."""
+
+
+class BundleError(InputError):
+    """A bundle is damaged, of another format version, in the way, or lacks what was asked of it."""
+
+
+class QualityGateError(MegaDeployError):
+    """The numbers are not good enough: parity with the trained form failed, or a regression was found."""
+
+    exit_code = 3
+
+
+class MissingComponentError(MegaDeployError):
+    """This machine lacks a component; the message names it and the command that installs it."""
+
+    exit_code = 4
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import `module`, or raise MissingComponentError that names the extra which installs it.
+
+    Args:
+        module: name to import, such as "torch".
+        extra: the extra of mega-deploy that brings it, such as "export".
+        purpose: what it is needed for, to complete "... needs torch".
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        state = "is not installed" if importlib.util.find_spec(package) is None else f"does not import ({error})"
+        raise MissingComponentError(
+            f"{purpose} needs {package}, which {state}; run: pip install 'mega-deploy[{extra}]'"
+        ) from error

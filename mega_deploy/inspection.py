@@ -1,0 +1,35 @@
+"""What a path is, what it needs, and whether it can be used here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mega_deploy.bundle import MANIFEST
+from mega_deploy.doctor import missing
+from mega_deploy.errors import InputError
+from mega_deploy.runtime import OpenBundle
+
+
+def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
+    """JSON values that tell a bundle or a checkpoint: `kind`, what it holds, `runs_here` and what is `missing` for it.
+
+    A bundle runs here where its engine is installed, a checkpoint where it can be exported.
+
+    Raises:
+        InputError: the path is neither, or is damaged.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if path.is_dir() and (path / MANIFEST).is_file():
+        bundle = OpenBundle.open(path)
+        manifest = bundle.manifest.to_json()
+        size = sum(entry["bytes"] for entry in bundle.manifest.files.values())
+        lacking = missing("onnxruntime")
+        found = {"kind": "bundle", "path": str(path), "bytes": size, **manifest}
+    else:
+        from mega_deploy.checkpoints import describe_checkpoint
+
+        found = {"path": str(path), **describe_checkpoint(path, source=source)}
+        lacking = missing("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
+    return {**found, "runs_here": not lacking, "missing": lacking}

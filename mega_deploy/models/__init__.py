@@ -1,0 +1,1 @@
+"""Trained forms: Mega as torch modules that read like their sources and can be trained."""

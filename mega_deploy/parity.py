@@ -1,0 +1,232 @@
+"""Numerical parity: how far a backend is from the trained form, and how far it may be.
+
+The reference is the trained form in float64. The noise floor of a precision is the error that the trained form itself
+makes in that precision on the same inputs (float32: eager PyTorch). A backend passes when its error is at most
+`LIMIT_FACTOR` times that floor, in every case and by both measures: relative l2, and the largest error over the RMS of
+the output. Where PyTorch comes near float64 by luck, the floor is the median of all cases.
+
+A `Reference` is recorded where torch is and travels with the bundle, so that any host can be held against it.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from mega_deploy.errors import BundleError
+
+Array = npt.NDArray[Any]
+
+LIMIT_FACTOR = 4.0
+# PyTorch may hit a value by luck, and no implementation owes an error below the last place of float32.
+SMALLEST_FLOOR = 2.0**-23
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far an output is from its reference."""
+
+    relative_l2: float
+    """|got - want| / |want|, over all elements."""
+    max_over_rms: float
+    """The largest absolute error over the RMS of `want`."""
+    max_abs: float
+    """The largest absolute error."""
+
+    def within(self, limit: Error) -> bool:
+        """Whether both relative measures are at most the limit's; a NaN never is."""
+        return self.relative_l2 <= limit.relative_l2 and self.max_over_rms <= limit.max_over_rms
+
+
+def measure(got: Array, want: Array) -> Error:
+    """The error of `got` against `want`, both of one shape; infinite where `got` is not finite."""
+    if got.shape != want.shape:
+        raise ValueError(f"shape {got.shape} against {want.shape}")
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    if not np.isfinite(got).all():
+        return Error(float("inf"), float("inf"), float("inf"))
+    difference = np.abs(got - want)
+    norm = float(np.linalg.norm(want)) or 1.0
+    largest = float(difference.max(initial=0.0))
+    return Error(float(np.linalg.norm(difference)) / norm, largest * want.size**0.5 / norm, largest)
+
+
+def worst(errors: Sequence[Error]) -> Error:
+    """The largest of each measure."""
+    return Error(
+        max(error.relative_l2 for error in errors),
+        max(error.max_over_rms for error in errors),
+        max(error.max_abs for error in errors),
+    )
+
+
+def median(errors: Sequence[Error]) -> Error:
+    """The median of each measure."""
+    return Error(
+        float(np.median([error.relative_l2 for error in errors])),
+        float(np.median([error.max_over_rms for error in errors])),
+        float(np.median([error.max_abs for error in errors])),
+    )
+
+
+def limit_for(floor: Error) -> Error:
+    """The largest error that passes beside a noise floor."""
+    return Error(
+        LIMIT_FACTOR * max(floor.relative_l2, SMALLEST_FLOOR),
+        LIMIT_FACTOR * max(floor.max_over_rms, SMALLEST_FLOOR),
+        float("inf"),
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs that go through the model in one batch: rows of the reference's pool."""
+
+    name: str
+    rows: tuple[int, ...]
+    """Indices into the pool; a row may stand several times."""
+    floor: Error
+    """Noise floor: the trained form in the bundle's precision on this very batch, or the median of all cases."""
+
+
+@dataclass(frozen=True)
+class BlockFloor:
+    """The residual stream behind one block: its name in the graph, and the noise floor there."""
+
+    name: str
+    floor: Error
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the trained form gives in float64 for a pool of inputs, and the cases that are made of them."""
+
+    inputs: Mapping[str, Array]
+    """By name: the pool [rows, ...] as the backend gets it."""
+    outputs: Mapping[str, Array]
+    """By name: float64 [rows, ...]."""
+    cases: tuple[Case, ...]
+    blocks: tuple[BlockFloor, ...] = ()
+    block_outputs: Mapping[str, Array] | None = None
+    """By name: float64 residual stream of the first case, its last frames: [batch, frames, features]."""
+
+    def feeds(self, case: Case) -> dict[str, Array]:
+        """The inputs of a case."""
+        rows = list(case.rows)
+        return {name: pool[rows] for name, pool in self.inputs.items()}
+
+    def error(self, case: Case, outputs: Mapping[str, Array]) -> Error:
+        """The worst error over a case's outputs."""
+        rows = list(case.rows)
+        return worst([measure(outputs[name], pool[rows]) for name, pool in self.outputs.items()])
+
+    def save(self, file: Path | BinaryIO) -> None:
+        """Write as .npz; what it holds besides arrays is JSON."""
+        about = {"cases": [asdict(case) for case in self.cases], "blocks": [asdict(block) for block in self.blocks]}
+        arrays: dict[str, Any] = {f"input/{name}": array for name, array in self.inputs.items()}
+        arrays |= {f"output/{name}": array for name, array in self.outputs.items()}
+        arrays |= {f"block/{name}": array for name, array in (self.block_outputs or {}).items()}
+        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Read what `save` wrote.
+
+        Raises:
+            BundleError: the file is damaged or of another version.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                arrays = {name: data[name] for name in data.files}
+            about = json.loads(str(arrays.pop("about")))
+            cases = tuple(Case(c["name"], tuple(c["rows"]), Error(**c["floor"])) for c in about["cases"])
+            blocks = tuple(BlockFloor(b["name"], Error(**b["floor"])) for b in about["blocks"])
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{path} does not hold a parity reference: {error}; export the bundle anew") from error
+        named = {
+            kind: {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{kind}/")}
+            for kind in ("input", "output", "block")
+        }
+        return cls(named["input"], named["output"], cases, blocks, named["block"])
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """How a backend did in one case."""
+
+    name: str
+    batch: int
+    error: Error
+    floor: Error
+
+    @property
+    def limit(self) -> Error:
+        return limit_for(self.floor)
+
+    @property
+    def passed(self) -> bool:
+        return self.error.within(self.limit)
+
+    @property
+    def share(self) -> float:
+        """The error as a share of its limit, by the worse of the two measures."""
+        return max(self.error.relative_l2 / self.limit.relative_l2, self.error.max_over_rms / self.limit.max_over_rms)
+
+    def to_json(self) -> dict[str, Any]:
+        """The case for a report."""
+        return {
+            "name": self.name,
+            "batch": self.batch,
+            "passed": self.passed,
+            "relative_l2": _json(self.error.relative_l2),
+            "floor": self.floor.relative_l2,
+            "limit": self.limit.relative_l2,
+            "max_abs": _json(self.error.max_abs),
+            "max_over_rms": _json(self.error.max_over_rms),
+            "max_over_rms_floor": self.floor.max_over_rms,
+            "max_over_rms_limit": self.limit.max_over_rms,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on a backend: over its cases, and block by block, so that the first bad block shows."""
+
+    backend: str
+    precision: str
+    cases: tuple[CaseResult, ...]
+    blocks: tuple[CaseResult, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return all(case.passed for case in self.cases)
+
+    @property
+    def worst(self) -> CaseResult:
+        """The case that is nearest to its limit, or farthest beyond it."""
+        return max(self.cases, key=lambda case: case.share)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values; the measures at the top are those of the worst case."""
+        top = self.worst.to_json()
+        return {
+            "passed": self.passed,
+            "backend": self.backend,
+            "precision": self.precision,
+            "worst_case": top["name"],
+            **{key: top[key] for key in top if key not in ("name", "batch", "passed")},
+            "cases": [case.to_json() for case in self.cases],
+            "blocks": [block.to_json() for block in self.blocks],
+        }
+
+
+def _json(value: float) -> float | None:
+    """JSON has no infinity: null stands for the error of an output that is not finite."""
+    return value if np.isfinite(value) else None

@@ -1,0 +1,46 @@
+"""A bundle that can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mega_deploy.bundle import MODEL, Bundle
+from mega_deploy.errors import OptionError
+from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
+
+
+class OpenBundle(Bundle):
+    """A bundle whose files are verified; it makes sessions.
+
+    bundle = mega_deploy.open_bundle("game.mega")
+    features = bundle.session().run(frames)
+    """
+
+    def session(
+        self,
+        backend: str = "onnxruntime",
+        *,
+        threads: int | None = None,
+        spinning: bool = True,
+        memory_arena: bool = True,
+        config: Mapping[str, str] | None = None,
+    ) -> Session:
+        """Load the model on a backend.
+
+        Args:
+            backend: "onnxruntime".
+            threads: see SessionOptions, as for the rest.
+            spinning: whether idle threads spin.
+            memory_arena: whether memory is kept between calls.
+            config: further entries of onnxruntime's session configuration.
+
+        Raises:
+            OptionError: there is no such backend, or an option is impossible.
+            MissingComponentError: the backend's library is not installed.
+        """
+        if backend not in BACKENDS:
+            raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
+        options = SessionOptions(
+            threads=threads, spinning=spinning, memory_arena=memory_arena, config=dict(config or {})
+        )
+        return Session(self.file(MODEL), self.manifest.signature, options)

@@ -1,0 +1,103 @@
+"""A session: arrays in, arrays out, on one backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from mega_deploy.errors import OptionError, require
+from mega_deploy.signature import Signature
+
+Array = npt.NDArray[Any]
+Backend = Literal["onnxruntime"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """How a session uses the machine."""
+
+    threads: int | None = None
+    """Threads that share the work of one call; None: one for each physical core, as onnxruntime decides."""
+    spinning: bool = True
+    """Whether idle threads spin for a while: lower latency, busier cores. Switch it off where sessions share a host."""
+    memory_arena: bool = True
+    """Whether memory of one call is kept for the next: faster, at the price of the peak staying allocated."""
+    config: Mapping[str, str] = field(default_factory=dict)
+    """Further entries of onnxruntime's session configuration, such as {"session.set_denormal_as_zero": "1"}."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and (
+            isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1
+        ):
+            raise OptionError(f"threads must be a whole number of at least 1, got {self.threads!r}")
+
+
+class Session:
+    """A model that is ready to run on onnxruntime's CPU provider.
+
+    `run` may be called from many threads at once: it keeps no state, and onnxruntime's sessions are made for it.
+
+    Args:
+        model: path of an ONNX file, or its bytes.
+        signature: what it takes and gives.
+        options: how it uses the machine.
+
+    Raises:
+        MissingComponentError: onnxruntime is not installed.
+    """
+
+    backend: Backend = "onnxruntime"
+
+    def __init__(
+        self, model: str | os.PathLike[str] | bytes, signature: Signature, options: SessionOptions | None = None
+    ) -> None:
+        ort = require("onnxruntime", "cpu", "the onnxruntime backend")
+        options = options or SessionOptions()
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = options.threads or 0
+        settings.enable_cpu_mem_arena = options.memory_arena
+        settings.log_severity_level = 3
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+        for key, value in options.config.items():
+            settings.add_session_config_entry(key, value)
+        source = model if isinstance(model, bytes) else os.fspath(model)
+        self._session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+        self.signature = signature
+        self.options = options
+        self._outputs = [spec.name for spec in signature.outputs]
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that serve, in onnxruntime's order."""
+        return tuple(self._session.get_providers())
+
+    @property
+    def native_ops(self) -> tuple[str, ...]:
+        """Operators of ours that a native kernel serves; the others run as their function bodies."""
+        return ()
+
+    def run(self, inputs: Array | Mapping[str, Array]) -> Any:
+        """The model's output for one batch.
+
+        Args:
+            inputs: one array where the model has one input, or arrays by name; shapes and dtypes as `signature` says.
+
+        Returns:
+            One array where the model has one output, or a dict by name.
+
+        Raises:
+            InputError: an input does not fit; the message names it, the axis, the size and what is allowed.
+        """
+        outputs = self.run_named(inputs)
+        return outputs[self._outputs[0]] if len(self._outputs) == 1 else outputs
+
+    def run_named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """As `run`, but always a dict by name."""
+        results = self._session.run(self._outputs, self.signature.feeds(inputs))
+        return {name: np.asarray(value) for name, value in zip(self._outputs, results, strict=True)}

@@ -1,0 +1,66 @@
+"""Holding a backend against the trained model: run the reference's cases, compare, and look into the blocks."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mega_deploy.parity import CaseResult, Error, Reference, Report, measure
+from mega_deploy.runtime.session import Array, Session
+from mega_deploy.signature import Signature, TensorSpec
+
+
+def compare(
+    session: Session, reference: Reference, precision: str, on_case: Callable[[str], None] = lambda name: None
+) -> Report:
+    """The verdict on a session, without a look into its blocks.
+
+    Args:
+        session: what is judged.
+        reference: the trained form's outputs in float64, and the noise floors.
+        precision: of the bundle.
+        on_case: called with the name of each case before it is run.
+    """
+    results = []
+    for case in reference.cases:
+        on_case(case.name)
+        error = reference.error(case, session.run_named(reference.feeds(case)))
+        results.append(CaseResult(case.name, len(case.rows), error, case.floor))
+    return Report(session.backend, precision, tuple(results))
+
+
+def compare_blocks(model: Path, signature: Signature, reference: Reference) -> tuple[CaseResult, ...]:
+    """The error of the residual stream behind each block, for the reference's first case.
+
+    The graph is run with its inner values as outputs, for which the `onnx` package must be there; without it, or where
+    the reference holds no blocks, the result is empty.
+    """
+    if not reference.block_outputs or importlib.util.find_spec("onnx") is None:
+        return ()
+    names = [block.name for block in reference.blocks]
+    inner = Signature(signature.inputs, tuple(TensorSpec(name, "float32", ()) for name in names))
+    outputs = Session(_with_outputs(model, names), inner).run_named(reference.feeds(reference.cases[0]))
+    results = []
+    for block in reference.blocks:
+        want = reference.block_outputs[block.name]
+        results.append(CaseResult(block.name, want.shape[0], block_error(outputs[block.name], want), block.floor))
+    return tuple(results)
+
+
+def block_error(got: Array, want: Array) -> Error:
+    """The error of a residual stream [batch * frames, features] against its last frames, want [batch, n, features]."""
+    batch, frames, features = want.shape
+    return measure(np.reshape(got, (batch, -1, features))[:, -frames:], want)
+
+
+def _with_outputs(model: Path, names: list[str]) -> bytes:
+    import onnx
+
+    proto = onnx.load(model)
+    for name in names:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    content: bytes = proto.SerializeToString()
+    return content

@@ -1,0 +1,176 @@
+"""What a person sees: tables on stdout, progress on stderr. Each table shows the very values that --json prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from mega_deploy.runtime import OpenBundle
+from mega_deploy.signature import TensorSpec
+
+Report = dict[str, Any]
+Table = Callable[[Report], None]
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A function that shows the name of the step under way on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda step: None
+        return
+    with console.status("") as status:
+        yield lambda step: status.update(f"{step} ...")
+
+
+def export_report(bundle: OpenBundle, seconds: float) -> Report:
+    """What `export --json` prints."""
+    manifest = bundle.manifest.to_json()
+    return {
+        "bundle": str(bundle.path),
+        "config": manifest["config"],
+        "source": manifest["source"],
+        "inputs": manifest["signature"]["inputs"],
+        "outputs": manifest["signature"]["outputs"],
+        "precision": manifest["precision"],
+        "ema": manifest["ema"],
+        "flops": manifest["flops"],
+        "parity": manifest["parity"],
+        "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
+        "seconds": seconds,
+    }
+
+
+def export_table(report: Report) -> None:
+    """Of `export`."""
+    ema = report["ema"]
+    _facts(
+        f"{report['bundle']}",
+        {
+            "source": f"{report['source']['format']}, SHA-256 {report['source']['sha256'][:12]}",
+            **_tensors(report),
+            "work of a window": _work(report["flops"]),
+            "moving average": f"{ema['lowering']}, {ema['taps']} taps, {ema['bound']:.1e} of the kernel cut",
+            "parity": _verdict(report["parity"]),
+            "took": f"{report['seconds']:.1f} s",
+        },
+    )
+
+
+def parity_table(report: Report) -> None:
+    """Of `validate`."""
+    console, table = Console(), RichTable(title=f"parity on {report['backend']}, {report['precision']}")
+    for column, right in (
+        ("case", False),
+        ("batch", True),
+        ("relative error", True),
+        ("PyTorch's own", True),
+        ("limit", True),
+        ("", False),
+    ):
+        table.add_column(column, justify="right" if right else "left")
+    for part in ("cases", "blocks"):
+        for case in report[part]:
+            error = "not finite" if case["relative_l2"] is None else f"{case['relative_l2']:.1e}"
+            verdict = "[green]passed[/]" if case["passed"] else "[red]FAILED[/]"
+            table.add_row(
+                escape(case["name"]), str(case["batch"]), error, f"{case['floor']:.1e}", f"{case['limit']:.1e}", verdict
+            )
+        table.add_section()
+    console.print(table)
+    console.print(_verdict(report))
+
+
+def run_line(report: Report) -> None:
+    """Of `run`."""
+    outputs = ", ".join(f"{name} {value['dtype']} {value['shape']}" for name, value in report["outputs"].items())
+    Console().print(
+        f"{escape(report['output'])}: {escape(outputs)} in {report['seconds'] * 1e3:.2f} ms on {report['backend']}"
+    )
+
+
+def inspect_table(report: Report) -> None:
+    """Of `inspect`."""
+    facts: dict[str, object] = {}
+    if report["kind"] == "bundle":
+        facts |= {
+            "source": f"{report['source']['format']}, SHA-256 {report['source']['sha256'][:12]}",
+            **_tensors(report["signature"]),
+            "precision": report["precision"],
+            "parity": _verdict(report["parity"]),
+            "made with": ", ".join(f"{name} {version}" for name, version in report["tools"].items()),
+        }
+    else:
+        facts |= {
+            "format": report["format"],
+            "SHA-256": report["sha256"],
+            "parameters": f"{report['parameters']:,}",
+            "the file does not say": ", ".join(report["unknown"]) or "nothing",
+        }
+    facts["options"] = ", ".join(f"{name}={value}" for name, value in report["config"].items())
+    facts["size"] = f"{report['bytes'] / 1e6:.1f} MB"
+    facts["can be used here"] = "yes" if report["runs_here"] else "[red]no[/]: " + escape("; ".join(report["missing"]))
+    _facts(f"{report['path']}: {report['kind']}", facts)
+
+
+def doctor_table(report: Report) -> None:
+    """Of `doctor`."""
+    table = RichTable()
+    for column in ("component", "version", "", "for", "remedy"):
+        table.add_column(column)
+    for part in report["components"]:
+        state = "[green]works[/]" if part["works"] else "[red]missing[/]"
+        table.add_row(part["name"], part["version"] or "", state, part["purpose"], escape(part["remedy"] or ""))
+    Console().print(table)
+
+
+def demo_table(report: Report) -> None:
+    """Of `demo`."""
+    accuracy, latency = report["accuracy"], report["latency"]
+    _facts(
+        "demo: who is speaking?",
+        {
+            "data": report["data"],
+            "bundle": report["bundle"],
+            "work of a window": _work(report["flops"]),
+            "parity": _verdict(report["parity"]),
+            "accuracy, trained model": f"{accuracy['trained']:.2%}",
+            "accuracy, deployed model": f"{accuracy['deployed']:.2%} of {report['samples']} held-out utterances",
+            "same decision as trained": f"{accuracy['agreement']:.2%}",
+            "one window": "p50 {p50_ms:.3f} ms, p99 {p99_ms:.3f} ms, of {samples} calls".format(**latency),
+            "next": f"mega-deploy inspect {report['bundle']}",
+        },
+    )
+
+
+def _facts(title: str, facts: dict[str, object]) -> None:
+    table = RichTable(title=escape(title), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    Console().print(table)
+
+
+def _tensors(signature: Report) -> dict[str, object]:
+    return {
+        f"{side[:-1]} {spec.name}": escape(f"{spec.dtype} {spec}")
+        for side in ("inputs", "outputs")
+        for spec in map(TensorSpec.from_json, signature[side])
+    }
+
+
+def _work(flops: Report) -> str:
+    return f"{flops['deployed'] / 1e6:.4g} MFLOP ({flops['trained'] / 1e6:.4g} as trained)"
+
+
+def _verdict(parity: Report) -> str:
+    error = "not finite" if parity["relative_l2"] is None else f"{parity['relative_l2']:.1e}"
+    state = "[green]passed[/]" if parity["passed"] else "[red]FAILED[/]"
+    beside = f"PyTorch's own {parity['floor']:.1e}, limit {parity['limit']:.1e}"
+    return f"{state}: relative error {error} against float64 in the worst case, {beside}"

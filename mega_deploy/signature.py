@@ -1,0 +1,158 @@
+"""What a model takes and gives: names, dtypes and shapes with their ranges, and the checks of arrays against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mega_deploy.errors import InputError, OptionError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Sizes that a dynamic axis takes, and the one that engines are tuned for."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise OptionError(
+                f"a range is MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, got {self.min}:{self.opt}:{self.max}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Range:
+        """The range written as MIN:OPT:MAX."""
+        try:
+            low, opt, high = (int(part) for part in text.split(":"))
+        except ValueError:
+            raise OptionError(f"a range is MIN:OPT:MAX with three whole numbers, got {text!r}") from None
+        return cls(low, opt, high)
+
+
+Dim = int | Range
+# The option of `export` that widens an axis.
+_WIDENS = {"batch": "--batch-range", "seq_len": "--seq-range"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output."""
+
+    name: str
+    dtype: str
+    """By numpy's name, such as "float32"."""
+    dims: tuple[Dim, ...]
+    axes: tuple[str, ...] = ()
+    """What each axis is called in messages and in the options that widen it, such as "batch"; may be empty."""
+
+    def check(self, array: Array) -> Array:
+        """The array as the backend takes it: of this dtype, contiguous.
+
+        Other floating-point and whole-number arrays are converted where the target is floating-point, for numpy makes
+        float64 by default; nothing else is.
+
+        Raises:
+            InputError: the dtype, the number of axes or a size does not fit, or a value is NaN or infinite.
+        """
+        kind, given = np.dtype(self.dtype).kind, array.dtype.kind
+        if given != kind and not (kind == "f" and given in "iu"):
+            remedy = f'convert it with .astype("{self.dtype}")'
+            raise InputError(f'input "{self.name}" must be {self.dtype}, got {array.dtype}; {remedy}')
+        self.check_shape(array.shape)
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(array, self.dtype)
+        # The sum of all is finite unless a value is not, or it overflows: a cheap test, and the dear one after it.
+        if array.dtype.kind == "f" and not np.isfinite(array.sum()) and not np.isfinite(array).all():
+            bad = ~np.isfinite(array)
+            first = [int(index) for index in np.argwhere(bad)[0]]
+            raise InputError(f'input "{self.name}" holds {int(bad.sum())} NaN or infinite values, the first at {first}')
+        return array
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError, naming axis, size and range, where a shape does not fit."""
+        if len(shape) != len(self.dims):
+            raise InputError(f'input "{self.name}" must be {self}, got {len(shape)} axes: {list(shape)}')
+        for axis, (size, dim) in enumerate(zip(shape, self.dims, strict=True)):
+            called = self.axes[axis] if self.axes else "size"
+            where = f'(input "{self.name}", axis {axis})'
+            if isinstance(dim, Range) and not dim.min <= size <= dim.max:
+                wider = f"{max(1, min(size, dim.min))}:{dim.opt}:{max(size, dim.max)}"
+                remedy = f"; export with {_WIDENS[called]} {wider}" if called in _WIDENS and size else ""
+                raise InputError(f"{called} {size} is outside this bundle's range {dim.min}..{dim.max} {where}{remedy}")
+            if isinstance(dim, int) and size != dim:
+                raise InputError(
+                    f"{called} {size} is not this bundle's {dim} {where}: it takes {self}, got {list(shape)}"
+                )
+
+    def __str__(self) -> str:
+        sizes = (f"{dim.min}..{dim.max}" if isinstance(dim, Range) else str(dim) for dim in self.dims)
+        names = self.axes or ("",) * len(self.dims)
+        return "[" + ", ".join(f"{name} {size}".strip() for name, size in zip(names, sizes, strict=True)) + "]"
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        dims = [vars(dim) if isinstance(dim, Range) else dim for dim in self.dims]
+        return {"name": self.name, "dtype": self.dtype, "dims": dims, "axes": list(self.axes)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
+        """From what `to_json` gave."""
+        dims = tuple(Range(**dim) if isinstance(dim, Mapping) else dim for dim in value["dims"])
+        axes = tuple(value.get("axes", ()))
+        if axes and len(axes) != len(dims):
+            raise InputError(f'tensor "{value["name"]}" has {len(dims)} dims and {len(axes)} axes')
+        return cls(value["name"], value["dtype"], dims, axes)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """All inputs and outputs of a model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """Checked inputs by name, from one array where there is one input, or from a mapping.
+
+        Raises:
+            InputError: a name is missing or unknown, an array does not fit, or batches differ.
+        """
+        if not isinstance(inputs, Mapping):
+            if len(self.inputs) != 1:
+                raise InputError(
+                    f"this bundle has {len(self.inputs)} inputs ({_names(self.inputs)}); pass a dict by name"
+                )
+            inputs = {self.inputs[0].name: inputs}
+        known = {spec.name for spec in self.inputs}
+        for name in inputs:
+            if name not in known:
+                raise InputError(f'this bundle has no input "{name}"; it takes {_names(self.inputs)}')
+        for spec in self.inputs:
+            if spec.name not in inputs:
+                raise InputError(f'input "{spec.name}" is missing; this bundle takes {_names(self.inputs)}')
+        return {spec.name: spec.check(np.asarray(inputs[spec.name])) for spec in self.inputs}
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return {
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Signature:
+        """From what `to_json` gave."""
+        return cls(*(tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs")))
+
+
+def _names(specs: Iterable[TensorSpec]) -> str:
+    return ", ".join(f'"{spec.name}" {spec}' for spec in specs)

@@ -1,0 +1,1 @@
+"""The LaplaceAttention op: its specification, a plain reference, and what serves it."""
