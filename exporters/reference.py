@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ import numpy.typing as npt
 import torch
 
 from mega_deploy.models.edifice import Mega
-from mega_deploy.parity import BlockFloor, Case, Reference, measure, median, worst
+from mega_deploy.parity import BlockFloor, Case, Reference, batches, measure, rms, worst
 from mega_deploy.signature import Range
 
 Array = npt.NDArray[Any]
+Cases = dict[str, tuple[list[int], int]]
+"""By name: rows of the pool, and how many go through the model at once."""
 
+SAMPLES = 8
 ROWS_AT_ONCE = 16
 # Adversarial windows of a kind: up to four, for one alone has an accidental floor, but no more numbers than this.
 ADVERSARIAL_ELEMENTS = 1 << 18
@@ -23,7 +27,9 @@ ADVERSARIAL_ELEMENTS = 1 << 18
 BLOCK_FRAMES = 256
 
 
-def record(model: Mega, block_names: Sequence[str], batch: Range, *, samples: int = 4, seed: int = 0) -> Reference:
+def record(
+    model: Mega, block_names: Sequence[str], batch: Range, *, samples: int = SAMPLES, seed: int = 0
+) -> Reference:
     """The reference for windows of the model's own length: random and adversarial inputs, several batches.
 
     Args:
@@ -46,11 +52,11 @@ def record_for(model: Mega, block_names: Sequence[str], frames: Array, name: str
         frames: float32.
         name: of the case.
     """
-    return _measure(model, frames, {name: list(range(len(frames)))}, block_names)
+    return _measure(model, frames, {name: (list(range(len(frames))), len(frames))}, block_names)
 
 
-def _cases(length: int, features: int, batch: Range, samples: int, seed: int) -> tuple[Array, dict[str, list[int]]]:
-    """A pool of windows [rows, length, features], and the rows of each case."""
+def _cases(length: int, features: int, batch: Range, samples: int, seed: int) -> tuple[Array, Cases]:
+    """A pool of windows [rows, length, features], and the cases made of them."""
     random = np.random.default_rng(seed)
     count = min(4, max(1, ADVERSARIAL_ELEMENTS // (length * features)))
     normal = random.standard_normal((count, length, features))
@@ -64,19 +70,17 @@ def _cases(length: int, features: int, batch: Range, samples: int, seed: int) ->
         "one-hot": np.eye(features)[random.integers(0, features, (count, length))],
         "a step": half * normal[:, :1],
     }
-    cases: dict[str, list[int]] = {}
+    cases: Cases = {}
     start = 0
     for name, windows in pools.items():
         rows = list(range(start, start + len(windows)))
         start += len(windows)
+        sizes = {min(max(len(rows), batch.min), batch.max)}
         if name == "random":
             sizes = {batch.min, batch.opt, batch.max} | ({3} if batch.min <= 3 <= batch.max else set())
-            cases |= {f"random, batch {size}": _cycle(rows, size) for size in sorted(sizes)}
-            for first in range(batch.max, samples, batch.max):  # what the largest batch could not hold
-                part = rows[first : first + batch.max]
-                cases[f"random, from window {first + 1}"] = _cycle(part, max(len(part), batch.min))
-        else:
-            cases[name] = _cycle(rows, min(max(len(rows), batch.min), batch.max))
+        for size in sorted(sizes):
+            # Whole batches, in which every window stands at least once.
+            cases[f"{name}, batch {size}"] = _cycle(rows, size * math.ceil(len(rows) / size)), size
     return np.concatenate(list(pools.values())).astype(np.float32), cases
 
 
@@ -85,17 +89,23 @@ def _cycle(rows: list[int], size: int) -> list[int]:
     return [rows[index % len(rows)] for index in range(size)]
 
 
-def _measure(model: Mega, pool: Array, cases: Mapping[str, list[int]], block_names: Sequence[str]) -> Reference:
+def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str]) -> Reference:
     exact = copy.deepcopy(model).double()
     single = copy.deepcopy(model).float()
     outputs = np.concatenate(
         [_run(exact, pool[start : start + ROWS_AT_ONCE])[0] for start in range(0, len(pool), ROWS_AT_ONCE)]
     )
-    floors = {name: measure(_run(single, pool[rows])[0], outputs[rows]) for name, rows in cases.items()}
-    # PyTorch may come near float64 by luck on a few windows: no floor is taken for lower than the median of all.
-    usual = median(list(floors.values()))
-    measured = tuple(Case(name, tuple(rows), worst([floors[name], usual])) for name, rows in cases.items())
-    first = list(measured[0].rows)
+    floors = [
+        measure(np.concatenate([_run(single, pool[part])[0] for part in batches(rows, size)]), outputs[rows])
+        for rows, size in cases.values()
+    ]
+    # PyTorch may come near float64 by luck on a few windows: no floor is taken for lower than what is usual.
+    usual = rms(floors)
+    measured = tuple(
+        Case(name, tuple(rows), size, worst([floor, usual]))
+        for (name, (rows, size)), floor in zip(cases.items(), floors, strict=True)
+    )
+    first = list(measured[0].rows)[: measured[0].batch]
     blocks = [
         (got[:, -BLOCK_FRAMES:], want[:, -BLOCK_FRAMES:])
         for got, want in zip(_run(single, pool[first])[1], _run(exact, pool[first])[1], strict=True)

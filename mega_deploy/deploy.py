@@ -126,7 +126,7 @@ def validate(
         bundle: opened, or its path.
         backend: what is judged.
         inputs: of one's own: an array, arrays by name, or the path of an .npz or .npy that holds them.
-        samples: number of random windows (default 4).
+        samples: number of random windows (default 8).
         seed: of the random windows (default 0).
         on_step: called with the name of each step as it begins.
 
@@ -145,20 +145,20 @@ def validate(
         reference = bundle.reference()
     else:
         on_step("run the trained model in float64")
-        reference = _fresh_reference(bundle, inputs, 4 if samples is None else samples, seed or 0)
+        reference = _fresh_reference(bundle, inputs, samples, seed or 0)
     report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
     blocks = compare_blocks(bundle.file(files.MODEL), signature, reference)
     return dataclasses.replace(report, blocks=blocks)
 
 
 def _fresh_reference(
-    bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int, seed: int
+    bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int
 ) -> Reference:
     require("torch", "export", "validating on fresh inputs")
     from mega_deploy.checkpoints import load_checkpoint
-    from mega_deploy.exporters.reference import record, record_for
+    from mega_deploy.exporters.reference import SAMPLES, record, record_for
 
-    if samples < 1:
+    if samples is not None and samples < 1:
         raise OptionError(f"samples must be at least 1, got {samples}")
     signature = bundle.manifest.signature
     model = load_checkpoint(bundle.file(files.TRAINED))
@@ -166,7 +166,7 @@ def _fresh_reference(
     if inputs is None:
         batch = signature.inputs[0].dims[0]
         assert isinstance(batch, Range)
-        return record(model, names, batch, samples=samples, seed=seed)
+        return record(model, names, batch, samples=samples or SAMPLES, seed=seed)
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
     return record_for(model, names, signature.feeds(inputs)["frames"])

@@ -3,7 +3,7 @@
 The reference is the trained form in float64. The noise floor of a precision is the error that the trained form itself
 makes in that precision on the same inputs (float32: eager PyTorch). A backend passes when its error is at most
 `LIMIT_FACTOR` times that floor, in every case and by both measures: relative l2, and the largest error over the RMS of
-the output. Where PyTorch comes near float64 by luck, the floor is the median of all cases.
+the output. Where PyTorch comes near float64 by luck, the floor is the RMS of those of all cases.
 
 A `Reference` is recorded where torch is and travels with the bundle, so that any host can be held against it.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,13 +67,10 @@ def worst(errors: Sequence[Error]) -> Error:
     )
 
 
-def median(errors: Sequence[Error]) -> Error:
-    """The median of each measure."""
-    return Error(
-        float(np.median([error.relative_l2 for error in errors])),
-        float(np.median([error.max_over_rms for error in errors])),
-        float(np.median([error.max_abs for error in errors])),
-    )
+def rms(errors: Sequence[Error]) -> Error:
+    """The root mean square of each measure."""
+    table = np.array([(error.relative_l2, error.max_over_rms, error.max_abs) for error in errors])
+    return Error(*(float(value) for value in np.sqrt((table**2).mean(0))))
 
 
 def limit_for(floor: Error) -> Error:
@@ -85,15 +82,23 @@ def limit_for(floor: Error) -> Error:
     )
 
 
+def batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
+    """The rows, `size` at a time."""
+    for start in range(0, len(rows), size):
+        yield list(rows[start : start + size])
+
+
 @dataclass(frozen=True)
 class Case:
-    """Inputs that go through the model in one batch: rows of the reference's pool."""
+    """Inputs of a kind: rows of the reference's pool, and how many of them go through the model at once."""
 
     name: str
     rows: tuple[int, ...]
     """Indices into the pool; a row may stand several times."""
+    batch: int
+    """Divides the number of rows."""
     floor: Error
-    """Noise floor: the trained form in the bundle's precision on this very batch, or the median of all cases."""
+    """Noise floor: the trained form in the bundle's precision on these very batches, or the RMS of all cases."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +122,20 @@ class Reference:
     block_outputs: Mapping[str, Array] | None = None
     """By name: float64 residual stream of the first case, its last frames: [batch, frames, features]."""
 
-    def feeds(self, case: Case) -> dict[str, Array]:
-        """The inputs of a case."""
-        rows = list(case.rows)
-        return {name: pool[rows] for name, pool in self.inputs.items()}
+    def feeds(self, case: Case) -> Iterator[dict[str, Array]]:
+        """The inputs of a case, batch by batch."""
+        for rows in batches(case.rows, case.batch):
+            yield {name: pool[rows] for name, pool in self.inputs.items()}
 
-    def error(self, case: Case, outputs: Mapping[str, Array]) -> Error:
-        """The worst error over a case's outputs."""
+    def error(self, case: Case, outputs: Sequence[Mapping[str, Array]]) -> Error:
+        """The worst error over the outputs of a case's batches."""
         rows = list(case.rows)
-        return worst([measure(outputs[name], pool[rows]) for name, pool in self.outputs.items()])
+        return worst(
+            [
+                measure(np.concatenate([output[name] for output in outputs]), pool[rows])
+                for name, pool in self.outputs.items()
+            ]
+        )
 
     def save(self, file: Path | BinaryIO) -> None:
         """Write as .npz; what it holds besides arrays is JSON."""
@@ -146,7 +156,7 @@ class Reference:
             with np.load(path, allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files}
             about = json.loads(str(arrays.pop("about")))
-            cases = tuple(Case(c["name"], tuple(c["rows"]), Error(**c["floor"])) for c in about["cases"])
+            cases = tuple(Case(c["name"], tuple(c["rows"]), c["batch"], Error(**c["floor"])) for c in about["cases"])
             blocks = tuple(BlockFloor(b["name"], Error(**b["floor"])) for b in about["blocks"])
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path} does not hold a parity reference: {error}; export the bundle anew") from error

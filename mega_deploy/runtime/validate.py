@@ -27,13 +27,13 @@ def compare(
     results = []
     for case in reference.cases:
         on_case(case.name)
-        error = reference.error(case, session.run_named(reference.feeds(case)))
-        results.append(CaseResult(case.name, len(case.rows), error, case.floor))
+        error = reference.error(case, [session.run_named(feeds) for feeds in reference.feeds(case)])
+        results.append(CaseResult(case.name, case.batch, error, case.floor))
     return Report(session.backend, precision, tuple(results))
 
 
 def compare_blocks(model: Path, signature: Signature, reference: Reference) -> tuple[CaseResult, ...]:
-    """The error of the residual stream behind each block, for the reference's first case.
+    """The error of the residual stream behind each block, for the first batch of the reference's first case.
 
     The graph is run with its inner values as outputs, for which the `onnx` package must be there; without it, or where
     the reference holds no blocks, the result is empty.
@@ -42,7 +42,7 @@ def compare_blocks(model: Path, signature: Signature, reference: Reference) -> t
         return ()
     names = [block.name for block in reference.blocks]
     inner = Signature(signature.inputs, tuple(TensorSpec(name, "float32", ()) for name in names))
-    outputs = Session(_with_outputs(model, names), inner).run_named(reference.feeds(reference.cases[0]))
+    outputs = Session(_with_outputs(model, names), inner).run_named(next(reference.feeds(reference.cases[0])))
     results = []
     for block in reference.blocks:
         want = reference.block_outputs[block.name]
