@@ -56,7 +56,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Turn a trained checkpoint into a bundle that is proven equal to it."""
-    from mega_deploy import deploy
+    from mega_deploy import deploy, inspection
 
     started = time.perf_counter()
     with show.progress() as on_step:
@@ -73,7 +73,7 @@ def export(
             force=force,
             on_step=on_step,
         )
-    report = show.export_report(bundle, time.perf_counter() - started)
+    report = inspection.export_report(bundle, time.perf_counter() - started)
     _print(report, as_json, show.export_table)
 
 

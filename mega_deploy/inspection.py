@@ -33,3 +33,21 @@ def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
         found = {"path": str(path), **describe_checkpoint(path, source=source)}
         lacking = missing("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
     return {**found, "runs_here": not lacking, "missing": lacking}
+
+
+def export_report(bundle: OpenBundle, seconds: float) -> dict[str, Any]:
+    """What `export` tells of the bundle that it wrote, as JSON values."""
+    manifest = bundle.manifest.to_json()
+    return {
+        "bundle": str(bundle.path),
+        "config": manifest["config"],
+        "source": manifest["source"],
+        "inputs": manifest["signature"]["inputs"],
+        "outputs": manifest["signature"]["outputs"],
+        "precision": manifest["precision"],
+        "ema": manifest["ema"],
+        "flops": manifest["flops"],
+        "parity": manifest["parity"],
+        "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
+        "seconds": seconds,
+    }

@@ -1,9 +1,10 @@
 """Numerical parity: how far a backend is from the trained form, and how far it may be.
 
 The reference is the trained form in float64. The noise floor of a precision is the error that the trained form itself
-makes in that precision on the same inputs (float32: eager PyTorch). A backend passes when its error is at most
-`LIMIT_FACTOR` times that floor, in every case and by both measures: relative l2, and the largest error over the RMS of
-the output. Where PyTorch comes near float64 by luck, the floor is the RMS of those of all cases.
+makes in that precision (float32: eager PyTorch) on the same inputs and on inputs a last place away from them, but no
+less than the RMS of the floors of all cases: one run alone may come near float64 by luck. A backend passes when its
+error is at most `LIMIT_FACTOR` times the floor, in every case and by both measures: relative l2, and the largest error
+over the RMS of the output.
 
 A `Reference` is recorded where torch is and travels with the bundle, so that any host can be held against it.
 """
@@ -98,7 +99,7 @@ class Case:
     batch: int
     """Divides the number of rows."""
     floor: Error
-    """Noise floor: the trained form in the bundle's precision on these very batches, or the RMS of all cases."""
+    """Noise floor: what the trained form itself makes in the bundle's precision on these windows."""
 
 
 @dataclass(frozen=True)

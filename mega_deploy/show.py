@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from mega_deploy.runtime import OpenBundle
 from mega_deploy.signature import TensorSpec
 
 Report = dict[str, Any]
@@ -26,24 +25,6 @@ def progress() -> Iterator[Callable[[str], None]]:
         return
     with console.status("") as status:
         yield lambda step: status.update(f"{step} ...")
-
-
-def export_report(bundle: OpenBundle, seconds: float) -> Report:
-    """What `export --json` prints."""
-    manifest = bundle.manifest.to_json()
-    return {
-        "bundle": str(bundle.path),
-        "config": manifest["config"],
-        "source": manifest["source"],
-        "inputs": manifest["signature"]["inputs"],
-        "outputs": manifest["signature"]["outputs"],
-        "precision": manifest["precision"],
-        "ema": manifest["ema"],
-        "flops": manifest["flops"],
-        "parity": manifest["parity"],
-        "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
-        "seconds": seconds,
-    }
 
 
 def export_table(report: Report) -> None:

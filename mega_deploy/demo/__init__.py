@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from mega_deploy.arrays import load_arrays
 from mega_deploy.bench.latency import Latency, sample, warm_up
 from mega_deploy.bundle import Bundle, sha256_of
 from mega_deploy.errors import BundleError
-from mega_deploy.show import export_report
+from mega_deploy.inspection import export_report
 
+FOLDER = Path(__file__).parent
+CHECKPOINT = FOLDER / "speakers.safetensors"
 DATA = "Japanese Vowels (UCI), 12 coefficients x 29 frames, 9 speakers"
 TIMED_CALLS = 500
 BATCH = 64
@@ -28,11 +31,11 @@ def run(out: Path, on_step: Callable[[str], None]) -> dict[str, Any]:
     Raises:
         BundleError: something that is not an earlier demo's bundle is at `out`.
     """
-    folder = Path(__file__).parent
-    checkpoint = folder / "speakers.safetensors"
-    bundle = deploy.export(checkpoint, out, force=_is_earlier_demo(out, checkpoint), on_step=on_step)
+    started = time.perf_counter()
+    bundle = deploy.export(CHECKPOINT, out, force=_is_earlier_demo(out), on_step=on_step)
+    seconds = time.perf_counter() - started
     on_step("score the held-out utterances")
-    heldout, readout = load_arrays(folder / "heldout.npz"), load_arrays(folder / "readout.npz")
+    heldout, readout = load_arrays(FOLDER / "heldout.npz"), load_arrays(FOLDER / "readout.npz")
     session = bundle.session()
     frames, labels = heldout["frames"], heldout["labels"]
     features = np.concatenate([session.run(frames[start : start + BATCH]) for start in range(0, len(frames), BATCH)])
@@ -42,7 +45,7 @@ def run(out: Path, on_step: Callable[[str], None]) -> dict[str, Any]:
     warm_up(lambda: session.run(window))
     latency = Latency.of(sample(lambda: session.run(window), TIMED_CALLS))
     return {
-        **export_report(bundle, 0.0),
+        **export_report(bundle, seconds),
         "data": DATA,
         "samples": len(labels),
         "accuracy": {
@@ -54,9 +57,9 @@ def run(out: Path, on_step: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def _is_earlier_demo(out: Path, checkpoint: Path) -> bool:
+def _is_earlier_demo(out: Path) -> bool:
     """Whether a bundle of the shipped checkpoint is at `out`, which may be replaced."""
     try:
-        return Bundle.open(out).manifest.source["sha256"] == sha256_of(checkpoint)
+        return Bundle.open(out).manifest.source["sha256"] == sha256_of(CHECKPOINT)
     except BundleError:
         return False

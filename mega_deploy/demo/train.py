@@ -10,7 +10,7 @@ frame; AdamW with a one-cycle rate, dropout, label smoothing, mixup, and utteran
 noised anew in every epoch. It was chosen on the training utterances alone, by the cross-validation that this script
 repeats before it trains on all of them. The held-out utterances are used once, at the end.
 
-    pip install "mega-deploy[export]" aeon
+    pip install "mega-deploy[export,train]"
     python -m mega_deploy.demo.train [--out DIR]
 """
 
