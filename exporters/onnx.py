@@ -15,8 +15,8 @@ FORBIDDEN = frozenset({"Loop", "Scan", "If", "CumSum", "DFT", "STFT"})
 MAX_INLINE_BYTES = 1_900_000_000
 
 
-def save(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> onnx.ModelProto:
-    """Write `path`, and `path`.data beside it where the weights exceed `max_inline_bytes`; check what was written.
+def save(model: ir.Model, path: Path) -> onnx.ModelProto:
+    """Write `path`, and `path`.data beside it where the weights exceed MAX_INLINE_BYTES; check what was written.
 
     Returns:
         The model as written, weights of an external file not loaded.
@@ -28,7 +28,7 @@ def save(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTE
     weights = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
     )
-    if weights > max_inline_bytes:
+    if weights > MAX_INLINE_BYTES:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
         path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))

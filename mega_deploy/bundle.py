@@ -22,7 +22,6 @@ from typing import Any, Self
 import fastjsonschema
 
 from mega_deploy.errors import BundleError, InputError
-from mega_deploy.parity import Reference
 from mega_deploy.signature import Signature
 
 FORMAT_VERSION = 1
@@ -146,10 +145,6 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"{self.path} holds no {name}; export the model anew")
         return self.path / name
-
-    def reference(self) -> Reference:
-        """The parity reference that was recorded at export."""
-        return Reference.load(self.file(REFERENCE))
 
 
 def _verify(folder: Path, name: str, entry: Mapping[str, Any]) -> None:

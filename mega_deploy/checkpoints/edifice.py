@@ -61,7 +61,7 @@ def spec_options(build: Mapping[str, Any]) -> dict[str, Any]:
             raise CheckpointError(f"the spec says {alias} {build[alias]!r} and embed_dim {options['embed_dim']!r}")
     try:
         EdificeConfig.from_dict({"embed_dim": 1, **options})
-    except OptionError as error:
+    except (OptionError, OverflowError) as error:  # OverflowError: a dropout beyond every float
         raise CheckpointError(f"the spec is impossible: {error}") from error
     return options
 

@@ -82,10 +82,14 @@ class _Reader:
                 return self._big(self.u8())
             case 111:
                 return self._big(self.u32())
-            case 119 | 115:
-                return self._atom(self.u8())
-            case 118 | 100:
-                return self._atom(self.u16())
+            case 119:
+                return self._atom(self.u8(), "utf-8")
+            case 118:
+                return self._atom(self.u16(), "utf-8")
+            case 115:
+                return self._atom(self.u8(), "latin-1")
+            case 100:
+                return self._atom(self.u16(), "latin-1")
             case 104:
                 return tuple(self._terms_of(self.u8(), depth))
             case 105:
@@ -118,9 +122,9 @@ class _Reader:
         magnitude = int.from_bytes(self.take(count), "little")
         return -magnitude if sign else magnitude
 
-    def _atom(self, count: int) -> Any:
+    def _atom(self, count: int, encoding: str) -> Any:
         try:
-            name = self.take(count).decode("utf-8")
+            name = self.take(count).decode(encoding)
         except UnicodeDecodeError:
             raise CheckpointError("an external term holds an atom that is not UTF-8") from None
         return _CONSTANTS.get(name, Atom(name))

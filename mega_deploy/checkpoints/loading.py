@@ -66,15 +66,19 @@ def resolve(
     Raises:
         OptionError: see load_checkpoint.
     """
-    options = dict(checkpoint.options)
+    options = {name: value for name, value in checkpoint.options.items() if value is not None}
     for name, value in config.items():
+        if value is None:
+            continue
         if options.setdefault(name, value) != value:
             raise OptionError(f"{name} is {value!r} in the config, but the checkpoint says {options[name]!r}")
     if attention is not None:
         if attention not in ("softmax", "laplace"):
             raise OptionError(f'attention must be "softmax" or "laplace", got {attention!r}')
         if options.setdefault("laplace_attention", attention == "laplace") != (attention == "laplace"):
-            raise OptionError(f"attention {attention} was asked for, but the model was trained with the other one")
+            other = "laplace" if options["laplace_attention"] else "softmax"
+            told = "checkpoint" if "laplace_attention" in checkpoint.options else "config"
+            raise OptionError(f"attention {attention} was asked for, but the {told} says {other}")
     if seq_len is not None:
         if config.get("seq_len") not in (None, seq_len):
             raise OptionError(f"seq_len is {config['seq_len']!r} in the config, but {seq_len} was asked for")

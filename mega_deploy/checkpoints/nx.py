@@ -88,6 +88,8 @@ def _read_body(source: _Source, largest: int) -> dict[str, Array]:
     buffers = _exactly(source, end)
     if source.read(1):
         raise CheckpointError(f"data follows the last tensor's buffer, which ends at {end}")
+    if isinstance(source, _Inflater):
+        source.finish()
     tensors: dict[str, Array] = {}
     for name, dtype, shape, offset, length in entries:
         if name in tensors:
@@ -157,19 +159,28 @@ class _Inflater:
 
     def __init__(self, data: bytes) -> None:
         self._inflate = zlib.decompressobj()
-        self._compressed = data
+        self._compressed = memoryview(data)
         self._ready = bytearray()
 
     def read(self, count: int) -> bytes:
         while len(self._ready) < count and not self._inflate.eof:
             try:
-                piece = self._inflate.decompress(self._compressed, _STEP)
+                given = self._compressed[:_STEP]
+                piece = self._inflate.decompress(given, _STEP)
             except zlib.error as error:
                 raise CheckpointError(f"the compressed body is damaged: {error}") from None
-            self._compressed = self._inflate.unconsumed_tail
+            left = len(self._inflate.unconsumed_tail) + len(self._inflate.unused_data)
+            self._compressed = self._compressed[len(given) - left :]
             self._ready += piece
-            if not piece and not self._compressed and not self._inflate.eof:
+            if not piece and not given:
                 break
         data = bytes(self._ready[:count])
         del self._ready[:count]
         return data
+
+    def finish(self) -> None:
+        """Refuses a stream whose checksum is missing, or that is not the end of the file."""
+        if not self._inflate.eof:
+            raise CheckpointError("the compressed body is truncated")
+        if self._compressed:
+            raise CheckpointError(f"{len(self._compressed)} bytes follow the compressed body")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +24,7 @@ Array = npt.NDArray[Any]
 
 NATIVE = "mega-deploy"
 """Where a native file keeps its header: the entry of the safetensors metadata, or of the dict in a .pt file."""
+MAX_FILE_BYTES = 8 << 30
 _FAMILY = {
     "native": "native",
     "torch-state-dict": "native",
@@ -70,7 +73,7 @@ def read_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> Check
         raise OptionError(f"there is no source {source!r}; there are {', '.join(get_args(SourceName))}")
     path = Path(path)
     try:
-        if source in ("fairseq", "huggingface") or path.is_dir():
+        if source in ("fairseq", "huggingface") or _is_folder(path):
             raise CheckpointError(_not_yet(path, source))
         data = _content(path)
         checkpoint = _read(data)
@@ -78,7 +81,7 @@ def read_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> Check
         if source not in ("auto", family):
             raise CheckpointError(f"it is a checkpoint of the source {family}, not {source}")
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {_one_line(str(error))}") from error
     return checkpoint
 
 
@@ -98,6 +101,13 @@ def describe_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> d
     }
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise CheckpointError(f"cannot be read: {error.strerror}") from None
+
+
 def _not_yet(path: Path, source: str) -> str:
     if source == "fairseq":
         return "this version does not read fairseq's checkpoints"
@@ -106,13 +116,27 @@ def _not_yet(path: Path, source: str) -> str:
     return "is a folder, expected a checkpoint file"
 
 
+def _one_line(message: str) -> str:
+    """A message as one line of bounded length: it may quote names from the file, which hold anything."""
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message[:1000])
+    return line if len(line) <= 500 else f"{line[:400]} ... {line[-90:]}"
+
+
 def _content(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):  # asked before opening: opening a pipe waits for a writer
+            raise CheckpointError("is not a regular file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise CheckpointError(f"takes {size} bytes, more than the {MAX_FILE_BYTES} that this version reads")
+            data = file.read(size)
     except FileNotFoundError:
         raise CheckpointError("does not exist") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror}") from None
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise CheckpointError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not data:
         raise CheckpointError("is empty; copy it again")
     return data
@@ -133,7 +157,7 @@ def _read(data: bytes) -> Checkpoint:
     elif is_nx(data):
         tensors, build = read_nx(data)
         form, stated = "edifice-nx", edifice.spec_options(build)
-    elif data[:1] == b"\x80":
+    elif data[:1] == b"\x80" or (data[:1] in (b"(", b"c", b"]", b"}") and data.endswith(b".")):
         raise CheckpointError("is a bare Python pickle, which can run code when read; use mega_deploy.save_checkpoint")
     else:
         raise CheckpointError(
@@ -168,8 +192,17 @@ def _read_safetensors(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
         else:
             raise CheckpointError(f"the tensor {name} is {kind}, which no Mega has")
         tensors[name] = flat.reshape(shape)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    # safetensors takes the last of two entries with one name; which one was meant, nobody can tell.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_unique)
     return tensors, header.get("__metadata__") or {}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise CheckpointError(f"its header has the entry {twice} twice")
+    return found
 
 
 def _native_options(header: Any) -> dict[str, Any]:
@@ -179,5 +212,7 @@ def _native_options(header: Any) -> dict[str, Any]:
         if header["architecture"] != "edifice":
             raise CheckpointError(f"its architecture is {header['architecture']!r}, which this version does not know")
         return EdificeConfig.from_dict(header["config"]).to_dict()
-    except (KeyError, TypeError, OptionError, json.JSONDecodeError, RecursionError) as error:
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"its header is impossible: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -51,7 +52,8 @@ def save_checkpoint(model: Mega, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def model_source(model: Mega) -> Source:

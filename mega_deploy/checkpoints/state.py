@@ -54,6 +54,14 @@ def dimensions(state: Mapping[str, Array], names: Mapping[str, str]) -> dict[str
         "ema_dim": size("blocks.0.ema.alpha", 1, 0),
         "num_layers": len(layers),
     }
+    if projected and found["embed_dim"] == hidden:
+        name, shape = "input_projection.weight", list(state["input_projection.weight"].shape)
+        if renamed(name, names):
+            shape.reverse()
+        raise CheckpointError(
+            f"the tensor {names.get(name, name)} has the shape {shape} beside a hidden_size of {hidden}: a projection "
+            "exists only where embed_dim differs from hidden_size"
+        )
     try:
         shapes = expected_shapes(EdificeConfig.from_dict(found))
     except OptionError as error:
@@ -62,8 +70,7 @@ def dimensions(state: Mapping[str, Array], names: Mapping[str, str]) -> dict[str
         if name not in state:
             raise CheckpointError(f"the tensor {names.get(name, name)} is missing")
         if state[name].shape != shape:
-            # In the file's own layout, which for Edifice's dense kernels is the transpose.
-            swapped = name in names and names[name] != name and len(shape) == 2
+            swapped = renamed(name, names) and len(shape) == 2
             want, got = (tuple(reversed(s)) if swapped else s for s in (shape, state[name].shape))
             raise CheckpointError(
                 f"the tensor {names.get(name, name)} has the shape {list(got)}, expected {list(want)}"
@@ -71,6 +78,11 @@ def dimensions(state: Mapping[str, Array], names: Mapping[str, str]) -> dict[str
     if unknown := sorted(state.keys() - shapes.keys()):
         raise CheckpointError(f"the tensor {names.get(unknown[0], unknown[0])} belongs to no such Mega")
     return found
+
+
+def renamed(name: str, names: Mapping[str, str]) -> bool:
+    """Whether the file has its own name for a weight: then its matrices are the transposes of ours, as Edifice's."""
+    return names.get(name, name) != name
 
 
 def expected_shapes(config: EdificeConfig) -> dict[str, tuple[int, ...]]:
@@ -114,10 +126,14 @@ def as_float32(state: Mapping[str, Array], names: Mapping[str, str]) -> dict[str
             raise CheckpointError(f"the tensor {names.get(name, name)} is {tensor.dtype}, not floating-point")
         with np.errstate(over="ignore"):
             converted[name] = np.ascontiguousarray(tensor, np.float32)
-        if bad := int(converted[name].size - np.isfinite(converted[name]).sum()):
+        finite = np.isfinite(converted[name])
+        if bad := int(finite.size - finite.sum()):
+            first = [int(axis) for axis in np.argwhere(~finite)[0]]
+            if renamed(name, names) and len(first) == 2:
+                first.reverse()
             raise CheckpointError(
-                f"the tensor {names.get(name, name)} holds {bad} NaN or infinite values; "
-                "a model that diverged cannot be deployed"
+                f"the tensor {names.get(name, name)} holds {bad} NaN or infinite values (as float32), the first at "
+                f"{first}; a model that diverged cannot be deployed"
             )
     return converted
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mega_deploy.bundle import MODEL, Bundle
+from mega_deploy.bundle import MODEL, REFERENCE, Bundle
 from mega_deploy.errors import OptionError
+from mega_deploy.parity import Reference
 from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
 
 
@@ -44,3 +45,7 @@ class OpenBundle(Bundle):
             threads=threads, spinning=spinning, memory_arena=memory_arena, config=dict(config or {})
         )
         return Session(self.file(MODEL), self.manifest.signature, options)
+
+    def reference(self) -> Reference:
+        """The parity reference that was recorded at export."""
+        return Reference.load(self.file(REFERENCE))

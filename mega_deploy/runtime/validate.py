@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mega_deploy.parity import CaseResult, Error, Reference, Report, measure
-from mega_deploy.runtime.session import Array, Session
+from mega_deploy.runtime.session import Array, Session, SessionOptions
 from mega_deploy.signature import Signature, TensorSpec
 
 
@@ -42,7 +42,9 @@ def compare_blocks(model: Path, signature: Signature, reference: Reference) -> t
         return ()
     names = [block.name for block in reference.blocks]
     inner = Signature(signature.inputs, tuple(TensorSpec(name, "float32", ()) for name in names))
-    outputs = Session(_with_outputs(model, names), inner).run_named(next(reference.feeds(reference.cases[0])))
+    options = SessionOptions(config={"session.model_external_initializers_file_folder_path": str(model.parent)})
+    session = Session(_with_outputs(model, names), inner, options)
+    outputs = session.run_named(next(reference.feeds(reference.cases[0])))
     results = []
     for block in reference.blocks:
         want = reference.block_outputs[block.name]
@@ -59,7 +61,7 @@ def block_error(got: Array, want: Array) -> Error:
 def _with_outputs(model: Path, names: list[str]) -> bytes:
     import onnx
 
-    proto = onnx.load(model)
+    proto = onnx.load(model, load_external_data=False)
     for name in names:
         proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     content: bytes = proto.SerializeToString()

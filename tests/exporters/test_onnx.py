@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from mega_deploy.exporters import onnx as onnx_file
@@ -15,6 +14,7 @@ from mega_deploy.exporters.edifice import mega_graph
 from mega_deploy.exporters.fold import fold
 from onnxscript import ir
 
+import mega_deploy as md
 from mega_deploy.errors import MegaDeployError
 from mega_deploy.models.edifice import Mega
 
@@ -94,14 +94,14 @@ def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path):
     assert len(digests) == 1
 
 
-def test_large_weights_go_to_a_file_beside_the_model(model, proto, tmp_path):
+def test_large_weights_go_to_a_file_beside_the_model(model, tmp_path, monkeypatch):
     frames = np.random.default_rng(0).standard_normal((2, 9, 6), dtype=np.float32)
-    inline = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"frames": frames})[0]
-    split = tmp_path / "split" / "model.onnx"
-    split.parent.mkdir()
-    onnx_file.save(mega_graph(fold(model)).model, split, max_inline_bytes=1000)
-    assert (split.parent / "model.onnx.data").stat().st_size > split.stat().st_size / 4
-    assert np.array_equal(onnxruntime.InferenceSession(split).run(None, {"frames": frames})[0], inline)
+    want = md.export(model, tmp_path / "inline.mega").session().run(frames)
+    monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1000)
+    bundle = md.export(model, tmp_path / "split.mega")
+    assert bundle.manifest.files["model.onnx.data"]["bytes"] > bundle.manifest.files["model.onnx"]["bytes"] / 4
+    assert np.array_equal(bundle.session().run(frames), want)
+    assert [block.name for block in md.validate(bundle).blocks] == [f"blocks.{index}.output" for index in range(3)]
 
 
 def test_a_graph_with_a_loop_is_refused(tmp_path):
