@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from onnxscript import ir
+
 from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, Kernel, lower_to_kernel
 from mega_deploy.exporters.fold import FoldedAttention, FoldedBlock, FoldedFFN, FoldedMega
 from mega_deploy.exporters.graph import OPSET, Graph
 from mega_deploy.plugins.laplace.function import l1_function
-from onnxscript import ir
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class MegaGraph:
     """A graph, and what its bundle says of it."""
 
     model: ir.Model
-    kernels: tuple[Kernel, ...]
-    """The lowered moving average of each block."""
+    lowered: tuple[Kernel, ...]
+    """The moving average of each block."""
     block_outputs: tuple[str, ...]
     """Names of the values that hold the residual stream behind each block: [batch * seq_len, hidden_size], or
     [batch, hidden_size] behind a block that computes the last row only."""
@@ -36,7 +37,7 @@ def mega_graph(
     """
     config = folded.config
     length = config.length
-    kernels = tuple(lower_to_kernel(block.ema.ema, length, cut) for block in folded.blocks)
+    lowered = tuple(lower_to_kernel(block.ema.ema, length, cut) for block in folded.blocks)
     graph = Graph("mega", dtype)
     writer = _Writer(graph, folded)
     frames = graph.input("frames", ["batch", length, config.embed_dim])
@@ -44,22 +45,20 @@ def mega_graph(
     if folded.input_projection is not None:
         x = graph.linear(x, folded.input_projection, "input_projection")
     block_outputs = []
-    for index, (block, kernel) in enumerate(zip(folded.blocks, kernels, strict=True)):
+    for index, (block, kernel) in enumerate(zip(folded.blocks, lowered, strict=True)):
         with graph.scope(f"blocks.{index}"):
             x = writer.block(x, block, kernel)
         x.name = f"blocks.{index}.output"
         block_outputs.append(x.name)
-    gamma, beta = (
-        graph.constant("final_norm.gamma", folded.final_gamma),
-        graph.constant("final_norm.beta", folded.final_beta),
-    )
+    gamma = graph.constant("final_norm.gamma", folded.final_gamma)
+    beta = graph.constant("final_norm.beta", folded.final_beta)
     features = graph.normalise(x, config.hidden_size, gamma, beta)
     if config.output == "sequence":
         features = graph.windows(features, length, config.hidden_size)
         graph.output(features, "features", ["batch", length, config.hidden_size])
     else:
         graph.output(features, "features", ["batch", config.hidden_size])
-    return MegaGraph(graph.model(), kernels, tuple(block_outputs))
+    return MegaGraph(graph.model(), lowered, tuple(block_outputs))
 
 
 class _Writer:
@@ -126,7 +125,7 @@ class _Writer:
         return graph.linear(op.Mul(op.Mul(gate, op.Sigmoid(gate)), up), ffn.down, "down")
 
     def laplace(self, q: ir.Value, k: ir.Value, v: ir.Value, *, queries: int) -> ir.Value:
-        """Q [batch, queries, H], k [batch, seq_len, H], v [batch, seq_len, Dv] -> [batch, queries, Dv]."""
+        """q [batch, queries, H], k [batch, seq_len, H], v [batch, seq_len, Dv] -> [batch, queries, Dv]."""
         overload = "" if queries == self.length else "last_row"
         function = l1_function(
             queries, self.length, self.hidden, dtype=self.graph.dtype, opset=OPSET, overload=overload

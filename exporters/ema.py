@@ -11,11 +11,17 @@ lengths, with work that grows with the square of the length.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from mega_deploy.errors import OptionError
+
 Array = npt.NDArray[np.float64]
+
+Lowering = Literal["kernel"]
+Asked = Literal["auto", "kernel"]
 
 FLOAT32_HALF_ULP = 2.0**-24
 """Half a unit in the last place of 1.0: what float32 cannot tell from nothing beside a sum of that size."""
@@ -45,6 +51,21 @@ class Kernel:
     bound: float
     """The largest share, over the channels, of a kernel's L1 norm within the window that lies beyond T: an output is
     off by at most this share times that norm times max|x|. 0 where nothing is cut."""
+
+
+def choose(asked: str, length: int) -> tuple[Lowering, str]:
+    """Which lowering serves windows of `length` frames, and why.
+
+    Raises:
+        OptionError: there is no such lowering.
+    """
+    if asked not in get_args(Asked):
+        raise OptionError(
+            f"there is no lowering {asked!r} of the moving average; there are {', '.join(get_args(Asked))}"
+        )
+    if asked == "auto":
+        return "kernel", f"auto: the length is static, {length} frames, and this version has no other lowering for it"
+    return "kernel", "as asked"
 
 
 def lower_to_kernel(ema: DecaySum, length: int, cut: float = FLOAT32_HALF_ULP) -> Kernel:

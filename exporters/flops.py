@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 import onnx
-from mega_deploy.plugins.laplace import NAME as LAPLACE
 
 from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import MegaDeployError
+from mega_deploy.plugins.laplace import NAME as LAPLACE
 
 L1_OPERATIONS = 3
 

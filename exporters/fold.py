@@ -22,11 +22,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from mega_deploy.exporters.ema import DecaySum
 from torch import nn
 
 from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import InputError, OptionError
+from mega_deploy.exporters.ema import DecaySum
 from mega_deploy.models import edifice
 
 Array = npt.NDArray[np.float64]

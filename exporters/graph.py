@@ -11,9 +11,10 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 import onnxscript
+from onnxscript import ir
+
 from mega_deploy.exporters.ema import Kernel
 from mega_deploy.exporters.fold import Linear
-from onnxscript import ir
 
 OPSET = 20
 IR_VERSION = 10  # the first that knows overloads of functions
@@ -58,7 +59,7 @@ class Graph:
         return self._builder.initializer(ir.tensor(array, self.dtype), name)
 
     def linear(self, x: ir.Value, layer: Linear, name: str) -> ir.Value:
-        """X @ weight + bias: [rows, in] -> [rows, out]."""
+        """x @ weight + bias: [rows, in] -> [rows, out]."""
         weight, bias = self.constant(f"{name}.weight", layer.weight), self.constant(f"{name}.bias", layer.bias)
         return self.op.Gemm(x, weight, bias)
 

@@ -225,7 +225,7 @@ def _replace(path: Path, staging: Path) -> None:
     except OSError:
         before.rename(path)
         raise
-    shutil.rmtree(before)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

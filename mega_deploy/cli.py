@@ -15,7 +15,6 @@ import typer
 from mega_deploy import show
 from mega_deploy.config import SourceName
 from mega_deploy.errors import InputError, MegaDeployError, QualityGateError
-from mega_deploy.signature import Range
 
 app = typer.Typer(
     name="mega-deploy",
@@ -68,7 +67,7 @@ def export(
             attention=attention,
             seq_len=seq_len,
             output=output,
-            batch_range=Range.parse(batch_range),
+            batch_range=batch_range,
             ema=ema,
             force=force,
             on_step=on_step,

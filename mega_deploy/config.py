@@ -51,8 +51,8 @@ class EdificeConfig:
             _check_dimension("seq_len", self.seq_len)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float):
             raise OptionError(f"dropout must be a number, got {self.dropout!r}")
-        if not (math.isfinite(self.dropout) and 0.0 <= self.dropout < 1.0):
-            raise OptionError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise OptionError(f"dropout must be at least 0 and below 1, got {_shown(self.dropout)}")
         if not isinstance(self.laplace_attention, bool):
             raise OptionError(f"laplace_attention must be True or False, got {self.laplace_attention!r}")
         if self.output not in get_args(Output):
@@ -93,7 +93,12 @@ def _check_dimension(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise OptionError(f"{name} must be a whole number, got {value!r}")
     if not 1 <= value <= MAX_DIMENSION:
-        raise OptionError(f"{name} must be between 1 and {MAX_DIMENSION}, got {value}")
+        raise OptionError(f"{name} must be between 1 and {MAX_DIMENSION}, got {_shown(value)}")
+
+
+def _shown(value: float) -> str:
+    """A number for a message; Python refuses to print integers of thousands of digits."""
+    return f"one of {value.bit_length()} bits" if isinstance(value, int) and value.bit_length() > 64 else repr(value)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -18,7 +20,7 @@ from mega_deploy import bundle as files
 from mega_deploy.arrays import load_arrays
 from mega_deploy.bundle import Manifest
 from mega_deploy.config import Attention, EdificeConfig, Output
-from mega_deploy.errors import OptionError, QualityGateError, require
+from mega_deploy.errors import InputError, OptionError, QualityGateError, require
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, Session
 from mega_deploy.runtime.validate import compare, compare_blocks
@@ -32,6 +34,7 @@ PathLike = str | os.PathLike[str]
 OnStep = Callable[[str], None]
 DEFAULT_BATCH = Range(1, 1, 64)
 PRECISION = "float32"
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors")
 
 
 def _silent(step: str) -> None:
@@ -47,8 +50,8 @@ def export(
     attention: Attention | None = None,
     seq_len: int | None = None,
     output: Output | None = None,
-    batch_range: Range = DEFAULT_BATCH,
-    ema: Literal["auto", "kernel"] = "auto",
+    batch_range: Range | str = DEFAULT_BATCH,
+    ema: str = "auto",
     force: bool = False,
     on_step: OnStep = _silent,
 ) -> OpenBundle:
@@ -62,8 +65,8 @@ def export(
         attention: "softmax" or "laplace", for checkpoints that do not say.
         seq_len: frames of a window; for a model the default is its own.
         output: "last" or "sequence".
-        batch_range: batches that sessions take.
-        ema: how the moving average is lowered; "auto" chooses and says why in the manifest.
+        batch_range: batches that sessions take, also as "MIN:OPT:MAX".
+        ema: how the moving average is lowered: "kernel", or "auto", which chooses and says why in the manifest.
         force: replace a bundle that is there already.
         on_step: called with the name of each step as it begins.
 
@@ -77,7 +80,8 @@ def export(
     """
     out = Path(out)
     files.check_target(out, force=force)
-    for module in ("torch", "onnx", "onnxscript", "safetensors"):
+    batch = Range.parse(batch_range) if isinstance(batch_range, str) else batch_range
+    for module in EXPORT_PACKAGES:
         require(module, "export", "exporting")
     require("onnxruntime", "cpu", "verifying an export")
     if isinstance(model, str | os.PathLike):
@@ -89,12 +93,12 @@ def export(
         )
     else:
         model = _own_model(model, seq_len, {"attention": attention, "output": output, "config": config})
-    with tempfile.TemporaryDirectory(prefix="mega-deploy-") as folder:
-        manifest = _make_files(model, Path(folder), batch_range, on_step)
+    with _workspace() as folder:
+        manifest = _make_files(model, folder, batch, ema, on_step)
         on_step("write the bundle")
         with files.writing(out, force=force) as staging:
             for name in manifest.files:
-                shutil.copyfile(Path(folder, name), staging / name)
+                shutil.copyfile(folder / name, staging / name)
             files.write_json(staging / files.MANIFEST, manifest.to_json())
     return open_bundle(out)
 
@@ -189,16 +193,29 @@ def _own_model(model: Mega, seq_len: int | None, for_checkpoints: Mapping[str, o
     return longer
 
 
-def _make_files(model: Mega, folder: Path, batch: Range, on_step: OnStep) -> Manifest:
+@contextmanager
+def _workspace() -> Iterator[Path]:
+    """A folder for files on their way into a bundle, elsewhere than its place: a killed export leaves nothing there."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="mega-deploy-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        where = tempfile.gettempdir()
+        raise InputError(f"{where} cannot hold the bundle on its way: {error}; name another place in TMPDIR") from error
+
+
+def _make_files(model: Mega, folder: Path, batch: Range, ema: str, on_step: OnStep) -> Manifest:
     """Everything that a bundle holds, in `folder`, and its manifest."""
     from mega_deploy.checkpoints import model_source, save_checkpoint
     from mega_deploy.exporters import onnx as onnx_file
     from mega_deploy.exporters.edifice import mega_graph
+    from mega_deploy.exporters.ema import choose
     from mega_deploy.exporters.flops import graph_flops, trained_flops
     from mega_deploy.exporters.fold import fold
     from mega_deploy.exporters.reference import record
 
     model_config = model.config
+    lowering, reason = choose(ema, model_config.length)
     on_step("fold the weights")
     graph = mega_graph(fold(model))
     on_step("write the ONNX graph")
@@ -219,18 +236,16 @@ def _make_files(model: Mega, folder: Path, batch: Range, on_step: OnStep) -> Man
         signature=signature,
         precision=PRECISION,
         ema={
-            "lowering": "kernel",
-            "reason": "the length is static, and this version lowers to a convolution kernel only",
-            "taps": max(kernel.taps.shape[1] for kernel in graph.kernels),
-            "bound": max(kernel.bound for kernel in graph.kernels),
-            "blocks": [{"taps": kernel.taps.shape[1], "bound": kernel.bound} for kernel in graph.kernels],
+            "lowering": lowering,
+            "reason": reason,
+            "taps": max(kernel.taps.shape[1] for kernel in graph.lowered),
+            "bound": max(kernel.bound for kernel in graph.lowered),
+            "blocks": [{"taps": kernel.taps.shape[1], "bound": kernel.bound} for kernel in graph.lowered],
         },
         flops={"trained": trained_flops(model_config), "deployed": graph_flops(proto)},
         parity=summary,
-        tools={
-            name: metadata.version(name)
-            for name in ("mega-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
-        },
+        tools={"mega-deploy": metadata.version("mega-deploy")}
+        | {name: importlib.import_module(name).__version__ for name in (*EXPORT_PACKAGES, "onnxruntime", "numpy")},
         files=files.describe_files(folder),
         plugins=tuple(
             {"name": function.name, "version": "1", "namespace": function.domain, "function": True}

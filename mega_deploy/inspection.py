@@ -19,8 +19,10 @@ def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
     Raises:
         InputError: the path is neither, or is damaged.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
+    try:
+        path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be looked at: {error.strerror}") from error
     if path.is_dir() and (path / MANIFEST).is_file():
         bundle = OpenBundle.open(path)
         manifest = bundle.manifest.to_json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import uuid
@@ -42,8 +43,10 @@ def save_checkpoint(model: Mega, path: str | os.PathLike[str]) -> None:
         if path.suffix == ".pt":
             torch = require("torch", "export", "saving a .pt file")
             state = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
-            with partial.open("xb") as file:
-                torch.save({NATIVE: header, "state_dict": state}, file)
+            # Into memory first: torch answers a full disk with errors of its own, which hide the system's.
+            buffer = io.BytesIO()
+            torch.save({NATIVE: header, "state_dict": state}, buffer)
+            partial.write_bytes(buffer.getbuffer())
         else:
             numpy_format = require("safetensors.numpy", "export", "saving a .safetensors file")
             # One entry: safetensors writes several in an order that changes from run to run.

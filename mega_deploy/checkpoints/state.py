@@ -55,11 +55,12 @@ def dimensions(state: Mapping[str, Array], names: Mapping[str, str]) -> dict[str
         "num_layers": len(layers),
     }
     if projected and found["embed_dim"] == hidden:
-        name, shape = "input_projection.weight", list(state["input_projection.weight"].shape)
+        name = "input_projection.weight"
+        sizes = [int(size) for size in state[name].shape]
         if renamed(name, names):
-            shape.reverse()
+            sizes.reverse()
         raise CheckpointError(
-            f"the tensor {names.get(name, name)} has the shape {shape} beside a hidden_size of {hidden}: a projection "
+            f"the tensor {names.get(name, name)} has the shape {sizes} beside a hidden_size of {hidden}: a projection "
             "exists only where embed_dim differs from hidden_size"
         )
     try:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.errors import OptionError, require
+from mega_deploy.errors import BundleError, OptionError, require
 from mega_deploy.signature import Signature
 
 Array = npt.NDArray[Any]
@@ -50,6 +50,7 @@ class Session:
 
     Raises:
         MissingComponentError: onnxruntime is not installed.
+        BundleError: onnxruntime cannot load the model with these options.
     """
 
     backend: Backend = "onnxruntime"
@@ -67,7 +68,11 @@ class Session:
         for key, value in options.config.items():
             settings.add_session_config_entry(key, value)
         source = model if isinstance(model, bytes) else os.fspath(model)
-        self._session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+        try:
+            self._session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own classes have no base of theirs
+            named = "the model" if isinstance(source, bytes) else source
+            raise BundleError(f"onnxruntime {ort.__version__} cannot load {named}: {error}") from error
         self.signature = signature
         self.options = options
         self._outputs = [spec.name for spec in signature.outputs]

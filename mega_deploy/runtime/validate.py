@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,12 +37,19 @@ def compare_blocks(model: Path, signature: Signature, reference: Reference) -> t
     The graph is run with its inner values as outputs, for which the `onnx` package must be there; without it, or where
     the reference holds no blocks, the result is empty.
     """
-    if not reference.block_outputs or importlib.util.find_spec("onnx") is None:
+    try:
+        import onnx
+    except ImportError:
+        return ()
+    if not reference.block_outputs:
         return ()
     names = [block.name for block in reference.blocks]
     inner = Signature(signature.inputs, tuple(TensorSpec(name, "float32", ()) for name in names))
     options = SessionOptions(config={"session.model_external_initializers_file_folder_path": str(model.parent)})
-    session = Session(_with_outputs(model, names), inner, options)
+    proto = onnx.load(model, load_external_data=False)
+    for name in names:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    session = Session(proto.SerializeToString(), inner, options)
     outputs = session.run_named(next(reference.feeds(reference.cases[0])))
     results = []
     for block in reference.blocks:
@@ -56,13 +62,3 @@ def block_error(got: Array, want: Array) -> Error:
     """The error of a residual stream [batch * frames, features] against its last frames, want [batch, n, features]."""
     batch, frames, features = want.shape
     return measure(np.reshape(got, (batch, -1, features))[:, -frames:], want)
-
-
-def _with_outputs(model: Path, names: list[str]) -> bytes:
-    import onnx
-
-    proto = onnx.load(model, load_external_data=False)
-    for name in names:
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    content: bytes = proto.SerializeToString()
-    return content

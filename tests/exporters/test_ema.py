@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+
 from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, DecaySum, lower_to_kernel
 
 decays = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.5, 1 - 1e-9, 1e-9]))

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from mega_deploy.exporters.edifice import mega_graph
-from mega_deploy.exporters.flops import graph_flops, trained_flops
-from mega_deploy.exporters.fold import fold
-from mega_deploy.exporters.onnx import save
 from strategies import deployed_output, megas, relative_l2, trained_output
 from torch.utils.flop_counter import FlopCounterMode
 
 from mega_deploy.errors import InputError, OptionError
+from mega_deploy.exporters.edifice import mega_graph
+from mega_deploy.exporters.flops import graph_flops, trained_flops
+from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.onnx import save
 from mega_deploy.models.edifice import Mega
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from mega_deploy.exporters import onnx as onnx_file
-from mega_deploy.exporters.edifice import mega_graph
-from mega_deploy.exporters.fold import fold
 from onnxscript import ir
 
 import mega_deploy as md
 from mega_deploy.errors import MegaDeployError
+from mega_deploy.exporters import onnx as onnx_file
+from mega_deploy.exporters.edifice import mega_graph
+from mega_deploy.exporters.fold import fold
 from mega_deploy.models.edifice import Mega
 
 

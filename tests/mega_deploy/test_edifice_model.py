@@ -11,7 +11,7 @@ SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "wind
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
+    ("options", "message"),
     [
         ({}, "embed_dim is required"),
         ({"embed_dim": 0}, "embed_dim"),
@@ -21,7 +21,9 @@ SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "wind
         ({"embed_dim": 4, "num_layers": 1 << 40}, "num_layers"),
         ({"embed_dim": 4, "window_size": None}, "window_size"),
         ({"embed_dim": 4, "seq_len": 0}, "seq_len"),
+        ({"embed_dim": 4, "num_layers": 10**5000}, "num_layers .* bits"),
         ({"embed_dim": 4, "dropout": 1.0}, "dropout"),
+        ({"embed_dim": 4, "dropout": 10**5000}, "dropout .* bits"),
         ({"embed_dim": 4, "dropout": float("nan")}, "dropout"),
         ({"embed_dim": 4, "dropout": "0.1"}, "dropout"),
         ({"embed_dim": 4, "laplace_attention": "yes"}, "laplace_attention"),
@@ -29,8 +31,8 @@ SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "wind
         ({"embed_dim": 4, "heads": 8}, "heads"),
     ],
 )
-def test_an_impossible_option_is_refused_by_name(options, word):
-    with pytest.raises(OptionError, match=word):
+def test_an_impossible_option_is_refused_by_name(options, message):
+    with pytest.raises(OptionError, match=message):
         Mega.build(**options)
 
 
