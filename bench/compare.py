@@ -16,11 +16,11 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from mega_deploy.bench.contenders import CONTENDERS, build
-from mega_deploy.bench.latency import Latency, sample, warm_up
 from rich.console import Console
 from rich.table import Table
 
+from mega_deploy.bench.contenders import CONTENDERS, build
+from mega_deploy.bench.latency import Latency, sample, warm_up
 from mega_deploy.errors import MegaDeployError
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.signature import Range

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import onnxscript
-from mega_deploy.plugins.laplace import DOMAIN, EPSILON, NAME
 from onnxscript import ir
+
+from mega_deploy.plugins.laplace import DOMAIN, EPSILON, NAME
 
 # Elements of the [M, N, channels] difference that the body holds at once: 8 MB in float32. Measured on onnxruntime 1.32
 # with 2 cores: fewer make 60 x 60 x 256 slower than one piece, more make 256 x 256 x 256 slower (8 pieces were best).

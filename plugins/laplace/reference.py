@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
 from mega_deploy.plugins.laplace import EPSILON
 
 Array = npt.NDArray[np.floating]

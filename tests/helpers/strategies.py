@@ -3,11 +3,11 @@
 import hypothesis.strategies as st
 import numpy as np
 import torch
-from mega_deploy.exporters.edifice import mega_graph
-from mega_deploy.exporters.fold import fold
 from onnx.reference import ReferenceEvaluator
 from onnxscript import ir
 
+from mega_deploy.exporters.edifice import mega_graph
+from mega_deploy.exporters.fold import fold
 from mega_deploy.models.edifice import Mega
 
 

@@ -9,12 +9,12 @@ import onnx
 import pytest
 import torch
 from hypothesis import given, settings
-from mega_deploy.plugins.laplace import function as laplace_function
-from mega_deploy.plugins.laplace.reference import l1_attention
 from onnx.reference import ReferenceEvaluator
 from onnxscript import GraphBuilder, ir
 
 from mega_deploy.models.edifice import laplace_attention
+from mega_deploy.plugins.laplace import function as laplace_function
+from mega_deploy.plugins.laplace.reference import l1_attention
 
 FLOAT32_RATIO, FLOAT64_RATIO = 2e-6, 1e-13
 
