@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from onnxscript import ir
 
-from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, Kernel, lower_to_kernel
+from mega_deploy.errors import OptionError
+from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, Kernel, Lowering, choose
 from mega_deploy.exporters.fold import FoldedAttention, FoldedBlock, FoldedFFN, FoldedMega
 from mega_deploy.exporters.graph import OPSET, Graph
 from mega_deploy.plugins.laplace.function import l1_function
+
+# The attention of one window of this length takes 1 GiB in float32, and its causal mask as much.
+LONGEST = 16384
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class MegaGraph:
     """A graph, and what its bundle says of it."""
 
     model: ir.Model
+    lowering: Lowering
     lowered: tuple[Kernel, ...]
     """The moving average of each block."""
     block_outputs: tuple[str, ...]
@@ -26,18 +31,30 @@ class MegaGraph:
 
 
 def mega_graph(
-    folded: FoldedMega, *, dtype: ir.DataType = ir.DataType.FLOAT, cut: float = FLOAT32_HALF_ULP
+    folded: FoldedMega,
+    *,
+    ema: str = "auto",
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    cut: float = FLOAT32_HALF_ULP,
 ) -> MegaGraph:
     """Write the graph for the static length `folded.config.length` and any batch.
 
     Args:
         folded: the deployment form.
+        ema: how the moving average is lowered (exporters.ema.choose).
         dtype: of the inputs, the constants and the arithmetic.
         cut: share of a kernel's L1 norm that may be cut off its tail (exporters.ema.lower_to_kernel).
+
+    Raises:
+        OptionError: the window is too long, or there is no such lowering.
+        InputError: a folded weight exceeds the dtype.
     """
     config = folded.config
     length = config.length
-    lowered = tuple(lower_to_kernel(block.ema.ema, length, cut) for block in folded.blocks)
+    if length > LONGEST:
+        raise OptionError(f"a window of {length} frames is beyond the {LONGEST} that this version's static graphs take")
+    lowering = choose(ema, length)
+    lowered = tuple(lowering.lower(block.ema.ema, length, cut) for block in folded.blocks)
     graph = Graph("mega", dtype)
     writer = _Writer(graph, folded)
     frames = graph.input("frames", ["batch", length, config.embed_dim])
@@ -58,7 +75,7 @@ def mega_graph(
         graph.output(features, "features", ["batch", length, config.hidden_size])
     else:
         graph.output(features, "features", ["batch", config.hidden_size])
-    return MegaGraph(graph.model(), lowered, tuple(block_outputs))
+    return MegaGraph(graph.model(), lowering, lowered, tuple(block_outputs))
 
 
 class _Writer:
@@ -88,8 +105,7 @@ class _Writer:
         if attention.kind == "softmax":
             query, value, gate = graph.split(joint, 3)
             scores = op.MatMul(self.windows(query), op.Transpose(self.windows(n), perm=[0, 2, 1]))
-            future = np.triu(np.full((self.length, self.length), -np.inf), 1)
-            weights = op.Softmax(op.Add(scores, graph.constant("causal_mask", future)), axis=-1)
+            weights = op.Softmax(op.Add(scores, graph.causal_mask(self.length)), axis=-1)
             context = op.MatMul(weights, self.windows(value))  # [batch, seq_len, H]
         else:
             query, key, value, gate = graph.split(joint, 4)

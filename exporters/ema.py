@@ -4,14 +4,15 @@ A moving average whose state has N values per channel is the causal convolution 
 k[t] = sum_n weight_n decay_n^t, which is known at export (Edifice: N = 1, weight 1 - a, decay a; arXiv 2209.10655,
 equations 5 and 6: weight alpha eta beta, decay 1 - alpha delta).
 
-A lowering is a frozen dataclass that holds its constants; exporters.onnx writes its nodes. `Kernel` serves short static
-lengths, with work that grows with the square of the length.
+A lowering is a frozen dataclass that holds its constants; exporters.graph writes its nodes. `Kernel` serves short
+static lengths, with work that grows with the square of the length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,6 @@ import numpy.typing as npt
 from mega_deploy.errors import OptionError
 
 Array = npt.NDArray[np.float64]
-
-Lowering = Literal["kernel"]
-Asked = Literal["auto", "kernel"]
 
 FLOAT32_HALF_ULP = 2.0**-24
 """Half a unit in the last place of 1.0: what float32 cannot tell from nothing beside a sum of that size."""
@@ -53,21 +51,6 @@ class Kernel:
     off by at most this share times that norm times max|x|. 0 where nothing is cut."""
 
 
-def choose(asked: str, length: int) -> tuple[Lowering, str]:
-    """Which lowering serves windows of `length` frames, and why.
-
-    Raises:
-        OptionError: there is no such lowering.
-    """
-    if asked not in get_args(Asked):
-        raise OptionError(
-            f"there is no lowering {asked!r} of the moving average; there are {', '.join(get_args(Asked))}"
-        )
-    if asked == "auto":
-        return "kernel", f"auto: the length is static, {length} frames, and this version has no other lowering for it"
-    return "kernel", "as asked"
-
-
 def lower_to_kernel(ema: DecaySum, length: int, cut: float = FLOAT32_HALF_ULP) -> Kernel:
     """The kernel for windows of `length` frames, cut where its tail no longer matters.
 
@@ -83,3 +66,24 @@ def lower_to_kernel(ema: DecaySum, length: int, cut: float = FLOAT32_HALF_ULP) -
     beyond = np.append(share.max(axis=0), 0.0)  # [length + 1], falling: the worst channel's share beyond t taps
     count = max(1, int(np.argmax(beyond <= cut)))
     return Kernel(taps=taps[:, :count], bound=float(beyond[count]))
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A way to write the moving average, and why it was chosen."""
+
+    name: Literal["kernel"]
+    reason: str
+    lower: Callable[[DecaySum, int, float], Kernel]
+
+
+def choose(asked: str, length: int) -> Lowering:
+    """The lowering for windows of `length` frames.
+
+    Raises:
+        OptionError: there is no such lowering.
+    """
+    if asked not in ("auto", "kernel"):
+        raise OptionError(f"the moving average has no lowering {asked!r}; there are auto, kernel")
+    auto = f"auto: the length is static, {length} frames, and this version has no other lowering for it"
+    return Lowering("kernel", auto if asked == "auto" else "as asked", lower_to_kernel)

@@ -17,7 +17,7 @@ Weights are [in, out] here, so that a layer reads x @ weight + bias.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +90,7 @@ class FoldedBlock:
 
 @dataclass(frozen=True)
 class FoldedMega:
-    """The deployment form of an Edifice Mega; what it computes is written by exporters.onnx."""
+    """The deployment form of an Edifice Mega; exporters.edifice writes what it computes."""
 
     config: EdificeConfig
     input_projection: Linear | None
@@ -108,8 +108,8 @@ def fold(model: edifice.Mega) -> FoldedMega:
         OptionError: `model` is in training mode, where dropout makes it another function.
         InputError: a weight is NaN or infinite.
     """
-    if model.training:
-        raise OptionError("the model is in training mode; call model.eval() first")
+    if any(module.training for module in model.modules()):
+        raise OptionError("the model, or a part of it, is in training mode; call model.eval() first")
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight).all():
             raise InputError(
@@ -121,9 +121,8 @@ def fold(model: edifice.Mega) -> FoldedMega:
         config=config,
         input_projection=_linear(model.input_projection) if isinstance(model.input_projection, nn.Linear) else None,
         blocks=tuple(
-            _fold_block(block, config, last_row=config.output == "last" and index == final)
+            _fold_block(cast(edifice.MegaBlock, block), config, last_row=config.output == "last" and index == final)
             for index, block in enumerate(model.blocks)
-            if isinstance(block, edifice.MegaBlock)
         ),
         final_gamma=_array(model.final_norm.weight),
         final_beta=_array(model.final_norm.bias),

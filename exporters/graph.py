@@ -5,20 +5,22 @@ Values are flat, [rows, features] with rows = batch * seq_len, so that every lin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxscript
 from onnxscript import ir
 
+from mega_deploy.errors import InputError
 from mega_deploy.exporters.ema import Kernel
 from mega_deploy.exporters.fold import Linear
+from mega_deploy.models.edifice import NORM_EPSILON
 
 OPSET = 20
 IR_VERSION = 10  # the first that knows overloads of functions
-NORM_EPSILON = 1e-5
 
 
 class Graph:
@@ -55,8 +57,11 @@ class Graph:
 
     def constant(self, name: str, array: npt.NDArray[np.float64]) -> ir.Value:
         """A constant, cast to the graph's dtype: the one place where float64 ends."""
-        array = np.ascontiguousarray(array, self.dtype.numpy())
-        return self._builder.initializer(ir.tensor(array, self.dtype), name)
+        with np.errstate(over="ignore"):
+            cast = np.ascontiguousarray(array, self.dtype.numpy())
+        if np.isfinite(array).all() and not np.isfinite(cast).all():
+            raise InputError(f"{name} of the folded model exceeds {self.dtype.name}: its weights are too large")
+        return self._builder.initializer(ir.tensor(cast, self.dtype), name)
 
     def linear(self, x: ir.Value, layer: Linear, name: str) -> ir.Value:
         """x @ weight + bias: [rows, in] -> [rows, out]."""
@@ -74,15 +79,20 @@ class Graph:
 
         beta stands there even so: onnxruntime 1.32's SkipLayerNormFusion crashes where it is left out.
         """
-        gamma = gamma or self._filled("ones", features, 1.0)
-        beta = beta or self._filled("zeros", features, 0.0)
+        gamma = gamma or self._shared(f"ones.{features}", lambda: np.ones(features))
+        beta = beta or self._shared(f"zeros.{features}", lambda: np.zeros(features))
         return self.op.LayerNormalization(x, gamma, beta, axis=-1, epsilon=NORM_EPSILON)
 
-    def _filled(self, name: str, features: int, value: float) -> ir.Value:
-        """A constant vector, shared by all that ask for it."""
-        name = f"{name}.{features}"
+    def causal_mask(self, seq_len: int) -> ir.Value:
+        """What is added to scores [batch, seq_len, seq_len]: -infinity for the future, 0 for the rest."""
+        return self._shared(
+            f"causal_mask.{seq_len}", lambda: np.triu(np.full((seq_len, seq_len), -np.inf, np.float32), 1)
+        )
+
+    def _shared(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> ir.Value:
+        """A constant that stands once for all that ask for it."""
         if name not in self._graph.initializers:
-            array = np.full(features, value, self.dtype.numpy())
+            array = make().astype(self.dtype.numpy())
             self._builder.initializer(ir.tensor(array, name=name), name, qualify=False)
         return self._graph.initializers[name]
 

@@ -31,8 +31,11 @@ def load_arrays(path: Path) -> Array | dict[str, Array]:
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a file that numpy.save or numpy.savez wrote: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or 'it is damaged'}") from error
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        # numpy's own words would advise to allow pickles.
+        raise InputError(f"{path} is not a whole file of plain arrays that numpy.save or numpy.savez wrote") from error
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

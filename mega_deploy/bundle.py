@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -118,6 +119,7 @@ class Bundle:
         if not folder.is_dir():
             raise BundleError(f"{folder} is not a folder; a bundle is what `mega-deploy export` writes")
         try:
+            _check_regular(folder / MANIFEST)
             with (folder / MANIFEST).open("rb") as file:
                 raw = file.read(MAX_MANIFEST_BYTES + 1)
         except FileNotFoundError:
@@ -129,11 +131,16 @@ class Bundle:
         if len(raw) > MAX_MANIFEST_BYTES:
             raise BundleError(f"{folder / MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
         try:
-            manifest = Manifest.from_json(json.loads(raw))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, BundleError) as error:
+            manifest = Manifest.from_json(json.loads(raw, parse_constant=_no_constant))
+        except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, huge integers, and BundleError
             raise BundleError(f"{folder / MANIFEST} cannot be used: {error}") from error
         for name, entry in manifest.files.items():
             _verify(folder, name, entry)
+        # An engine may load files that lie beside its own: what no hash covers has no place here.
+        for found in folder.rglob("*"):
+            name = found.relative_to(folder).as_posix()
+            if name not in manifest.files and name != MANIFEST and (found.is_symlink() or not found.is_dir()):
+                raise BundleError(f"{found} is not in the bundle's manifest; remove it")
         return cls(folder, manifest)
 
     def file(self, name: str) -> Path:
@@ -153,10 +160,12 @@ def _verify(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
         raise BundleError(f"{folder / MANIFEST} names a file outside of the bundle: {name!r}")
     path = folder / relative
     try:
+        _check_regular(path)
         size = path.stat().st_size
         digest = sha256_of(path) if size == entry["bytes"] else None
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}; copy the bundle again") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{path!s:.300} cannot be read: {reason}; copy the bundle again") from error
     if digest != entry["sha256"]:
         found = (
             f"{size} bytes instead of {entry['bytes']}"
@@ -166,6 +175,16 @@ def _verify(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
         raise BundleError(
             f"{path} is not the file that was exported: {found}; copy the bundle again, or export it anew"
         )
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse links, which lead out of the bundle, and pipes, which wait for ever."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise BundleError(f"{path} is not a regular file")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}, which is no JSON")
 
 
 def sha256_of(path: Path) -> str:

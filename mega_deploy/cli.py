@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import signal
 import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -20,10 +22,13 @@ app = typer.Typer(
     name="mega-deploy",
     help="Take trained Mega models to production: verified ONNX bundles, sessions and benchmarks.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+USAGE = 2
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the folder that `export` wrote.")]
@@ -170,23 +175,38 @@ def demo(
 
 def main() -> None:
     """Run the command line; errors raised on purpose become one line and their exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot print is no reason to fail
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except MegaDeployError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except typer.TyperException as error:  # usage: an unknown option, a missing argument
+        _fail(f"{error.format_message()}; see --help", USAGE)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+        sys.exit(0)
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
     """Ends through SystemExit, so that whatever is half-written is taken back."""
-    sys.exit(128 + signal.SIGTERM)
+    sys.exit(128 + number)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold one JSON object of hyperparameters by name")

@@ -34,6 +34,7 @@ PathLike = str | os.PathLike[str]
 OnStep = Callable[[str], None]
 DEFAULT_BATCH = Range(1, 1, 64)
 PRECISION = "float32"
+MAX_SEED = 2**32 - 1
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors")
 
 
@@ -149,28 +150,31 @@ def validate(
         reference = bundle.reference()
     else:
         on_step("run the trained model in float64")
-        reference = _fresh_reference(bundle, inputs, samples, seed or 0)
+        reference = _fresh_reference(bundle, inputs, samples, seed)
     report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
     blocks = compare_blocks(bundle.file(files.MODEL), signature, reference)
     return dataclasses.replace(report, blocks=blocks)
 
 
 def _fresh_reference(
-    bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int
+    bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
     require("torch", "export", "validating on fresh inputs")
     from mega_deploy.checkpoints import load_checkpoint
     from mega_deploy.exporters.reference import SAMPLES, record, record_for
 
-    if samples is not None and samples < 1:
-        raise OptionError(f"samples must be at least 1, got {samples}")
+    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
+        if value is not None and (type(value) is not int or not least <= value <= MAX_SEED):
+            raise OptionError(f"{name} must be a whole number from {least} to {MAX_SEED}, got {value!r}")
+    if inputs is not None and (samples is not None or seed is not None):
+        raise OptionError("samples and seed are for random windows; give them or inputs, not both")
     signature = bundle.manifest.signature
     model = load_checkpoint(bundle.file(files.TRAINED))
     names = [block.name for block in bundle.reference().blocks]
     if inputs is None:
         batch = signature.inputs[0].dims[0]
         assert isinstance(batch, Range)
-        return record(model, names, batch, samples=samples or SAMPLES, seed=seed)
+        return record(model, names, batch, samples=samples or SAMPLES, seed=seed or 0)
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
     return record_for(model, names, signature.feeds(inputs)["frames"])
@@ -178,14 +182,19 @@ def _fresh_reference(
 
 def _own_model(model: Mega, seq_len: int | None, for_checkpoints: Mapping[str, object]) -> Mega:
     """A model that came as a module, for windows of `seq_len` frames."""
+    import torch
+
     from mega_deploy.models.edifice import Mega
 
-    if not isinstance(model, Mega):
+    if type(model) is not Mega:  # a subclass may compute anything, and what torch.compile returns is no Mega
         raise OptionError(
-            f"a model must be a mega_deploy.models.edifice.Mega or the path of a checkpoint, got {type(model).__name__}"
+            f"a model must be a mega_deploy.models.edifice.Mega itself or the path of a checkpoint, got {type(model)}; "
+            "of a compiled model pass the one that was compiled"
         )
     if given := [name for name, value in for_checkpoints.items() if value is not None]:
         raise OptionError(f"{given[0]} is for checkpoints that do not say; this model has options of its own")
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        model = copy.deepcopy(model).float()  # what the bundle's checkpoint holds
     if seq_len is None:
         return model
     longer = copy.copy(model)  # shares the weights
@@ -209,15 +218,13 @@ def _make_files(model: Mega, folder: Path, batch: Range, ema: str, on_step: OnSt
     from mega_deploy.checkpoints import model_source, save_checkpoint
     from mega_deploy.exporters import onnx as onnx_file
     from mega_deploy.exporters.edifice import mega_graph
-    from mega_deploy.exporters.ema import choose
     from mega_deploy.exporters.flops import graph_flops, trained_flops
     from mega_deploy.exporters.fold import fold
     from mega_deploy.exporters.reference import record
 
     model_config = model.config
-    lowering, reason = choose(ema, model_config.length)
     on_step("fold the weights")
-    graph = mega_graph(fold(model))
+    graph = mega_graph(fold(model), ema=ema)
     on_step("write the ONNX graph")
     proto = onnx_file.save(graph.model, folder / files.MODEL)
     save_checkpoint(model, folder / files.TRAINED)
@@ -236,8 +243,8 @@ def _make_files(model: Mega, folder: Path, batch: Range, ema: str, on_step: OnSt
         signature=signature,
         precision=PRECISION,
         ema={
-            "lowering": lowering,
-            "reason": reason,
+            "lowering": graph.lowering.name,
+            "reason": graph.lowering.reason,
             "taps": max(kernel.taps.shape[1] for kernel in graph.lowered),
             "bound": max(kernel.bound for kernel in graph.lowered),
             "blocks": [{"taps": kernel.taps.shape[1], "bound": kernel.bound} for kernel in graph.lowered],

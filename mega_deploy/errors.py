@@ -7,7 +7,6 @@ of ours: it keeps its traceback and exits with 1.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from types import ModuleType
 
 
@@ -59,7 +58,8 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        state = "is not installed" if importlib.util.find_spec(package) is None else f"does not import ({error})"
+        absent = isinstance(error, ModuleNotFoundError) and error.name == package
+        state = "is not installed" if absent else f"does not import ({error})"
         raise MissingComponentError(
             f"{purpose} needs {package}, which {state}; run: pip install 'mega-deploy[{extra}]'"
         ) from error

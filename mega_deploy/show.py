@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from mega_deploy.signature import TensorSpec
 
@@ -58,10 +58,8 @@ def parity_table(report: Report) -> None:
     for part in ("cases", "blocks"):
         for case in report[part]:
             error = "not finite" if case["relative_l2"] is None else f"{case['relative_l2']:.1e}"
-            verdict = "[green]passed[/]" if case["passed"] else "[red]FAILED[/]"
-            table.add_row(
-                escape(case["name"]), str(case["batch"]), error, f"{case['floor']:.1e}", f"{case['limit']:.1e}", verdict
-            )
+            numbers = (str(case["batch"]), error, f"{case['floor']:.1e}", f"{case['limit']:.1e}")
+            table.add_row(_plain(case["name"]), *numbers, _passed(case["passed"]))
         table.add_section()
     console.print(table)
     console.print(_verdict(report))
@@ -70,9 +68,7 @@ def parity_table(report: Report) -> None:
 def run_line(report: Report) -> None:
     """Of `run`."""
     outputs = ", ".join(f"{name} {value['dtype']} {value['shape']}" for name, value in report["outputs"].items())
-    Console().print(
-        f"{escape(report['output'])}: {escape(outputs)} in {report['seconds'] * 1e3:.2f} ms on {report['backend']}"
-    )
+    Console().print(_plain(f"{report['output']}: {outputs} in {report['seconds'] * 1e3:.2f} ms on {report['backend']}"))
 
 
 def inspect_table(report: Report) -> None:
@@ -95,7 +91,8 @@ def inspect_table(report: Report) -> None:
         }
     facts["options"] = ", ".join(f"{name}={value}" for name, value in report["config"].items())
     facts["size"] = f"{report['bytes'] / 1e6:.1f} MB"
-    facts["can be used here"] = "yes" if report["runs_here"] else "[red]no[/]: " + escape("; ".join(report["missing"]))
+    missing = Text.assemble(("no", "red"), ": ", _plain("; ".join(report["missing"])))
+    facts["can be used here"] = "yes" if report["runs_here"] else missing
     _facts(f"{report['path']}: {report['kind']}", facts)
 
 
@@ -105,8 +102,8 @@ def doctor_table(report: Report) -> None:
     for column in ("component", "version", "", "for", "remedy"):
         table.add_column(column)
     for part in report["components"]:
-        state = "[green]works[/]" if part["works"] else "[red]missing[/]"
-        table.add_row(part["name"], part["version"] or "", state, part["purpose"], escape(part["remedy"] or ""))
+        state = Text("works", "green") if part["works"] else Text("missing", "red")
+        table.add_row(part["name"], part["version"] or "", state, part["purpose"], _plain(part["remedy"] or ""))
     Console().print(table)
 
 
@@ -130,17 +127,17 @@ def demo_table(report: Report) -> None:
 
 
 def _facts(title: str, facts: dict[str, object]) -> None:
-    table = RichTable(title=escape(title), show_header=False, title_justify="left")
+    table = RichTable(title=_plain(title), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, str(value))
+        table.add_row(_plain(name), value if isinstance(value, Text) else _plain(value))
     Console().print(table)
 
 
 def _tensors(signature: Report) -> dict[str, object]:
     return {
-        f"{side[:-1]} {spec.name}": escape(f"{spec.dtype} {spec}")
+        f"{side[:-1]} {spec.name}": f"{spec.dtype} {spec}"
         for side in ("inputs", "outputs")
         for spec in map(TensorSpec.from_json, signature[side])
     }
@@ -150,8 +147,16 @@ def _work(flops: Report) -> str:
     return f"{flops['deployed'] / 1e6:.4g} MFLOP ({flops['trained'] / 1e6:.4g} as trained)"
 
 
-def _verdict(parity: Report) -> str:
+def _plain(value: object) -> Text:
+    """Text as it stands: what comes from a file is no markup, and sends nothing to the terminal but letters."""
+    return Text("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value)))
+
+
+def _passed(passed: bool) -> Text:
+    return Text("passed", "green") if passed else Text("FAILED", "red")
+
+
+def _verdict(parity: Report) -> Text:
     error = "not finite" if parity["relative_l2"] is None else f"{parity['relative_l2']:.1e}"
-    state = "[green]passed[/]" if parity["passed"] else "[red]FAILED[/]"
     beside = f"PyTorch's own {parity['floor']:.1e}, limit {parity['limit']:.1e}"
-    return f"{state}: relative error {error} against float64 in the worst case, {beside}"
+    return _passed(parity["passed"]) + f": relative error {error} against float64 in the worst case, {beside}"

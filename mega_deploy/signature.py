@@ -23,6 +23,10 @@ class Range:
     max: int
 
     def __post_init__(self) -> None:
+        if not all(type(size) is int for size in (self.min, self.opt, self.max)):
+            raise OptionError(f"a range is made of whole numbers, got {self.min!r}, {self.opt!r}, {self.max!r}")
+        if self.max > LARGEST_SIZE:
+            raise OptionError(f"a range ends at {LARGEST_SIZE} at the latest, got {self.max}")
         if not 1 <= self.min <= self.opt <= self.max:
             raise OptionError(
                 f"a range is MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, got {self.min}:{self.opt}:{self.max}"
@@ -39,6 +43,7 @@ class Range:
 
 
 Dim = int | Range
+LARGEST_SIZE = 1 << 20
 # The option of `export` that widens an axis.
 _WIDENS = {"batch": "--batch-range", "seq_len": "--seq-range"}
 
@@ -68,10 +73,11 @@ class TensorSpec:
             remedy = f'convert it with .astype("{self.dtype}")'
             raise InputError(f'input "{self.name}" must be {self.dtype}, got {array.dtype}; {remedy}')
         self.check_shape(array.shape)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             array = np.ascontiguousarray(array, self.dtype)
-        # The sum of all is finite unless a value is not, or it overflows: a cheap test, and the dear one after it.
-        if array.dtype.kind == "f" and not np.isfinite(array.sum()) and not np.isfinite(array).all():
+            # The sum of all is finite unless a value is not, or it overflows: a cheap test before the dear one.
+            suspicious = array.dtype.kind == "f" and not np.isfinite(array.sum())
+        if suspicious and not np.isfinite(array).all():
             bad = ~np.isfinite(array)
             first = [int(index) for index in np.argwhere(bad)[0]]
             raise InputError(f'input "{self.name}" holds {int(bad.sum())} NaN or infinite values, the first at {first}')
@@ -139,7 +145,7 @@ class Signature:
         for spec in self.inputs:
             if spec.name not in inputs:
                 raise InputError(f'input "{spec.name}" is missing; this bundle takes {_names(self.inputs)}')
-        return {spec.name: spec.check(np.asarray(inputs[spec.name])) for spec in self.inputs}
+        return {spec.name: spec.check(_as_array(spec.name, inputs[spec.name])) for spec in self.inputs}
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
@@ -152,6 +158,13 @@ class Signature:
     def from_json(cls, value: Mapping[str, Any]) -> Signature:
         """From what `to_json` gave."""
         return cls(*(tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs")))
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # a ragged list, or a tensor that lives elsewhere
+        raise InputError(f'input "{name}" is no array: {error}') from error
 
 
 def _names(specs: Iterable[TensorSpec]) -> str:

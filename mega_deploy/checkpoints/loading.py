@@ -66,10 +66,12 @@ def resolve(
     Raises:
         OptionError: see load_checkpoint.
     """
+    if not isinstance(config, Mapping):
+        raise OptionError(f"the config must map options to values, got a {type(config).__name__}")
     options = {name: value for name, value in checkpoint.options.items() if value is not None}
+    config = {name: value for name, value in config.items() if value is not None}
+    EdificeConfig.from_dict({"embed_dim": 1, **config})  # refuses what is impossible by itself
     for name, value in config.items():
-        if value is None:
-            continue
         if options.setdefault(name, value) != value:
             raise OptionError(f"{name} is {value!r} in the config, but the checkpoint says {options[name]!r}")
     if attention is not None:

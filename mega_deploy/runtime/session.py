@@ -16,6 +16,7 @@ from mega_deploy.signature import Signature
 Array = npt.NDArray[Any]
 Backend = Literal["onnxruntime"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,13 @@ class SessionOptions:
     """Further entries of onnxruntime's session configuration, such as {"session.set_denormal_as_zero": "1"}."""
 
     def __post_init__(self) -> None:
-        if self.threads is not None and (
-            isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1
-        ):
-            raise OptionError(f"threads must be a whole number of at least 1, got {self.threads!r}")
+        if not all(isinstance(value, bool) for value in (self.spinning, self.memory_arena)):
+            raise OptionError("spinning and memory_arena must be True or False")
+        if not all(isinstance(text, str) for entry in self.config.items() for text in entry):
+            raise OptionError("config must map names to values, both strings")
+        threads = self.threads
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+            raise OptionError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
 
 
 class Session:
@@ -65,14 +69,23 @@ class Session:
         settings.enable_cpu_mem_arena = options.memory_arena
         settings.log_severity_level = 3
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
-        for key, value in options.config.items():
-            settings.add_session_config_entry(key, value)
         source = model if isinstance(model, bytes) else os.fspath(model)
         try:
+            for key, value in options.config.items():
+                settings.add_session_config_entry(key, value)
             self._session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own classes have no base of theirs
             named = "the model" if isinstance(source, bytes) else source
-            raise BundleError(f"onnxruntime {ort.__version__} cannot load {named}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise BundleError(f"onnxruntime {ort.__version__} cannot load {named}: {reason:.400}") from error
+        for ours, theirs in (
+            (signature.inputs, self._session.get_inputs()),
+            (signature.outputs, self._session.get_outputs()),
+        ):
+            if unknown := {spec.name for spec in ours} - {value.name for value in theirs}:
+                raise BundleError(
+                    f"the model has no {', '.join(sorted(unknown))}, which its signature names; export it anew"
+                )
         self.signature = signature
         self.options = options
         self._outputs = [spec.name for spec in signature.outputs]

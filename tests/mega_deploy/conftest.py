@@ -1,0 +1,42 @@
+"""A small trained model and its bundle, made once."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mega_deploy as md
+from mega_deploy.models.edifice import Mega
+
+SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 8}
+
+
+@pytest.fixture(scope="session")
+def model() -> Mega:
+    torch.manual_seed(0)
+    return Mega.build(**SMALL).eval()
+
+
+@pytest.fixture(scope="session")
+def pristine(model, tmp_path_factory) -> Path:
+    return md.export(model, tmp_path_factory.mktemp("bundle") / "small.mega").path
+
+
+@pytest.fixture
+def bundle(pristine, tmp_path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(pristine, tmp_path / "copy.mega"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    md.save_checkpoint(model, path)
+    return path
+
+
+@pytest.fixture
+def frames() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((3, 8, 6), dtype=np.float32)

@@ -1,0 +1,212 @@
+"""The command line as a user meets it: what it prints, and what it returns."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+COMMANDS = ["export", "validate", "run", "inspect", "doctor", "demo"]
+
+
+def cli(*args, cwd=None, env=None):
+    command = [sys.executable, "-m", "mega_deploy", *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}, check=False
+    )
+
+
+def answer(*args, **options):
+    done = cli(*args, "--json", **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(*args, code=2, **options):
+    done = cli(*args, **options)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.fixture
+def place(tmp_path, pristine, checkpoint, frames):
+    """A folder with what the examples of --help name."""
+    (tmp_path / "game.mega").symlink_to(pristine)
+    (tmp_path / "params.safetensors").write_bytes(checkpoint.read_bytes())
+    np.save(tmp_path / "frames.npy", frames)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_ends_with_an_example_that_runs(command, place):
+    text = cli(command, "--help").stdout
+    example = " ".join(text[text.index("Example:") :].split()).removeprefix("Example: mega-deploy ")
+    assert text.strip().endswith(example.split()[-1])
+    if command == "export":  # the example is of a file that does not say, ours does
+        example = example.replace("game.mega", "new.mega").replace("--seq-len 60", "--seq-len 8")
+    done = cli(*example.split(), cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_no_command_is_help(tmp_path):
+    done = cli()
+    assert done.returncode == 2 and all(command in done.stderr + done.stdout for command in COMMANDS)
+
+
+def test_export_tells_what_the_contract_says(checkpoint, tmp_path):
+    report = answer("export", checkpoint, "-o", tmp_path / "x.mega", "--batch-range", "1:2:4", "--ema", "kernel")
+    assert {"bundle", "config", "inputs", "outputs", "ema", "flops", "parity", "seconds"} <= report.keys()
+    assert (
+        report["ema"]["lowering"] == "kernel" and report["ema"]["reason"] == "as asked" and report["ema"]["bound"] >= 0
+    )
+    assert report["parity"]["passed"] and report["flops"]["deployed"] < report["flops"]["trained"]
+    assert report["inputs"][0]["dims"] == [{"min": 1, "opt": 2, "max": 4}, 8, 6]
+    assert report["source"]["format"] == "native"
+
+
+def test_validate_and_inspect_tell_what_the_contract_says(pristine, checkpoint):
+    report = answer("validate", pristine)
+    assert {
+        "passed",
+        "backend",
+        "precision",
+        "relative_l2",
+        "max_abs",
+        "floor",
+        "limit",
+        "cases",
+        "blocks",
+    } <= report.keys()
+    seen = answer("inspect", pristine)
+    assert seen["kind"] == "bundle" and seen["runs_here"] is True and seen["missing"] == []
+    seen = answer("inspect", checkpoint)
+    assert (seen["kind"], seen["format"], seen["unknown"]) == ("checkpoint", "native", [])
+
+
+def test_doctor_tries_each_component():
+    parts = {part["name"]: part for part in answer("doctor")["components"]}
+    assert all(
+        parts[name]["works"] and parts[name]["version"] for name in ("python", "numpy", "onnxruntime", "torch", "onnx")
+    )
+    assert all(part["works"] or part["remedy"] for part in parts.values())
+
+
+def test_demo_scores_the_deployed_model(tmp_path):
+    report = answer("demo", cwd=tmp_path)
+    assert report["parity"]["passed"] and report["bundle"] == "speakers.mega"
+    assert report["accuracy"]["deployed"] == report["accuracy"]["trained"] > 0.98
+    assert report["accuracy"]["agreement"] == 1.0 and report["latency"]["p50_ms"] > 0
+    assert answer("demo", cwd=tmp_path)["parity"]["passed"]  # it replaces its own bundle
+    (tmp_path / "other").mkdir()
+    assert "exists" in refused("demo", "-o", tmp_path / "other")
+
+
+def test_run_takes_and_gives_npy_and_npz(pristine, frames, tmp_path):
+    np.save(tmp_path / "x.npy", frames)
+    np.savez(tmp_path / "x.npz", frames=frames)
+    report = answer("run", pristine, tmp_path / "x.npy", "-o", tmp_path / "y.npz")
+    assert report["backend"] == "onnxruntime" and report["native_ops"] == [] and report["seconds"] > 0
+    assert report["outputs"] == {"features": {"dtype": "float32", "shape": [3, 16]}}
+    answer("run", pristine, tmp_path / "x.npz", "-o", tmp_path / "y.npy", "--threads", "1")
+    np.testing.assert_allclose(np.load(tmp_path / "y.npz")["features"], np.load(tmp_path / "y.npy"), atol=1e-6)
+
+
+def test_a_run_that_fails_keeps_the_output_of_the_one_before(pristine, frames, tmp_path):
+    np.save(tmp_path / "good.npy", frames)
+    np.save(tmp_path / "bad.npy", frames[:, :-1])
+    out = tmp_path / "y.npy"
+    answer("run", pristine, tmp_path / "good.npy", "-o", out)
+    before = out.read_bytes()
+    refused("run", pristine, tmp_path / "bad.npy", "-o", out)
+    assert out.read_bytes() == before and len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_cannot_be_run_is_refused(pristine, frames, tmp_path):
+    np.save(tmp_path / "x.npy", frames)
+    np.savez(tmp_path / "other.npz", x=frames)
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-9])
+    out = tmp_path / "y.npy"
+    assert "does not exist" in refused("run", pristine, tmp_path / "absent.npy", "-o", out)
+    assert '"x"' in refused("run", pristine, tmp_path / "other.npz", "-o", out)
+    assert "plain arrays" in refused("run", pristine, tmp_path / "objects.npy", "-o", out)
+    assert "plain arrays" in refused("run", pristine, tmp_path / "cut.npy", "-o", out)
+    assert ".npy" in refused("run", pristine, tmp_path / "x.npy", "-o", tmp_path / "y.csv")
+    assert "cannot be written" in refused("run", pristine, tmp_path / "x.npy", "-o", tmp_path / "no" / "y.npy")
+    assert "threads" in refused("run", pristine, tmp_path / "x.npy", "-o", out, "--threads", "0")
+    assert "backend" in refused("run", pristine, tmp_path / "x.npy", "-o", out, "--backend", "abacus")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--no-such-option"], "no-such-option"),
+        (["--seq-len", "many"], "seq-len"),
+        (["--seq-len", "0"], "seq_len"),
+        (["--seq-len", "100000"], "100000"),
+        (["--attention", "laplace"], "softmax"),
+        (["--batch-range", "4:2:1"], "MIN:OPT:MAX"),
+        (["--batch-range", "1:1:99999999"], "range"),
+        (["--ema", "magic"], "magic"),
+        (["--source", "edifice"], "native"),
+        (["--source", "fairseq"], "fairseq"),
+        (["--config", "absent.json"], "absent.json"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(checkpoint, tmp_path, options, word):
+    assert word in refused("export", checkpoint, "-o", tmp_path / "x.mega", *options, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ('{"hidden_size": 17}', "hidden_size"),
+        ('{"heads": 4}', "heads"),
+        ('{"dropout": NaN}', "dropout"),
+        ('{"hidden_size": 16.0}', "hidden_size"),
+        ("[]", "object"),
+        ("{", "JSON"),
+        ("[" * 100_000, "JSON"),
+    ],
+)
+def test_a_config_that_contradicts_or_is_none_is_refused(checkpoint, tmp_path, text, word):
+    (tmp_path / "c.json").write_text(text)
+    assert word in refused("export", checkpoint, "-o", tmp_path / "x.mega", "--config", tmp_path / "c.json")
+
+
+def test_a_missing_component_is_named_with_its_remedy(checkpoint, pristine, frames, tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('blocked')\n")
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    np.save(tmp_path / "x.npy", frames)
+    for command in (
+        ["run", pristine, tmp_path / "x.npy", "-o", tmp_path / "y.npy"],
+        ["export", checkpoint, "-o", tmp_path / "x.mega"],
+    ):
+        assert "pip install 'mega-deploy[cpu]'" in refused(*command, code=4, env=env)
+    seen = answer("inspect", pristine, env=env)
+    assert seen["runs_here"] is False and "pip install" in seen["missing"][0]
+
+
+def test_text_from_a_bundle_is_neither_markup_nor_sent_to_the_terminal(bundle):
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["note"] = "[red]x[/blue] \x1b]0;title\x07"
+    path.write_text(json.dumps(manifest))
+    done = cli("inspect", bundle)
+    assert done.returncode == 0, done.stderr
+    assert "[red]x[/blue]" in re.sub(r"[│\s]+", " ", done.stdout) and "\x1b" not in done.stdout
+
+
+def test_a_locale_without_the_letters_is_no_reason_to_fail(pristine, tmp_path):
+    (tmp_path / "bündle").symlink_to(pristine)
+    env = {"PYTHONIOENCODING": "latin-1", "LC_ALL": "C"}
+    assert cli("inspect", tmp_path / "bündle", env=env).returncode == 0
+    assert cli("validate", tmp_path / "bündle", env=env).returncode == 0

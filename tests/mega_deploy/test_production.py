@@ -1,0 +1,124 @@
+"""Production hosts have no torch, and rooms import only from rooms below."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mega_deploy
+
+ROOT = Path(__file__).parents[2]
+SOURCES = {
+    "mega_deploy": "mega_deploy",
+    "exporters": "mega_deploy.exporters",
+    "plugins": "mega_deploy.plugins",
+    "bench": "mega_deploy.bench",
+}
+FLOORS = [
+    {"errors", "config", "signature", "arrays", "doctor"},
+    {"models", "plugins", "bundle", "parity"},
+    {"runtime", "checkpoints"},
+    {"exporters"},
+    {"deploy", "inspection"},
+    {"bench"},
+    {"demo"},
+    {"show"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# errors lies below its neighbours, which raise what it defines.
+GROUND = {"errors"}
+
+
+def modules():
+    for folder, package in SOURCES.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            yield path, ".".join((package, *(part for part in parts if part != "__init__")))
+
+
+def room(module):
+    return module.split(".")[1] if "." in module else None
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "mega_deploy"
+                else [node.module]
+            )
+            yield from names
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    ("path", "module"), [pair for pair in modules() if room(pair[1])], ids=lambda value: str(value)[-40:]
+)
+def test_a_room_imports_only_from_rooms_below(path, module):
+    own = room(module)
+    for name in imports(path):
+        if name.split(".")[0] == "mega_deploy" and room(name) not in (own, None):
+            assert room(name) in GROUND or FLOOR[room(name)] < FLOOR[own], f"{module} imports {name}"
+
+
+BLOCKED = ("torch", "onnx", "onnxscript", "safetensors")
+
+
+@pytest.fixture
+def blocked(tmp_path):
+    for name in BLOCKED:
+        (tmp_path / f"{name}.py").write_text("raise ImportError('blocked')\n")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "mega_deploy",
+        "mega_deploy.bundle",
+        "mega_deploy.parity",
+        "mega_deploy.runtime",
+        "mega_deploy.cli",
+        "mega_deploy.deploy",
+        "mega_deploy.checkpoints",
+        "mega_deploy.bench.latency",
+    ],
+)
+def test_the_production_world_needs_no_torch(blocked, module, tmp_path):
+    code = f"import sys, {module}; assert not set({BLOCKED!r}) & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=blocked, check=True, cwd=tmp_path)
+
+
+def test_importing_the_package_imports_no_engine(tmp_path):
+    code = "import sys, mega_deploy; assert not {'torch', 'onnxruntime', 'onnx', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_a_bundle_runs_without_torch(pristine, blocked, tmp_path):
+    code = "import sys, numpy, mega_deploy as md; s = md.open_bundle(sys.argv[1]).session(); "
+    code += "print(s.run(numpy.zeros((2, 8, 6))).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(pristine)],
+        env=blocked,
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.stdout.strip() == "(2, 16)"
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(mega_deploy, name) for name in mega_deploy.__all__) and set(mega_deploy.__all__) <= set(
+        dir(mega_deploy)
+    )
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = mega_deploy.no_such_name
