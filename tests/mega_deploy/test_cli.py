@@ -14,8 +14,9 @@ COMMANDS = ["export", "validate", "run", "inspect", "doctor", "demo"]
 
 def cli(*args, cwd=None, env=None):
     command = [sys.executable, "-m", "mega_deploy", *map(str, args)]
+    whole = {**os.environ, **(env or {})}
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}, check=False
+        command, capture_output=True, encoding="utf-8", errors="replace", cwd=cwd, env=whole, check=False
     )
 
 
