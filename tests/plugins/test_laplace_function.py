@@ -14,7 +14,7 @@ from onnxscript import GraphBuilder, ir
 
 from mega_deploy.models.edifice import laplace_attention
 from mega_deploy.plugins.laplace import function as laplace_function
-from mega_deploy.plugins.laplace.reference import l1_attention
+from mega_deploy.plugins.laplace.reference import laplace_attention as reference
 
 FLOAT32_RATIO, FLOAT64_RATIO = 2e-6, 1e-13
 
@@ -53,7 +53,7 @@ def test_the_function_is_the_reference_for_any_sizes_and_pieces(batch, m, n, d, 
         patch.setattr(laplace_function, "PIECE_CHANNELS", 1 + d % 3)
         model = op_model(m, n, d, dv, dtype)
     got = ReferenceEvaluator(model).run(None, {"q": q, "k": k, "v": v})[0]
-    want = l1_attention(*(x.astype(np.float64) for x in (q, k, v)))
+    want = reference(*(x.astype(np.float64) for x in (q, k, v)))
     limit = FLOAT64_RATIO if double else FLOAT32_RATIO
     assert np.abs(got - want).max() <= limit * np.abs(v).max()
 
@@ -62,7 +62,7 @@ def test_the_reference_is_the_trained_forms_attention():
     random = np.random.default_rng(0)
     q, k, v = (random.standard_normal((2, 7, 5)) for _ in range(3))
     want = laplace_attention(*(torch.from_numpy(x) for x in (q, k, v))).numpy()
-    np.testing.assert_allclose(l1_attention(q, k, v), want, rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(reference(q, k, v), want, rtol=1e-13, atol=1e-15)
 
 
 CHILD = """
