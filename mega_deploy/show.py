@@ -70,9 +70,9 @@ def parity_table(report: Report) -> None:
 def run_line(report: Report) -> None:
     """Of `run`."""
     outputs = ", ".join(f"{name} {value['dtype']} {value['shape']}" for name, value in report["outputs"].items())
-    Console().print(
-        f"{escape(report['output'])}: {escape(outputs)} in {report['seconds'] * 1e3:.2f} ms on {report['backend']}"
-    )
+    native = f", {', '.join(report['native_ops'])} native" if report["native_ops"] else ""
+    took = f"{report['seconds'] * 1e3:.2f} ms on {report['backend']}{native}"
+    Console().print(f"{escape(report['output'])}: {escape(outputs)} in {took}")
 
 
 def inspect_table(report: Report) -> None:
@@ -84,6 +84,7 @@ def inspect_table(report: Report) -> None:
             **_tensors(report["signature"]),
             "precision": report["precision"],
             "parity": _verdict(report["parity"]),
+            **_served(report),
             "made with": ", ".join(f"{name} {version}" for name, version in report["tools"].items()),
         }
     else:
@@ -97,6 +98,21 @@ def inspect_table(report: Report) -> None:
     facts["size"] = f"{report['bytes'] / 1e6:.1f} MB"
     facts["can be used here"] = "yes" if report["runs_here"] else "[red]no[/]: " + escape("; ".join(report["missing"]))
     _facts(f"{report['path']}: {report['kind']}", facts)
+
+
+def plugins_table(report: Report) -> None:
+    """Of `plugins list`."""
+    table = RichTable()
+    for column in ("target", "library", "architectures"):
+        table.add_column(column, overflow="fold")
+    for row in report["plugins"]:
+        table.add_row(row["target"], escape(row["library"] or "not built"), ", ".join(row["architectures"]))
+    Console().print(table)
+
+
+def built_line(report: Report) -> None:
+    """Of `plugins build`."""
+    Console().print(escape(f"{report['plugin']['name']} for {report['target']}: {report['library']}"), soft_wrap=True)
 
 
 def doctor_table(report: Report) -> None:
@@ -148,6 +164,16 @@ def _tensors(signature: Report) -> dict[str, object]:
 
 def _work(flops: Report) -> str:
     return f"{flops['deployed'] / 1e6:.4g} MFLOP ({flops['trained'] / 1e6:.4g} as trained)"
+
+
+def _served(report: Report) -> dict[str, object]:
+    """Who serves the operators of ours that a bundle holds."""
+    native = "a native kernel"
+    body = "its function body; a native kernel is faster: mega-deploy plugins build onnxruntime"
+    return {
+        f"{plugin['name']} is served by": native if plugin["name"] in report["native_ops"] else body
+        for plugin in report["plugins"]
+    }
 
 
 def _verdict(parity: Report) -> str:
