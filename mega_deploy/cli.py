@@ -32,6 +32,7 @@ USAGE = 2
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the folder that `export` wrote.")]
+PluginTarget = Literal["onnxruntime", "tensorrt"]
 Backend = Annotated[str, typer.Option(help="What runs the model: onnxruntime.")]
 
 
@@ -148,6 +149,31 @@ def inspect(
     from mega_deploy import inspection
 
     _print(inspection.inspect(path, source), as_json, show.inspect_table)
+
+
+plugins = typer.Typer(help="Native kernels of our operators.", no_args_is_help=True)
+app.add_typer(plugins, name="plugins")
+
+
+@plugins.command("build", epilog="Example:  mega-deploy plugins build onnxruntime")
+def plugins_build(
+    target: Annotated[PluginTarget, typer.Argument(help="Whose plugin to build.")],
+    as_json: Json = False,
+) -> None:
+    """Build native kernels into this user's cache, where sessions find them; needs a C++ compiler."""
+    from mega_deploy.plugins.listing import build
+
+    with show.progress() as on_step:
+        report = build(target, on_step)
+    _print(report, as_json, show.built_line)
+
+
+@plugins.command("list", epilog="Example:  mega-deploy plugins list")
+def plugins_list(as_json: Json = False) -> None:
+    """Tell which native kernels are built for this version."""
+    from mega_deploy.plugins.listing import rows
+
+    _print({"plugins": rows()}, as_json, show.plugins_table)
 
 
 @app.command(epilog="Example:  mega-deploy doctor")

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
+from mega_deploy.errors import InputError, MissingComponentError
+from mega_deploy.plugins.onnxruntime import build, cache, headers
+
 
 @dataclass(frozen=True)
 class Component:
@@ -48,7 +51,7 @@ PACKAGES = (
 def examine() -> list[Component]:
     """Every component, each tried and not just looked up."""
     python = Component("python", platform.python_version(), True, None, "3.11 or newer")
-    return [python, *(_package(package) for package in PACKAGES), _session(), _gpu()]
+    return [python, *(_package(package) for package in PACKAGES), _session(), *_native_kernel(), _gpu()]
 
 
 def missing(*modules: str) -> list[str]:
@@ -87,6 +90,38 @@ def _session() -> Component:
     return Component(
         name, onnxruntime.__version__, works, None if works else "pip install --force-reinstall onnxruntime", purpose
     )
+
+
+def _native_kernel() -> list[Component]:
+    """The native kernel of LaplaceAttention, and what building it needs."""
+    purpose = "build the native Laplace kernel"
+    try:
+        command = build.compiler()
+        said = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+        compiler = Component("C++ compiler", said.partition("\n")[0] or command[0], True, None, purpose)
+    except MissingComponentError:
+        compiler = Component("C++ compiler", None, False, "apt install g++, or set CXX", purpose)
+    try:
+        folder = headers.present()
+        remedy = f"{cache.BUILD_COMMAND} fetches them" if headers.fetchable() else headers.REMEDY
+    except InputError as error:
+        folder, remedy = None, str(error)
+    found = Component(
+        "onnxruntime C++ headers",
+        str(folder) if folder else None,
+        folder is not None,
+        None if folder else remedy,
+        purpose,
+    )
+    name, purpose = "native Laplace kernel", "fast Laplace attention; its function body serves without it"
+    try:
+        from onnxruntime import __version__ as version
+    except ImportError:
+        return [compiler, found, Component(name, None, False, "pip install 'mega-deploy[cpu]'", purpose)]
+    library = cache.find(version)
+    if isinstance(library, cache.Unusable):
+        return [compiler, found, Component(name, None, False, cache.BUILD_COMMAND, purpose)]
+    return [compiler, found, Component(name, library.record["sha256"][:12], True, None, purpose)]
 
 
 def _gpu() -> Component:

@@ -9,6 +9,7 @@ from mega_deploy.bundle import MANIFEST
 from mega_deploy.doctor import missing
 from mega_deploy.errors import InputError
 from mega_deploy.runtime import OpenBundle
+from mega_deploy.runtime.session import native_ops
 
 
 def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
@@ -28,13 +29,22 @@ def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
         manifest = bundle.manifest.to_json()
         size = sum(entry["bytes"] for entry in bundle.manifest.files.values())
         lacking = missing("onnxruntime")
-        found = {"kind": "bundle", "path": str(path), "bytes": size, **manifest}
+        found = {"kind": "bundle", "path": str(path), "bytes": size, **manifest, "native_ops": _native_ops(bundle)}
     else:
         from mega_deploy.checkpoints import describe_checkpoint
 
         found = {"path": str(path), **describe_checkpoint(path, source=source)}
         lacking = missing("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
     return {**found, "runs_here": not lacking, "missing": lacking}
+
+
+def _native_ops(bundle: OpenBundle) -> list[str]:
+    """Operators of the bundle that a native kernel serves on this machine."""
+    try:
+        from onnxruntime import __version__ as version
+    except ImportError:
+        return []
+    return list(native_ops(bundle.plugins, version)[0])
 
 
 def export_report(bundle: OpenBundle, seconds: float) -> dict[str, Any]:

@@ -68,7 +68,9 @@ def parity_table(report: Report) -> None:
 def run_line(report: Report) -> None:
     """Of `run`."""
     outputs = ", ".join(f"{name} {value['dtype']} {value['shape']}" for name, value in report["outputs"].items())
-    Console().print(_plain(f"{report['output']}: {outputs} in {report['seconds'] * 1e3:.2f} ms on {report['backend']}"))
+    native = f", {', '.join(report['native_ops'])} native" if report["native_ops"] else ""
+    took = f"{report['seconds'] * 1e3:.2f} ms on {report['backend']}{native}"
+    Console().print(_plain(f"{report['output']}: {outputs} in {took}"))
 
 
 def inspect_table(report: Report) -> None:
@@ -80,6 +82,7 @@ def inspect_table(report: Report) -> None:
             **_tensors(report["signature"]),
             "precision": report["precision"],
             "parity": _verdict(report["parity"]),
+            **_served(report),
             "made with": ", ".join(f"{name} {version}" for name, version in report["tools"].items()),
         }
     else:
@@ -94,6 +97,21 @@ def inspect_table(report: Report) -> None:
     missing = Text.assemble(("no", "red"), ": ", _plain("; ".join(report["missing"])))
     facts["can be used here"] = "yes" if report["runs_here"] else missing
     _facts(f"{report['path']}: {report['kind']}", facts)
+
+
+def plugins_table(report: Report) -> None:
+    """Of `plugins list`."""
+    table = RichTable()
+    for column in ("target", "library", "architectures"):
+        table.add_column(column, overflow="fold")
+    for row in report["plugins"]:
+        table.add_row(row["target"], _plain(row["library"] or "not built"), ", ".join(row["architectures"]))
+    Console().print(table)
+
+
+def built_line(report: Report) -> None:
+    """Of `plugins build`."""
+    Console().print(_plain(f"{report['plugin']['name']} for {report['target']}: {report['library']}"), soft_wrap=True)
 
 
 def doctor_table(report: Report) -> None:
@@ -154,6 +172,16 @@ def _plain(value: object) -> Text:
 
 def _passed(passed: bool) -> Text:
     return Text("passed", "green") if passed else Text("FAILED", "red")
+
+
+def _served(report: Report) -> dict[str, object]:
+    """Who serves the operators of ours that a bundle holds."""
+    native = "a native kernel"
+    body = "its function body; a native kernel is faster: mega-deploy plugins build onnxruntime"
+    return {
+        f"{plugin['name']} is served by": native if plugin["name"] in report["native_ops"] else body
+        for plugin in report["plugins"]
+    }
 
 
 def _verdict(parity: Report) -> Text:

@@ -24,6 +24,7 @@ class OpenBundle(Bundle):
         threads: int | None = None,
         spinning: bool = True,
         memory_arena: bool = True,
+        native_ops: bool = True,
         config: Mapping[str, str] | None = None,
     ) -> Session:
         """Load the model on a backend.
@@ -33,6 +34,7 @@ class OpenBundle(Bundle):
             threads: see SessionOptions, as for the rest.
             spinning: whether idle threads spin.
             memory_arena: whether memory is kept between calls.
+            native_ops: whether native kernels serve our operators where they were built.
             config: further entries of onnxruntime's session configuration.
 
         Raises:
@@ -42,9 +44,18 @@ class OpenBundle(Bundle):
         if backend not in BACKENDS:
             raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
         options = SessionOptions(
-            threads=threads, spinning=spinning, memory_arena=memory_arena, config=dict(config or {})
+            threads=threads,
+            spinning=spinning,
+            memory_arena=memory_arena,
+            native_ops=native_ops,
+            config=dict(config or {}),
         )
-        return Session(self.file(MODEL), self.manifest.signature, options)
+        return Session(self.file(MODEL), self.manifest.signature, options, self.plugins)
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """Names of the operators in the model that a native kernel may serve."""
+        return tuple(plugin["name"] for plugin in self.manifest.plugins)
 
     def reference(self) -> Reference:
         """The parity reference that was recorded at export."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -11,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.errors import BundleError, OptionError, require
+from mega_deploy.plugins.laplace import NAME as LAPLACE
+from mega_deploy.plugins.onnxruntime import cache
 from mega_deploy.signature import Signature
 
 Array = npt.NDArray[Any]
@@ -29,6 +33,8 @@ class SessionOptions:
     """Whether idle threads spin for a while: lower latency, busier cores. Switch it off where sessions share a host."""
     memory_arena: bool = True
     """Whether memory of one call is kept for the next: faster, at the price of the peak staying allocated."""
+    native_ops: bool = True
+    """Whether native kernels serve our operators where they were built; otherwise their function bodies do."""
     config: Mapping[str, str] = field(default_factory=dict)
     """Further entries of onnxruntime's session configuration, such as {"session.set_denormal_as_zero": "1"}."""
 
@@ -51,6 +57,7 @@ class Session:
         model: path of an ONNX file, or its bytes.
         signature: what it takes and gives.
         options: how it uses the machine.
+        plugins: names of the operators in it that a native kernel may serve, as the bundle's manifest has them.
 
     Raises:
         MissingComponentError: onnxruntime is not installed.
@@ -60,7 +67,11 @@ class Session:
     backend: Backend = "onnxruntime"
 
     def __init__(
-        self, model: str | os.PathLike[str] | bytes, signature: Signature, options: SessionOptions | None = None
+        self,
+        model: str | os.PathLike[str] | bytes,
+        signature: Signature,
+        options: SessionOptions | None = None,
+        plugins: Sequence[str] = (),
     ) -> None:
         ort = require("onnxruntime", "cpu", "the onnxruntime backend")
         options = options or SessionOptions()
@@ -69,6 +80,7 @@ class Session:
         settings.enable_cpu_mem_arena = options.memory_arena
         settings.log_severity_level = 3
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+        self._native_ops = _register(ort, settings, plugins) if options.native_ops else ()
         source = model if isinstance(model, bytes) else os.fspath(model)
         try:
             for key, value in options.config.items():
@@ -98,7 +110,7 @@ class Session:
     @property
     def native_ops(self) -> tuple[str, ...]:
         """Operators of ours that a native kernel serves; the others run as their function bodies."""
-        return ()
+        return self._native_ops
 
     def run(self, inputs: Array | Mapping[str, Array]) -> Any:
         """The model's output for one batch.
@@ -119,3 +131,32 @@ class Session:
         """As `run`, but always a dict by name."""
         results = self._session.run(self._outputs, self.signature.feeds(inputs))
         return {name: np.asarray(value) for name, value in zip(self._outputs, results, strict=True)}
+
+
+def native_ops(plugins: Sequence[str], onnxruntime_version: str) -> tuple[tuple[str, ...], str | None]:
+    """Which of the operators a native kernel would serve on this machine, and why the others are not, in one line."""
+    if LAPLACE not in plugins:
+        return (), None
+    library = cache.find(onnxruntime_version)
+    return ((), library.reason) if isinstance(library, cache.Unusable) else ((LAPLACE,), None)
+
+
+def _register(ort: Any, settings: Any, plugins: Sequence[str]) -> tuple[str, ...]:
+    """Register our library, if it is in the cache and intact, for a model that holds its operator."""
+    if LAPLACE not in plugins:
+        return ()
+    library = cache.find(ort.__version__)
+    if isinstance(library, cache.Unusable):
+        _warn_once(f"{LAPLACE} runs as its function body, which is slower: {library.reason}")
+        return ()
+    try:
+        settings.register_custom_ops_library(os.fspath(library.path))
+    except Exception as error:  # onnxruntime's own classes have no base of theirs
+        _warn_once(f"{LAPLACE} runs as its function body, which is slower: {library.path} does not load: {error}")
+        return ()
+    return (LAPLACE,)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.getLogger("mega_deploy").warning(message)

@@ -18,9 +18,9 @@ SOURCES = {
     "bench": "mega_deploy.bench",
 }
 FLOORS = [
-    {"errors", "config", "signature", "arrays", "doctor"},
+    {"errors", "config", "signature", "arrays"},
     {"models", "plugins", "bundle", "parity"},
-    {"runtime", "checkpoints"},
+    {"runtime", "checkpoints", "doctor"},
     {"exporters"},
     {"deploy", "inspection"},
     {"bench"},

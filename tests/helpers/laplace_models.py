@@ -1,0 +1,58 @@
+"""Models of the LaplaceAttention op alone, and arrays for them."""
+
+import numpy as np
+import onnx
+from onnxscript import GraphBuilder, ir
+
+from mega_deploy.plugins.laplace import MU, SIGMA
+from mega_deploy.plugins.laplace.function import erf_function, l1_function
+
+OPSET = 20
+
+
+def op_model(
+    m,
+    n,
+    d,
+    dv,
+    *,
+    dtype=ir.DataType.FLOAT,
+    kernel="l1",
+    causal=False,
+    bias=False,
+    row_scale=False,
+    mu=MU,
+    sigma=SIGMA,
+    overload="",
+):
+    """A checked model of one node, with its function: M, N, D and Dv static, the batch dynamic."""
+    graph = ir.Graph([], [], nodes=[], name="op", opset_imports={"": OPSET, "mega.deploy": 1})
+    builder = GraphBuilder(graph)
+    shapes = {"q": ["batch", m, d], "k": ["batch", n, d], "v": ["batch", n, dv]}
+    shapes |= {"bias": [None, m, n]} if bias else {}
+    shapes |= {"row_scale": [None, m]} if row_scale else {}
+    inputs = {name: builder.input(name, dtype=dtype, shape=shape) for name, shape in shapes.items()}
+    common = {"dtype": dtype, "opset": OPSET, "causal": causal, "overload": overload}
+    attributes = {"kernel": kernel, "causal": int(causal)}
+    if kernel == "l1":
+        function = l1_function(m, n, d, **common)
+    else:
+        function = erf_function(bias=bias, row_scale=row_scale, mu=mu, sigma=sigma, **common)
+        attributes |= {"mu": mu, "sigma": sigma}
+    given = [inputs.get(name) for name in ("q", "k", "v", "bias", "row_scale")][: len(function.inputs)]
+    out = builder.call(function, *given, **attributes)
+    out.dtype, out.shape = dtype, ir.Shape(["batch", m, dv])
+    builder.add_output(out, "o")
+    model = ir.to_proto(ir.Model(graph, ir_version=10, functions=[function]))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def arrays(batch, m, n, d, dv, *, bias=False, row_scale=False, shared=False, dtype=np.float32):
+    """Inputs by name; `shared`: bias and row_scale are the same for the whole batch."""
+    random = np.random.default_rng(m * 31 + n * 7 + d)
+    shapes = {"q": (batch, m, d), "k": (batch, n, d), "v": (batch, n, dv)}
+    rows = 1 if shared else batch
+    shapes |= {"bias": (rows, m, n)} if bias else {}
+    shapes |= {"row_scale": (rows, m)} if row_scale else {}
+    return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
