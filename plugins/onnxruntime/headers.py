@@ -21,7 +21,7 @@ SYSTEM = tuple(
     for below in ("onnxruntime", "onnxruntime/core/session", "")
 )
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-SOURCE_LIST = f"deb [signed-by={KEYRING}] http://deb.debian.org/debian trixie main\n"
+SUITE = "trixie"  # Debian 13, whose package has the headers of onnxruntime 1.21
 REMEDY = f"run: apt install {PACKAGE}, or unpack onnxruntime's release archive and set {VARIABLE} to its include folder"
 SECONDS = 300
 
@@ -75,7 +75,8 @@ def _fetch(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".headers-", suffix=".partial", dir=target.parent) as name:
         work = Path(name)
-        (work / "sources.list").write_text(SOURCE_LIST, "utf-8")
+        source = f"deb [signed-by={KEYRING}] {_mirror(work)} {SUITE} main\n"
+        (work / "sources.list").write_text(source, "utf-8")
         for below in ("lists/partial", "cache/archives/partial"):
             (work / below).mkdir(parents=True)
         apt = ["apt-get", "-qq", "-o", f"Dir::Etc::sourcelist={work}/sources.list", "-o", "Dir::Etc::sourceparts=-"]
@@ -96,9 +97,19 @@ def _fetch(target: Path) -> None:
                 raise
 
 
-def _call(command: Sequence[str], folder: Path) -> None:
+def _mirror(work: Path) -> str:
+    """The mirror of Debian that this machine takes its own packages from."""
+    listed = _call(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Origin: Debian"], work)
+    listed = listed or _call(["apt-get", "indextargets", "--format", "$(REPO_URI)"], work)
+    mirrors = [line for line in listed.split() if line.rstrip("/").endswith("/debian")]
+    if not mirrors:
+        raise MissingComponentError(f"apt-get names no mirror of Debian to fetch {PACKAGE} from; {REMEDY}")
+    return mirrors[0]
+
+
+def _call(command: Sequence[str], folder: Path) -> str:
     try:
-        subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=True)
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         raise MissingComponentError(f"{' '.join(command[:1])} cannot fetch {PACKAGE}: {said[-1]}; {REMEDY}") from error
