@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "laplace.h"
@@ -72,6 +73,18 @@ void Task(void* data, size_t index) {
   work.kernel(work.problem, batch, first, left < kTaskRows ? left : kTaskRows, scratch.data());
 }
 
+// The elements of a tensor as float32: its own, or converted into `store`.
+template <typename T>
+const float* Floats(const Ort::ConstValue& value, std::vector<float>& store) {
+  if constexpr (std::is_same_v<T, float>) return value.GetTensorData<float>();
+  const T* from = value.GetTensorData<T>();
+  store.resize(value.GetTensorTypeAndShapeInfo().GetElementCount());
+  for (size_t i = 0; i < store.size(); ++i) store[i] = static_cast<float>(from[i]);
+  return store.data();
+}
+
+// T: of all inputs and the output, float or Ort::Float16_t; the arithmetic is float32.
+template <typename T>
 class Laplace {
  public:
   explicit Laplace(const OrtKernelInfo* raw) : kernel_(Choose()) {
@@ -107,13 +120,21 @@ class Laplace {
     Problem& p = work.problem;
     const std::ptrdiff_t batch = qs[0];
     p.m = qs[1], p.n = ks[1], p.d = qs[2], p.dv = vs[2];
-    p.q = q.GetTensorData<float>(), p.k = k.GetTensorData<float>(), p.v = v.GetTensorData<float>();
-    p.bias = Optional(context, 3, {batch, p.m, p.n}, &p.bias_stride);
-    p.row_scale = Optional(context, 4, {batch, p.m}, &p.row_scale_stride);
+    std::vector<float> stores[6];
+    p.q = Floats<T>(q, stores[0]), p.k = Floats<T>(k, stores[1]), p.v = Floats<T>(v, stores[2]);
+    p.bias = Optional(context, 3, {batch, p.m, p.n}, &p.bias_stride, stores[3]);
+    p.row_scale = Optional(context, 4, {batch, p.m}, &p.row_scale_stride, stores[4]);
     p.erf = erf_, p.causal = causal_, p.mu = mu_, p.inverse_width = inverse_width_;
     const std::vector<int64_t> shape{batch, p.m, p.dv};
-    p.o = context.GetOutput(0, shape).GetTensorMutableData<float>();
-    if (batch * p.m * p.dv == 0) return;
+    T* const o = context.GetOutput(0, shape).template GetTensorMutableData<T>();
+    const size_t elements = static_cast<size_t>(batch * p.m * p.dv);
+    if (elements == 0) return;
+    if constexpr (std::is_same_v<T, float>) {
+      p.o = o;
+    } else {
+      stores[5].resize(elements);
+      p.o = stores[5].data();
+    }
     work.kernel = kernel_;
     work.tasks_a_batch = (p.m + kTaskRows - 1) / kTaskRows;
     const size_t tasks = static_cast<size_t>(batch * work.tasks_a_batch);
@@ -124,13 +145,15 @@ class Laplace {
     } else {
       context.ParallelFor(Task, tasks, 0, &work);
     }
+    if constexpr (!std::is_same_v<T, float>)
+      for (size_t i = 0; i < elements; ++i) o[i] = T(p.o[i]);
   }
 
   static std::vector<int64_t> Shape(const Ort::ConstValue& value) { return value.GetTensorTypeAndShapeInfo().GetShape(); }
 
   // An optional input, whose first axis may be 1 for all elements of the batch.
   const float* Optional(const Ort::KernelContext& context, size_t index, std::vector<int64_t> shape,
-                        std::ptrdiff_t* stride) const {
+                        std::ptrdiff_t* stride, std::vector<float>& store) const {
     if (index >= context.GetInputCount()) return nullptr;
     const auto value = context.GetInput(index);
     if (static_cast<const OrtValue*>(value) == nullptr) return nullptr;
@@ -143,7 +166,7 @@ class Laplace {
       *stride = 1;
       for (size_t axis = 1; axis < shape.size(); ++axis) *stride *= shape[axis];
     }
-    return value.GetTensorData<float>();
+    return Floats<T>(value, store);
   }
 
   Kernel kernel_;
@@ -151,11 +174,12 @@ class Laplace {
   float mu_, inverse_width_;
 };
 
-struct LaplaceOp : Ort::CustomOpBase<LaplaceOp, Laplace, true> {
-  LaplaceOp() { version = kApiVersion; }
+template <typename T>
+struct LaplaceOp : Ort::CustomOpBase<LaplaceOp<T>, Laplace<T>, true> {
+  LaplaceOp() { this->version = kApiVersion; }
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
     try {
-      *kernel = new Laplace(info);
+      *kernel = new Laplace<T>(info);
       return nullptr;
     } catch (const std::exception& error) {
       return Failed(error);
@@ -164,12 +188,12 @@ struct LaplaceOp : Ort::CustomOpBase<LaplaceOp, Laplace, true> {
   const char* GetName() const { return "LaplaceAttention"; }
   const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
   size_t GetInputTypeCount() const { return 5; }
-  ONNXTensorElementDataType GetInputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
+  ONNXTensorElementDataType GetInputType(size_t) const { return Ort::TypeToTensorType<T>::type; }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
     return index < 3 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
   }
   size_t GetOutputTypeCount() const { return 1; }
-  ONNXTensorElementDataType GetOutputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
+  ONNXTensorElementDataType GetOutputType(size_t) const { return Ort::TypeToTensorType<T>::type; }
 };
 
 }  // namespace
@@ -183,7 +207,8 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL Regist
     // Never freed: sessions point to it as long as they live, and some outlive the library's destructors.
     static const Ort::CustomOpDomain* const domain = [] {
       auto* made = new Ort::CustomOpDomain("mega.deploy");
-      made->Add(new LaplaceOp);
+      made->Add(new LaplaceOp<float>);
+      made->Add(new LaplaceOp<Ort::Float16_t>);
       return made;
     }();
     return api->AddCustomOpDomain(options, *domain);

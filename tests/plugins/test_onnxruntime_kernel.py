@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from laplace_models import arrays, op_model
+from onnxscript import ir
 
 from mega_deploy.errors import BundleError, InputError, MissingComponentError
 from mega_deploy.plugins.laplace.reference import laplace_attention
@@ -117,6 +118,15 @@ def test_the_kernel_is_the_reference_for_any_sizes(library, batch, m, n, d, dv, 
     feeds = make((batch, m, n, d, dv), form, shared=shared)
     got, served = run(feeds, **form)
     assert served and np.abs(got - exact(feeds, **form)).max() <= limit(feeds, form["kernel"])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: ",".join(map(str, form)) + f" {form['kernel']}")
+def test_float16_is_converted_and_accumulates_in_float32(library, form):
+    feeds = {name: x.astype(np.float16) for name, x in make((2, 60, 61, 256, 33), form, shared=True).items()}
+    got, served = run(feeds, dtype=ir.DataType.FLOAT16, **form)
+    assert served and got.dtype == np.float16
+    want = exact(feeds, **form)
+    assert np.abs(got - want).max() <= 2.0**-11 * np.abs(want).max() + limit(feeds, form["kernel"])
 
 
 def test_threads_do_not_change_a_bit(library):
