@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mega_deploy.errors import InputError, QualityGateError
+from mega_deploy.errors import InputError, OptionError, QualityGateError
 from mega_deploy.models.edifice import Mega
 from mega_deploy.parity import ILL_CONDITIONED, BlockFloor, Case, Error, Reference, batches, measure, median, worst
 from mega_deploy.signature import Range
@@ -22,6 +22,7 @@ Cases = dict[str, tuple[list[int], int]]
 
 SAMPLES = 8
 NEARBY = 4
+LARGEST_POOL = 1 << 28
 ROWS_AT_ONCE = 16
 # Beyond this a batch repeats windows that smaller ones hold, and takes memory and time without end.
 LARGEST_BATCH = 256
@@ -43,6 +44,9 @@ def record(
         samples: random windows, at least 1.
         seed: of the random windows.
     """
+    elements = samples * model.config.length * model.config.embed_dim
+    if elements > LARGEST_POOL:
+        raise OptionError(f"samples {samples} make {elements} numbers, more than {LARGEST_POOL}; ask for fewer")
     pool, cases = _cases(model.config.length, model.config.embed_dim, batch, samples, seed)
     return _measure(model, pool, cases, block_names)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import tokenize
 import uuid
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,10 @@ import numpy.typing as npt
 from mega_deploy.errors import InputError
 
 Array = npt.NDArray[Any]
+
+# What numpy and zipfile raise for a damaged file, besides OSError; RuntimeError: an encrypted entry, and its
+# NotImplementedError: an unknown compression or version.
+DAMAGED = (ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 def load_arrays(path: Path) -> Array | dict[str, Array]:
@@ -33,7 +40,7 @@ def load_arrays(path: Path) -> Array | dict[str, Array]:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or 'it is damaged'}") from error
-    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         # numpy's own words would advise to allow pickles.
         raise InputError(f"{path} is not a whole file of plain arrays that numpy.save or numpy.savez wrote") from error
 
@@ -58,7 +65,8 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _check_ending(path: Path) -> None:

@@ -116,7 +116,11 @@ class Bundle:
             BundleError: it is no bundle, a file is missing or differs from its hash, or the version is another one.
         """
         folder = Path(path)
-        if not folder.is_dir():
+        try:
+            is_folder = folder.is_dir()
+        except OSError as error:
+            raise BundleError(f"{folder} cannot be opened: {error.strerror}") from error
+        if not is_folder:
             raise BundleError(f"{folder} is not a folder; a bundle is what `mega-deploy export` writes")
         try:
             _check_regular(folder / MANIFEST)
@@ -199,15 +203,29 @@ def check_target(path: Path, *, force: bool) -> None:
     Raises:
         BundleError: something is there already and `force` is not set, or is there and no bundle.
     """
-    if path.exists() or path.is_symlink():
+    try:
+        parent, taken = path.resolve().parent, os.path.lexists(path)
+        path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise BundleError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    if taken:
         if not force:
             raise BundleError(
                 f"{path} exists already; choose another name, or replace it with --force (force=True in Python)"
             )
-        if not (path / MANIFEST).is_file():
+        if not _is_ours(path):
             raise BundleError(f"{path} exists and is not a bundle: --force replaces bundles only; choose another name")
-    elif not path.resolve().parent.is_dir():
-        raise BundleError(f"{path.resolve().parent} is not a folder; make it first")
+    elif not parent.is_dir():
+        raise BundleError(f"{parent} is not a folder; make it first")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a bundle, if a damaged one or of another version: many others have a manifest.json."""
+    try:
+        value = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "format_version" in value and MODEL in value.get("files", ())
 
 
 @contextmanager
@@ -241,7 +259,7 @@ def _replace(path: Path, staging: Path) -> None:
     path.rename(before)
     try:
         staging.rename(path)
-    except OSError:
+    except BaseException:  # a signal ends us by SystemExit
         before.rename(path)
         raise
     shutil.rmtree(before, ignore_errors=True)

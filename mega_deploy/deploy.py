@@ -209,7 +209,7 @@ def _workspace() -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="mega-deploy-") as folder:
             yield Path(folder)
     except OSError as error:
-        where = tempfile.gettempdir()
+        where = tempfile.tempdir or "no folder for temporary files"
         raise InputError(f"{where} cannot hold the bundle on its way: {error}; name another place in TMPDIR") from error
 
 

@@ -63,7 +63,7 @@ def missing(*modules: str) -> list[str]:
 def _package(package: _Package) -> Component:
     try:
         importlib.import_module(package.module)
-    except ImportError:
+    except (ImportError, OSError):
         extra = f"[{package.extra}]" if package.extra else ""
         return Component(package.module, None, False, f"pip install 'mega-deploy{extra}'", package.purpose)
     return Component(package.module, _version(package), True, None, package.purpose)
@@ -83,7 +83,7 @@ def _session() -> Component:
     name, purpose = "onnxruntime CPU provider", "the default backend"
     try:
         import onnxruntime
-    except ImportError:
+    except (ImportError, OSError):
         return Component(name, None, False, "pip install 'mega-deploy[cpu]'", purpose)
     providers = onnxruntime.get_available_providers()
     works = "CPUExecutionProvider" in providers
@@ -116,7 +116,7 @@ def _native_kernel() -> list[Component]:
     name, purpose = "native Laplace kernel", "fast Laplace attention; its function body serves without it"
     try:
         from onnxruntime import __version__ as version
-    except ImportError:
+    except (ImportError, OSError):
         return [compiler, found, Component(name, None, False, "pip install 'mega-deploy[cpu]'", purpose)]
     library = cache.find(version)
     if isinstance(library, cache.Unusable):

@@ -56,7 +56,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that it needs is not there
         package = module.partition(".")[0]
         absent = isinstance(error, ModuleNotFoundError) and error.name == package
         state = "is not installed" if absent else f"does not import ({error})"

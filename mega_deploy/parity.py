@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from mega_deploy.arrays import DAMAGED
 from mega_deploy.errors import BundleError
 
 Array = npt.NDArray[Any]
@@ -171,7 +172,7 @@ class Reference:
             }
             reference = cls(named["input"], named["output"], cases, blocks, named["block"])
             reference.check()
-        except (OSError, ValueError, KeyError, TypeError, MemoryError, RecursionError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, TypeError, *DAMAGED) as error:
             raise BundleError(f"{path} holds no parity reference: {error!r:.300}; export the bundle anew") from error
         return reference
 

@@ -157,7 +157,12 @@ class Signature:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Signature:
         """From what `to_json` gave."""
-        return cls(*(tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs")))
+        sides = [tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs")]
+        for specs in sides:
+            names = [spec.name for spec in specs]
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise InputError(f'two tensors are called "{min(twice)}"')
+        return cls(*sides)
 
 
 def _as_array(name: str, value: Any) -> Array:

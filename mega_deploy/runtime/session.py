@@ -15,12 +15,21 @@ import numpy.typing as npt
 from mega_deploy.errors import BundleError, OptionError, require
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 from mega_deploy.plugins.onnxruntime import cache
-from mega_deploy.signature import Signature
+from mega_deploy.signature import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
 Backend = Literal["onnxruntime"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 MAX_THREADS = 1024
+# How onnxruntime calls the types of a signature.
+_TYPES = {
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "bool": "tensor(bool)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +99,9 @@ class Session:
             named = "the model" if isinstance(source, bytes) else source
             reason = " ".join(str(error).split())
             raise BundleError(f"onnxruntime {ort.__version__} cannot load {named}: {reason:.400}") from error
-        for ours, theirs in (
-            (signature.inputs, self._session.get_inputs()),
-            (signature.outputs, self._session.get_outputs()),
-        ):
-            if unknown := {spec.name for spec in ours} - {value.name for value in theirs}:
-                raise BundleError(
-                    f"the model has no {', '.join(sorted(unknown))}, which its signature names; export it anew"
-                )
+        _check_names(signature.outputs, self._session.get_outputs())
+        _check_names(signature.inputs, self._session.get_inputs())
+        _check_inputs(signature.inputs, self._session.get_inputs())
         self.signature = signature
         self.options = options
         self._outputs = [spec.name for spec in signature.outputs]
@@ -160,3 +164,23 @@ def _register(ort: Any, settings: Any, plugins: Sequence[str]) -> tuple[str, ...
 @functools.cache
 def _warn_once(message: str) -> None:
     logging.getLogger("mega_deploy").warning(message)
+
+
+def _check_names(ours: Sequence[TensorSpec], theirs: Sequence[Any]) -> None:
+    if unknown := {spec.name for spec in ours} - {value.name for value in theirs}:
+        raise BundleError(f"the model has no {', '.join(sorted(unknown))}, which its signature names; export it anew")
+
+
+def _check_inputs(ours: Sequence[TensorSpec], theirs: Sequence[Any]) -> None:
+    """Refuse a signature whose inputs have other types or sizes than the model's."""
+    found = {value.name: value for value in theirs}
+    for spec in ours:
+        value = found[spec.name]
+        fits = len(value.shape) == len(spec.dims) and all(
+            size == dim for size, dim in zip(value.shape, spec.dims, strict=True) if isinstance(size, int)
+        )
+        if value.type != _TYPES.get(spec.dtype) or not fits:
+            raise BundleError(
+                f'the model takes "{spec.name}" as {value.type} {value.shape}, but its signature says '
+                f"{spec.dtype} {spec}; export it anew"
+            )

@@ -7,7 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 
@@ -180,17 +180,136 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(checkpoint, tmp_path):
     assert list(out.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
-@pytest.mark.parametrize("delay", [0.6, 1.5])
-def test_a_killed_export_leaves_nothing(checkpoint, tmp_path, number, delay):
-    out = tmp_path / "out" / "x.mega"
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(143)], ids=repr)
+def test_whatever_ends_the_writing_leaves_what_was_there(bundle, tmp_path, error):
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(type(error)), files.writing(bundle, force=True) as staging:
+        (staging / "model.onnx").write_bytes(b"half")
+        raise error
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["copy.mega"]
+
+
+def test_a_signal_between_the_two_renames_brings_the_old_bundle_back(bundle, tmp_path, monkeypatch):
+    rename, before = Path.rename, (bundle / "manifest.json").read_bytes()
+
+    def interrupted(path, target):
+        if path.suffix == ".partial":
+            raise SystemExit(143)  # as the command line's handler of SIGTERM does
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(SystemExit), files.writing(bundle, force=True) as staging:
+        (staging / "manifest.json").write_bytes(b"{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy.mega"]
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("manifest", ['{"name": "a web app", "version": "1.0"}', "[]", "{"])
+def test_force_does_not_delete_a_folder_whose_manifest_is_somebody_elses(tmp_path, manifest):
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "manifest.json").write_text(manifest)
+    (app / "index.js").write_text("precious")
+    with pytest.raises(BundleError, match="not a bundle"), files.writing(app, force=True):
+        pass
+    assert (app / "index.js").read_text() == "precious"
+
+
+def test_a_place_that_the_file_system_refuses_to_name_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for place in (tmp_path / ("x" * 300), tmp_path / "loop" / "x.mega"):
+        with pytest.raises(BundleError):
+            files.check_target(place, force=False)
+        with pytest.raises(BundleError):
+            md.open_bundle(place)
+
+
+def test_a_machine_without_a_temporary_folder_is_told_so(checkpoint, tmp_path):
+    def restrict():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    done = subprocess.run(
+        export_command(checkpoint, tmp_path / "x.mega"),
+        preexec_fn=restrict,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "TMPDIR" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_has_the_permissions_that_the_umask_leaves(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        with files.writing(tmp_path / "x.mega") as staging:
+            (staging / "manifest.json").write_bytes(b"{}")
+    finally:
+        os.umask(mask)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "x.mega", tmp_path / "x.mega" / "manifest.json")]
+    assert modes == [0o750, 0o640]
+
+
+def test_a_manifest_beyond_all_measure_is_refused_unread(bundle):
+    with (bundle / "manifest.json").open("ab") as file:
+        file.truncate(files.MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(BundleError, match=f"larger than {files.MAX_MANIFEST_BYTES} bytes"):
+        md.open_bundle(bundle)
+
+
+def test_two_inputs_of_one_name_are_refused(bundle):
+    signature = json.loads((bundle / "manifest.json").read_text())["signature"]
+    edit(bundle, signature={**signature, "inputs": signature["inputs"] * 2})
+    with pytest.raises(BundleError, match="frames"):
+        md.open_bundle(bundle).session()
+
+
+def end_when(process, moment, number):
+    """Send a signal as soon as a path that matches `moment` (folder, pattern) is there; whether it came to that."""
+    folder, pattern = moment
+    while process.poll() is None:
+        if any(folder.glob(pattern)):
+            process.send_signal(number)
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("pattern", "number"),
+    [
+        ("work/mega-deploy-*/model.onnx", signal.SIGTERM),
+        ("work/mega-deploy-*/model.onnx", signal.SIGINT),
+        ("work/mega-deploy-*", signal.SIGHUP),
+        ("work/mega-deploy-*/model.onnx", signal.SIGKILL),
+        ("out/.x.mega.*.partial", signal.SIGTERM),
+        ("out/.x.mega.*.partial", signal.SIGKILL),
+    ],
+)
+def test_an_export_that_is_killed_at_work_leaves_no_bundle_and_is_not_in_the_way_of_the_next(
+    model, checkpoint, tmp_path, pattern, number
+):
+    out, work = tmp_path / "out" / "x.mega", tmp_path / "work"
     out.parent.mkdir()
-    process = subprocess.Popen(export_command(checkpoint, out), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    time.sleep(delay)
-    process.send_signal(number)
-    process.communicate(timeout=60)
+    work.mkdir()
+    process = subprocess.Popen(
+        export_command(checkpoint, out),
+        env={**os.environ, "TMPDIR": str(work)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    reached = end_when(process, (tmp_path, pattern), number)
+    code = process.wait(timeout=60)
     left = list(out.parent.iterdir())
-    if process.returncode == 0:  # it was done before the signal came
-        assert left == [out] and md.open_bundle(out)
+    if code == 0:  # the bundle was there before the signal came
+        assert left == [out]
+    elif number != signal.SIGKILL:
+        assert reached and (code, left, list(work.glob("mega-deploy-*"))) == (128 + number, [], [])
     else:
-        assert left == []
+        assert reached and code == -signal.SIGKILL
+        # Nobody can clean up behind SIGKILL: in the moment of copying a hidden folder stays, which is no bundle.
+        assert [path.name for path in left if not path.name.endswith(".partial")] in ([], ["x.mega"])
+        assert left == [] or "work" not in pattern
+    assert md.open_bundle(out if out.exists() else md.export(model, out).path).manifest.parity["passed"]

@@ -211,3 +211,47 @@ def test_a_locale_without_the_letters_is_no_reason_to_fail(pristine, tmp_path):
     env = {"PYTHONIOENCODING": "latin-1", "LC_ALL": "C"}
     assert cli("inspect", tmp_path / "bündle", env=env).returncode == 0
     assert cli("validate", tmp_path / "bündle", env=env).returncode == 0
+
+
+def test_an_output_that_cannot_be_named_is_refused(pristine, frames, tmp_path):
+    np.save(tmp_path / "x.npy", frames)
+    assert "cannot be written" in refused("run", pristine, tmp_path / "x.npy", "-o", tmp_path / "x.npy" / "y.npy")
+    assert "cannot be written" in refused("run", pristine, tmp_path / "x.npy", "-o", tmp_path / f"{'y' * 251}.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
+@pytest.mark.parametrize("module", ["torch", "onnxruntime"])
+def test_an_installation_that_is_broken_is_told_like_one_that_is_missing(module, checkpoint, tmp_path):
+    (tmp_path / f"{module}.py").write_text("raise OSError('libcudart.so: cannot open shared object file')\n")
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    parts = {part["name"]: part for part in answer("doctor", env=env)["components"]}
+    assert not parts[module]["works"] and "pip install" in parts[module]["remedy"]
+    assert "libcudart" in refused("export", checkpoint, "-o", tmp_path / "x.mega", code=4, env=env)
+
+
+DAMAGES = {
+    # Offsets behind the signatures of the local and of the central header of a zip file's entry.
+    "an unknown compression": ((8, 10), b"\x63\x00"),
+    "encryption": ((6, 8), b"\x01\x00"),
+    "a zip of the future": ((4, 6), b"\xff\x00"),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "a broken stream", "an open bracket"])
+def test_a_damaged_array_file_is_refused_whatever_is_wrong_with_it(pristine, frames, tmp_path, damage):
+    path = tmp_path / "x.npz"
+    (np.savez if damage == "an open bracket" else np.savez_compressed)(path, frames=frames)
+    raw = bytearray(path.read_bytes())
+    if damage == "a broken stream":
+        start = 30 + int.from_bytes(raw[26:28], "little") + int.from_bytes(raw[28:30], "little")
+        raw[start] = 0xFF  # a block of a type that deflate does not have
+    elif damage == "an open bracket":
+        path = tmp_path / "x.npy"
+        np.save(path, frames)
+        raw = path.read_bytes().replace(b"(3, 8, 6)", b"(3, 8, 6(")
+    else:
+        offsets, value = DAMAGES[damage]
+        for offset, start in zip(offsets, (0, raw.index(b"PK\x01\x02")), strict=True):
+            raw[start + offset : start + offset + 2] = value
+    path.write_bytes(raw)
+    assert "plain arrays" in refused("run", pristine, path, "-o", tmp_path / "y.npy")

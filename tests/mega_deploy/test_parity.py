@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -235,3 +236,29 @@ def test_a_reference_file_that_is_none_is_refused(bundle):
     replace_file(bundle, REFERENCE, b"PK\x03\x04 nothing")
     with pytest.raises(BundleError, match="parity reference"):
         md.validate(bundle)
+
+
+def test_every_flipped_byte_of_a_reference_is_read_or_refused(pristine, tmp_path):
+    raw, random, path = (pristine / REFERENCE).read_bytes(), np.random.default_rng(0), tmp_path / REFERENCE
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(raw)
+        damaged[random.integers(len(raw))] ^= int(random.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            Reference.load(path)
+        except BundleError:
+            refused += 1
+    assert refused > 200
+
+
+def test_more_samples_than_memory_holds_are_refused(pristine):
+    done = subprocess.run(
+        [sys.executable, "-m", "mega_deploy", "validate", str(pristine), "--samples", str(2**32 - 1)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr[-500:]
+    assert "samples" in done.stderr

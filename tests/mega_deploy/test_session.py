@@ -1,5 +1,6 @@
 """What a session takes, and how it says no."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -110,3 +111,39 @@ def test_configuration_reaches_onnxruntime(pristine, frames):
 def test_an_impossible_range_is_refused(text):
     with pytest.raises(OptionError, match="range"):
         Range.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "frames"),
+    [
+        ({"dtype": "int64"}, np.zeros((1, 8, 6), np.int64)),
+        ({"dtype": "float64"}, np.zeros((1, 8, 6))),
+        ({"dims": [1, 9, 6]}, np.zeros((1, 9, 6), np.float32)),
+        ({"dims": [4], "axes": []}, np.zeros(4, np.float32)),
+    ],
+    ids=["dtype", "precision", "length", "rank"],
+)
+def test_a_signature_that_contradicts_the_model_is_refused(bundle, change, frames):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["signature"]["inputs"][0] |= change
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    opened = md.open_bundle(bundle)
+    with pytest.raises(BundleError, match="frames"):
+        opened.session().run(frames)
+
+
+def test_half_precision_and_strided_inputs_are_converted(session, frames):
+    half = frames.astype(np.float16)
+    assert np.array_equal(session.run(half), session.run(half.astype(np.float32)))
+    assert np.array_equal(session.run(np.repeat(frames, 2, 0)[::2]), session.run(frames))
+
+
+def test_a_double_beyond_float32_is_refused_as_infinite(session):
+    with pytest.raises(InputError, match=r'input "frames" holds 48 NaN or infinite values'):
+        session.run(np.full((1, 8, 6), 1e300))
+
+
+def test_a_run_leaves_its_input_as_it_was(session, frames):
+    before = frames.copy()
+    session.run(frames)
+    assert np.array_equal(frames, before)
