@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-EXTRAS := cpu,export,bench,dev
+EXTRAS := cpu,export,bench,plugins,dev
 SOURCES := $(shell find mega_deploy exporters plugins bench -type f -not -name '*.pyc')
 INSTALLED := $(CURDIR)/build/installed
 
