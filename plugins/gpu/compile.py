@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.errors import MegaDeployError, require
+from mega_deploy.errors import MegaDeployError, OptionError, require
 from mega_deploy.plugins.gpu.tiles import ARCHITECTURES, PTX_ARCHITECTURE, DType, TileName, Variant, variants
 
 _TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -65,9 +65,12 @@ def compile_kernels(on_step: Callable[[str], None] = lambda step: None) -> list[
 
     Raises:
         MissingComponentError: triton is missing.
+        OptionError: Triton interprets in this process.
         MegaDeployError: a kernel does not compile.
     """
-    require("triton", "plugins", "compiling the GPU kernels")
+    triton = require("triton", "plugins", "compiling the GPU kernels")
+    if not isinstance(kernel_function(next(variants(PTX_ARCHITECTURE))), triton.JITFunction):
+        raise OptionError("Triton interprets kernels in this process and compiles none; unset TRITON_INTERPRET")
     made = []
     for architecture in ARCHITECTURES:
         on_step(f"compile the kernels for sm_{architecture}")
@@ -146,7 +149,7 @@ def _describe(variant: Variant, compiled: Any, architecture: str, image: bytes) 
 
 def tool(name: str) -> Path:
     """A program of the CUDA toolkit (cuobjdump, nvdisasm) that triton's wheel carries."""
-    return Path(require("triton", "plugins", "reading cubins").__file__).parent / "backends/nvidia/bin" / name
+    return Path(*require("triton", "plugins", "reading cubins").__path__) / "backends/nvidia/bin" / name
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
