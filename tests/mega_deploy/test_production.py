@@ -18,8 +18,8 @@ SOURCES = {
     "bench": "mega_deploy.bench",
 }
 FLOORS = [
-    {"errors", "config", "signature", "arrays"},
-    {"models", "plugins", "bundle", "parity"},
+    {"errors", "config", "signature", "arrays", "machine"},
+    {"models", "plugins", "bundle", "parity", "engines"},
     {"runtime", "checkpoints", "doctor"},
     {"exporters"},
     {"deploy", "inspection"},
