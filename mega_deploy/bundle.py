@@ -275,9 +275,7 @@ def add_engine(bundle: Bundle, engine: Mapping[str, Any], plan: bytes) -> None:
         place.write_bytes(plan)
         entry = {"sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)}
         others = (other for other in manifest.engines if other["target"] != engine["target"])
-        changed = dataclasses.replace(
-            manifest, engines=(*others, engine), files={**kept, engine["file"]: entry}
-        )
+        changed = dataclasses.replace(manifest, engines=(*others, engine), files={**kept, engine["file"]: entry})
         write_json(staging / MANIFEST, changed.to_json())
         if type(bundle).open(bundle.path).manifest != manifest:
             raise BundleError(f"{bundle.path} has changed while an engine was built for it; build it again")

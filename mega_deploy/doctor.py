@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import platform
-import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
 from mega_deploy.errors import InputError, MissingComponentError
+from mega_deploy.machine import REMEDY, look
 from mega_deploy.plugins.onnxruntime import build, cache, headers
 
 
@@ -45,13 +45,15 @@ PACKAGES = (
     _Package("safetensors", "export", "read checkpoints"),
     _Package("onnx", "export", "check and save graphs"),
     _Package("onnxscript", "export", "build graphs"),
+    _Package("tensorrt", "gpu", "engines for this machine's GPU"),
+    _Package("tensorrt_rtx", "rtx", "engines for RTX GPUs, built without one", ("tensorrt-rtx", "tensorrt_rtx_cu13")),
 )
 
 
 def examine() -> list[Component]:
     """Every component, each tried and not just looked up."""
     python = Component("python", platform.python_version(), True, None, "3.11 or newer")
-    return [python, *(_package(package) for package in PACKAGES), _session(), *_native_kernel(), _gpu()]
+    return [python, *(_package(package) for package in PACKAGES), _session(), *_native_kernel(), *_gpu()]
 
 
 def missing(*modules: str) -> list[str]:
@@ -124,14 +126,20 @@ def _native_kernel() -> list[Component]:
     return [compiler, found, Component(name, library.record["sha256"][:12], True, None, purpose)]
 
 
-def _gpu() -> Component:
-    name, purpose = "NVIDIA driver", "GPU engines; not needed on a CPU"
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return Component(name, None, False, "install NVIDIA's driver, on a machine with an NVIDIA GPU", purpose)
-    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    version = done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
-    return Component(
-        name, version, version is not None, None if version else f"{tool} fails: {done.stderr.strip()[:200]}", purpose
-    )
+def _gpu() -> list[Component]:
+    """The driver, and the GPU that sessions use."""
+    machine = look()
+    gpu = machine.gpus[0] if machine.gpus else None
+    found = f"{gpu.name}, compute capability {gpu.compute_capability}" if gpu else None
+    remedy = None if gpu else f"{machine.lacks}: {REMEDY}"
+    driver = machine.driver is not None
+    return [
+        Component(
+            "NVIDIA driver",
+            machine.driver,
+            driver,
+            None if driver else "install NVIDIA's driver, on a machine with an NVIDIA GPU",
+            "run engines",
+        ),
+        Component("GPU", found, gpu is not None, remedy, "run engines; not needed on a CPU"),
+    ]

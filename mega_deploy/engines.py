@@ -117,21 +117,27 @@ def read_header(path: Path) -> Header | None:
     version from byte 24 on. TensorRT-RTX puts the size of the whole there too, in the eight bytes from 16 on.
 
     Raises:
-        BundleError: an engine's file is cut short, or of a layout that nothing is known about.
+        BundleError: it cannot be read, or is an engine that was cut short, or of a layout that nothing is known about.
     """
-    with path.open("rb") as file:
-        head = file.read(HEADER_BYTES)
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEADER_BYTES)
+        size = path.stat().st_size
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
     target = next((target for target in TARGETS.values() if head[:4] == target.magic), None)
     if target is None:
         return None
     if len(head) < HEADER_BYTES:
-        raise BundleError(f"{path} is a {target.title} engine that was cut short after {len(head)} bytes; copy it again")
+        raise BundleError(
+            f"{path} is a {target.title} engine that was cut short after {len(head)} bytes; copy it again"
+        )
     if layout := int.from_bytes(head[4:8], "little"):
         raise BundleError(
             f"{path} is a {target.title} engine of layout {layout}, newer than this mega-deploy, which reads layout 0; "
             "upgrade mega-deploy, or build the engine anew"
         )
-    size, announced = path.stat().st_size, int.from_bytes(head[16:24], "little")
+    announced = int.from_bytes(head[16:24], "little")
     if target.name == "tensorrt-rtx" and size != announced:
         raise BundleError(
             f"{path} is a {target.title} engine of {announced} bytes by its header, but has {size}; copy it again"

@@ -65,7 +65,8 @@ def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
     name = ctypes.create_string_buffer(_TEXT_BYTES)
     _call(cuda, "cuDeviceGetName", name, _TEXT_BYTES, device)
     major, minor = (
-        _integer(cuda, "cuDeviceGetAttribute", attribute, device) for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR)
+        _integer(cuda, "cuDeviceGetAttribute", attribute, device)
+        for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR)
     )
     return Gpu(name.value.decode(errors="replace"), f"{major}.{minor}")
 

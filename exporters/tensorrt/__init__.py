@@ -1,6 +1,6 @@
 """Engines of TensorRT and TensorRT-RTX from a bundle's ONNX graph.
 
-One Python interface serves both: `library` imports either and speaks with it, `graph` writes the ONNX graph as each
-parser takes it, `network` parses and checks it and sets its shapes, `timing` keeps what was measured on a GPU, and
-`engine` puts all of them together.
+One Python interface serves both: `graph` writes the ONNX graph as their parsers take it, `network` parses and checks
+it and sets its shapes, `library` listens to them while they build, `options` says how an engine may be built, `timing`
+keeps what was measured on a GPU, and `engine` puts all of them together.
 """

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +18,7 @@ from mega_deploy.exporters.tensorrt.options import EngineOptions
 from mega_deploy.machine import REMEDY, Machine, look
 from mega_deploy.plugins import listing
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION
+from mega_deploy.runtime.library import load
 
 
 def build(
@@ -49,13 +49,13 @@ def build(
     options = options or EngineOptions()
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     options.check(target, opened.manifest.precision)
-    trt = library.load(TARGETS[target])
+    trt = load(TARGETS[target], f"building a {TARGETS[target].title} engine")
     require("onnx", "export", "building an engine")
     machine = look()
     if target == "tensorrt" and not machine.gpus:
         raise MissingComponentError(
-            f"TensorRT builds an engine on the GPU that it is for, and this machine has no usable GPU: {machine.lacks}; "
-            f"{REMEDY}, or build with --target tensorrt-rtx, which needs none"
+            "TensorRT builds an engine on the GPU that it is for, and this machine has no usable GPU: "
+            f"{machine.lacks}; {REMEDY}, or build with --target tensorrt-rtx, which needs none"
         )
     maker = _for_tensorrt if target == "tensorrt" else _for_rtx
     engine, plan = maker(_Job(opened, TARGETS[target], trt, machine, options, Listener(trt, on_step), on_step))
@@ -89,7 +89,9 @@ class _Job:
         parsed = network.parse(trt, builder, model, path, self.listener)
         network.check(trt, parsed, signature)
         config = builder.create_builder_config()
-        config.clear_flag(trt.BuilderFlag.TF32)  # parity with float32 is promised; the lower precisions have no use for it
+        config.clear_flag(
+            trt.BuilderFlag.TF32
+        )  # parity with float32 is promised; the lower precisions have no use for it
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.progress_monitor = self.listener.monitor
         shapes = network.profile_shapes(signature)

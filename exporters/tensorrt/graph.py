@@ -2,8 +2,8 @@
 
 1. Without a plugin, every function of the model is inlined: the parsers look a function up by its name alone and would
    take one overload's body for another's.
-2. With a plugin for an operator, its functions are removed, for the parser prefers a function to a plugin, and its nodes
-   carry the version and the namespace by which the parser finds the plugin.
+2. With a plugin for an operator, its functions are removed, for the parser prefers a function to a plugin, and its
+   nodes carry the version and the namespace by which the parser finds the plugin.
 """
 
 from __future__ import annotations

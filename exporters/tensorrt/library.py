@@ -1,33 +1,21 @@
-"""TensorRT or TensorRT-RTX as a Python module, and the objects through which it speaks while it builds."""
+"""What TensorRT and TensorRT-RTX know, and the objects through which they speak while they build."""
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
-from mega_deploy.engines import Target
-from mega_deploy.errors import require
+from mega_deploy.runtime.library import first, make_logger
 
 OnStep = Callable[[str], None]
-LOGGER = logging.getLogger("mega_deploy.tensorrt")
 CAPABILITY_PREFIX = "SM"
 
 
-def load(target: Target) -> ModuleType:
-    """Import the library of a target.
-
-    Raises:
-        MissingComponentError: it is not installed; the message has the command that installs it.
-    """
-    return require(target.module, target.extra, f"building a {target.title} engine")
-
-
 def capabilities(trt: ModuleType) -> dict[str, Any]:
-    """The compute capabilities that TensorRT-RTX builds for, such as "8.9", lowest first, as its interface calls them."""
+    """The compute capabilities that TensorRT-RTX builds for, lowest first: its constants by names such as "8.9"."""
     named = {
         name.removeprefix(CAPABILITY_PREFIX): value
         for name, value in trt.ComputeCapability.__members__.items()
@@ -48,28 +36,12 @@ class Listener:
         self.errors: list[str] = []
         self.cancelled = threading.Event()
         """Set it, and the library gives up at its next step."""
-        self.logger = _logger(trt, self.errors)
+        self.logger = make_logger(trt, self.errors)
         self.monitor = _monitor(trt, on_step, self.cancelled)
 
     def reason(self) -> str:
-        """The first error, in one line; the following ones are of layers above."""
-        return " ".join(self.errors[0].split())[:400] if self.errors else "it gives no reason"
-
-
-def _logger(trt: ModuleType, errors: list[str]) -> Any:
-    severity = trt.ILogger.Severity
-    levels = {severity.WARNING: logging.INFO, severity.INFO: logging.DEBUG, severity.VERBOSE: logging.DEBUG}
-
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, level: Any, message: str) -> None:
-            if level not in levels:
-                errors.append(message)
-            LOGGER.log(levels.get(level, logging.INFO), "%s", message)
-
-    return Logger()
+        """The first error, in one line."""
+        return first(self.errors)
 
 
 def _monitor(trt: ModuleType, on_step: OnStep, cancelled: threading.Event) -> Any:

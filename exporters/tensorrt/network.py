@@ -98,8 +98,8 @@ def check_turing(trt: ModuleType, network: Any) -> None:
         dtypes = {tensor.dtype for tensor in map(layer.get_output, range(layer.num_outputs)) if tensor is not None}
         if trt.DataType.BF16 in dtypes or (layer.type in products and trt.DataType.FLOAT in dtypes):
             raise OptionError(
-                f"TensorRT-RTX has no bfloat16 and no float32 products on compute capability {TURING} (it returns zeros "
-                f"there), and this model has them: {layer.name}; build for 8.0 and up, or export in float16"
+                f"TensorRT-RTX has no bfloat16 and no float32 products on compute capability {TURING} (it returns "
+                f"zeros there), and this model has them: {layer.name}; build for 8.0 and up, or export in float16"
             )
 
 
@@ -140,7 +140,9 @@ def check_engine(trt: ModuleType, plan: bytes, signature: Signature, shapes: Pro
     if engine is None:
         raise BundleError(f"{trt.__name__} {trt.__version__} does not load the engine it built: {listener.reason()}")
     names = dtype_names(trt)
-    found: dict[Any, dict[str, tuple[Any, Sequence[int]]]] = {mode: {} for mode in trt.TensorIOMode.__members__.values()}
+    found: dict[Any, dict[str, tuple[Any, Sequence[int]]]] = {
+        mode: {} for mode in trt.TensorIOMode.__members__.values()
+    }
     for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
         dtype = engine.get_tensor_dtype(name)
         found[engine.get_tensor_mode(name)][name] = (names.get(dtype, dtype), engine.get_tensor_shape(name))

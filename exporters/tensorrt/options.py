@@ -10,7 +10,7 @@ from mega_deploy.engines import HARDWARE_COMPATIBILITY, ONE_GPU, TARGETS
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.tensorrt.network import TURING
 
-TURING_PRECISIONS = ("float16",)
+ZEROS_ON_TURING = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class EngineOptions:
             )
         if target == "tensorrt-rtx" and self.plugin_library is not None:
             raise OptionError("TensorRT-RTX supports no plugins: the operator runs as its function there")
-        if TURING in self.compute_capabilities and precision not in TURING_PRECISIONS:
+        if TURING in self.compute_capabilities and precision in ZEROS_ON_TURING:
             raise OptionError(
                 f"TensorRT-RTX returns zeros in {precision} on compute capability {TURING}; build for 8.0 and up, or "
                 "export in float16"

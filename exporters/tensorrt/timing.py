@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import uuid
 from pathlib import Path
 
-from mega_deploy.exporters.tensorrt.library import LOGGER
 from mega_deploy.machine import Machine
+from mega_deploy.runtime.library import LOGGER
 
 
 def path_for(bundle: Path, library_version: str, machine: Machine) -> Path:
@@ -32,7 +31,7 @@ def write(path: Path, cache: bytes) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
         partial.write_bytes(cache)
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         LOGGER.info("%s is not kept: %s", path, error)
     finally:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mega_deploy.bundle import MODEL, REFERENCE, Bundle
+from mega_deploy.engines import TARGETS
 from mega_deploy.errors import OptionError
 from mega_deploy.parity import Reference
+from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
 
 
@@ -26,12 +28,12 @@ class OpenBundle(Bundle):
         memory_arena: bool = True,
         native_ops: bool = True,
         config: Mapping[str, str] | None = None,
-    ) -> Session:
+    ) -> Session | EngineSession:
         """Load the model on a backend.
 
         Args:
-            backend: "onnxruntime".
-            threads: see SessionOptions, as for the rest.
+            backend: "onnxruntime", or "tensorrt" or "tensorrt-rtx", for which the bundle must hold an engine.
+            threads: of onnxruntime, as the rest: see SessionOptions.
             spinning: whether idle threads spin.
             memory_arena: whether memory is kept between calls.
             native_ops: whether native kernels serve our operators where they were built.
@@ -39,7 +41,8 @@ class OpenBundle(Bundle):
 
         Raises:
             OptionError: there is no such backend, or an option is impossible.
-            MissingComponentError: the backend's library is not installed.
+            BundleError: the bundle holds no engine for the backend, or none for this machine.
+            MissingComponentError: the backend's library, or the GPU that it needs, is not there.
         """
         if backend not in BACKENDS:
             raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
@@ -50,6 +53,10 @@ class OpenBundle(Bundle):
             native_ops=native_ops,
             config=dict(config or {}),
         )
+        if backend in TARGETS:
+            if options != SessionOptions():
+                raise OptionError(f"threads and the other options of a session are onnxruntime's; {backend} takes none")
+            return EngineSession(self, backend)
         return Session(self.file(MODEL), self.manifest.signature, options, self.plugins)
 
     @property

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from mega_deploy.parity import CaseResult, Error, Reference, Report, measure
+from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.session import Array, Session, SessionOptions
 from mega_deploy.signature import Signature, TensorSpec
 
 
 def compare(
-    session: Session, reference: Reference, precision: str, on_case: Callable[[str], None] = lambda name: None
+    session: Session | EngineSession,
+    reference: Reference,
+    precision: str,
+    on_case: Callable[[str], None] = lambda name: None,
 ) -> Report:
     """The verdict on a session, without a look into its blocks.
 
