@@ -113,34 +113,38 @@ HEADER_BYTES = 28
 def read_header(path: Path) -> Header | None:
     """The header of a file, or None where it is no engine's.
 
-    The layout is what NVIDIA's trtexec reads: four letters, four bytes of the layout's version (0), and the library's
-    version from byte 24 on. TensorRT-RTX puts the size of the whole there too, in the eight bytes from 16 on.
-
     Raises:
         BundleError: it cannot be read, or is an engine that was cut short, or of a layout that nothing is known about.
     """
     try:
         with path.open("rb") as file:
-            head = file.read(HEADER_BYTES)
-        size = path.stat().st_size
+            return _header(file.read(HEADER_BYTES), path.stat().st_size, path)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _header(head: bytes, size: int, place: Path) -> Header | None:
+    """What the first bytes say.
+
+    The layout is what NVIDIA's trtexec reads: four letters, four bytes of the layout's version (0), and the library's
+    version from byte 24 on. TensorRT-RTX puts the size of the whole there too, in the eight bytes from 16 on.
+    """
     target = next((target for target in TARGETS.values() if head[:4] == target.magic), None)
     if target is None:
         return None
     if len(head) < HEADER_BYTES:
         raise BundleError(
-            f"{path} is a {target.title} engine that was cut short after {len(head)} bytes; copy it again"
+            f"{place} is a {target.title} engine that was cut short after {len(head)} bytes; copy it again"
         )
     if layout := int.from_bytes(head[4:8], "little"):
         raise BundleError(
-            f"{path} is a {target.title} engine of layout {layout}, newer than this mega-deploy, which reads layout 0; "
+            f"{place} is a {target.title} engine of layout {layout}, newer than this mega-deploy, which reads layout 0; "
             "upgrade mega-deploy, or build the engine anew"
         )
     announced = int.from_bytes(head[16:24], "little")
     if target.name == "tensorrt-rtx" and size != announced:
         raise BundleError(
-            f"{path} is a {target.title} engine of {announced} bytes by its header, but has {size}; copy it again"
+            f"{place} is a {target.title} engine of {announced} bytes by its header, but has {size}; copy it again"
         )
     return Header(target, ".".join(str(byte) for byte in head[24:28]))
 
@@ -151,15 +155,28 @@ def check_file(path: Path, engine: Engine) -> None:
     Raises:
         BundleError: naming what its header says instead.
     """
+    _compare(read_header(path), path, engine)
+
+
+def check_plan(plan: bytes, engine: Engine) -> None:
+    """The same for an engine on its way into a bundle.
+
+    Raises:
+        BundleError: naming what its header says instead.
+    """
+    place = Path(engine.file)
+    _compare(_header(plan[:HEADER_BYTES], len(plan), place), place, engine)
+
+
+def _compare(header: Header | None, place: Path, engine: Engine) -> None:
     target = TARGETS[engine.target]
-    header = read_header(path)
     if header is None:
-        raise BundleError(f"{path} is no engine of {target.title}; {_build(engine.target)}")
+        raise BundleError(f"{place} is no engine of {target.title}; {_build(engine.target)}")
     found = f"{header.target.title} {header.library_version}"
     if header.target is not target or _numbers(header.library_version) != _numbers(engine.library_version):
         raise BundleError(
-            f"{path} is an engine of {found}, but its bundle's manifest says {target.title} {engine.library_version}; "
-            f"{_build(engine.target)}"
+            f"{place} is an engine of {found}, but its bundle's manifest says {target.title} "
+            f"{engine.library_version}; {_build(engine.target)}"
         )
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from mega_deploy.bundle import MODEL, Bundle, add_engine, sha256_of
-from mega_deploy.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_file
+from mega_deploy.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_plan
 from mega_deploy.errors import BundleError, InputError, MissingComponentError, require
 from mega_deploy.exporters.tensorrt import graph, library, network, timing
 from mega_deploy.exporters.tensorrt.library import Listener, OnStep
@@ -59,9 +59,9 @@ def build(
         )
     maker = _for_tensorrt if target == "tensorrt" else _for_rtx
     engine, plan = maker(_Job(opened, TARGETS[target], trt, machine, options, Listener(trt, on_step), on_step))
+    check_plan(plan, engine)
     on_step("add the engine to the bundle")
     add_engine(opened, engine.to_json(), plan)
-    check_file(opened.path / engine.file, engine)
     return engine
 
 

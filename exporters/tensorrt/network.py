@@ -136,6 +136,7 @@ def check_engine(trt: ModuleType, plan: bytes, signature: Signature, shapes: Pro
     Raises:
         BundleError: it does not load, or differs.
     """
+    listener.errors.clear()  # what the build survived
     engine = trt.Runtime(listener.logger).deserialize_cuda_engine(plan)
     if engine is None:
         raise BundleError(f"{trt.__name__} {trt.__version__} does not load the engine it built: {listener.reason()}")

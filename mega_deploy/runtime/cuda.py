@@ -27,11 +27,11 @@ class Device:
     def __init__(self) -> None:
         self._cuda = ctypes.CDLL(DRIVER_LIBRARY)
         self._call("cuInit", 0)
-        device = ctypes.c_int()
-        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        self._device = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(self._device), 0)
         self._context = ctypes.c_void_p()
         # The context that CUDA's runtime, and so TensorRT, uses as well.
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
         self.activate()
         self._stream = ctypes.c_void_p()
         self._call("cuStreamCreate", ctypes.byref(self._stream), 0)
@@ -78,8 +78,9 @@ class Device:
         self._call("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Destroy the stream."""
+        """Give stream and context back."""
         self._call("cuStreamDestroy_v2", self._stream)
+        self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def _call(self, function: str, *arguments: Any) -> None:
         code = getattr(self._cuda, function)(*arguments)

@@ -52,6 +52,7 @@ class EngineSession:
             trt.get_plugin_registry().load_library(str(library))
         self.native_ops = tuple(plugin["name"] for plugin in engine.plugins)
         self._device = Device()
+        weakref.finalize(self, self._device.close)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._deserialize(trt, bundle.file(engine.file))
         self._context = self._engine.create_execution_context()
@@ -73,6 +74,7 @@ class EngineSession:
             for name, array in feeds.items():
                 self._context.set_input_shape(name, array.shape)
                 self._device.upload(array, self._addresses[name])
+            self._errors.clear()
             if not self._context.execute_async_v3(self._device.stream):
                 raise MegaDeployError(f"the engine failed: {first(self._errors)}")
             outputs = {}
