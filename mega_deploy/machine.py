@@ -49,8 +49,8 @@ def look() -> Machine:
     here = f"{sys.platform}-{platform.machine()}"
     try:
         cuda = ctypes.CDLL(DRIVER_LIBRARY)
-    except OSError:
-        return Machine(None, (), f"no NVIDIA driver ({DRIVER_LIBRARY} is not there)", here)
+    except OSError as error:
+        return Machine(None, (), f"no NVIDIA driver ({error})", here)
     try:
         _call(cuda, "cuInit", 0)
         count = _integer(cuda, "cuDeviceGetCount")

@@ -97,6 +97,7 @@ class _Job:
         shapes = network.profile_shapes(signature)
         network.add_profile(builder, config, shapes)
         configure(config, parsed)
+        self.listener.errors.clear()  # none so far stood in the way
         self.on_step("build the engine")
         started = time.perf_counter()
         work = builder.build_serialized_network
@@ -177,7 +178,8 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
             levels = trt.HardwareCompatibilityLevel
             later = options.hardware_compatibility == ANY_LATER
             config.hardware_compatibility_level = levels.AMPERE_PLUS if later else levels.SAME_COMPUTE_CAPABILITY
-        config.set_timing_cache(config.create_timing_cache(timing.read(place)), ignore_mismatch=False)
+        cache = config.create_timing_cache(timing.read(place)) or config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
 
     built = job.run(configure, _load_plugin(job))
     job.on_step("read the engine back")
