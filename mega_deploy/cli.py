@@ -251,7 +251,7 @@ def main() -> None:
     except MegaDeployError as error:
         _fail(str(error), error.exit_code)
     except typer.TyperException as error:  # usage: an unknown option, a missing argument
-        _fail(f"{error.format_message()}; see --help", USAGE)
+        _fail(f"{' '.join(error.format_message().split())}; see --help", USAGE)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:
