@@ -138,8 +138,8 @@ def _header(head: bytes, size: int, place: Path) -> Header | None:
         )
     if layout := int.from_bytes(head[4:8], "little"):
         raise BundleError(
-            f"{place} is a {target.title} engine of layout {layout}, newer than this mega-deploy, which reads layout 0; "
-            "upgrade mega-deploy, or build the engine anew"
+            f"{place} is a {target.title} engine of layout {layout}, newer than this mega-deploy, which reads layout "
+            "0; upgrade mega-deploy, or build the engine anew"
         )
     announced = int.from_bytes(head[16:24], "little")
     if target.name == "tensorrt-rtx" and size != announced:
