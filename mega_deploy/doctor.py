@@ -11,7 +11,10 @@ from importlib import metadata
 from typing import Any
 
 from mega_deploy.errors import InputError, MissingComponentError
-from mega_deploy.plugins.onnxruntime import build, cache, headers
+from mega_deploy.plugins.cache import Library, Recipe, Unusable
+from mega_deploy.plugins.compiler import compiler, described
+from mega_deploy.plugins.onnxruntime import headers
+from mega_deploy.plugins.onnxruntime.cache import RECIPE
 
 
 @dataclass(frozen=True)
@@ -93,17 +96,16 @@ def _session() -> Component:
 
 
 def _native_kernel() -> list[Component]:
-    """The native kernel of LaplaceAttention, and what building it needs."""
+    """The native kernel of LaplaceAttention for onnxruntime, and what building it needs."""
     purpose = "build the native Laplace kernel"
     try:
-        command = build.compiler()
-        said = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
-        compiler = Component("C++ compiler", said.partition("\n")[0] or command[0], True, None, purpose)
+        command = compiler()
+        compiling = Component("C++ compiler", described(command), True, None, purpose)
     except MissingComponentError:
-        compiler = Component("C++ compiler", None, False, "apt install g++, or set CXX", purpose)
+        compiling = Component("C++ compiler", None, False, "apt install g++, or set CXX", purpose)
     try:
         folder = headers.present()
-        remedy = f"{cache.BUILD_COMMAND} fetches them" if headers.fetchable() else headers.REMEDY
+        remedy = f"{RECIPE.build_command} fetches them" if headers.fetchable() else headers.REMEDY
     except InputError as error:
         folder, remedy = None, str(error)
     found = Component(
@@ -117,11 +119,14 @@ def _native_kernel() -> list[Component]:
     try:
         from onnxruntime import __version__ as version
     except (ImportError, OSError):
-        return [compiler, found, Component(name, None, False, "pip install 'mega-deploy[cpu]'", purpose)]
-    library = cache.find(version)
-    if isinstance(library, cache.Unusable):
-        return [compiler, found, Component(name, None, False, cache.BUILD_COMMAND, purpose)]
-    return [compiler, found, Component(name, library.record["sha256"][:12], True, None, purpose)]
+        return [compiling, found, Component(name, None, False, "pip install 'mega-deploy[cpu]'", purpose)]
+    return [compiling, found, _built(name, RECIPE, RECIPE.find(version), purpose)]
+
+
+def _built(name: str, recipe: Recipe, library: Library | Unusable, purpose: str) -> Component:
+    if isinstance(library, Unusable):
+        return Component(name, None, False, recipe.build_command, purpose)
+    return Component(name, library.record["sha256"][:12], True, None, purpose)
 
 
 def _gpu() -> Component:

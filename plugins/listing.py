@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mega_deploy.errors import InputError
+from mega_deploy.plugins.cache import Library
 
 TARGETS = ("onnxruntime", "tensorrt")
 
@@ -40,13 +41,13 @@ def rows() -> list[dict[str, Any]]:
 def _row(target: str) -> dict[str, Any]:
     row: dict[str, Any] = {"target": target, "library": None, "architectures": [], "kernels": []}
     if target == "onnxruntime":
-        from mega_deploy.plugins.onnxruntime import cache
+        from mega_deploy.plugins.onnxruntime.cache import RECIPE
 
         try:
             from onnxruntime import __version__ as version
         except ImportError:
             return row
-        found = cache.find(version)
-        if isinstance(found, cache.Library):
+        found = RECIPE.find(version)
+        if isinstance(found, Library):
             row |= {"library": str(found.path), "architectures": list(found.record["levels"])}
     return row
