@@ -34,14 +34,14 @@ def compiler() -> list[str]:
     raise MissingComponentError("building a native kernel needs a C++17 compiler; run: apt install g++, or set CXX")
 
 
-def call(command: Sequence[str]) -> str:
-    """Run the compiler and return what it prints.
+def call(command: Sequence[str], folder: Path | None = None) -> str:
+    """Run the compiler, in that folder if there is one, and return what it prints.
 
     Raises:
         MissingComponentError: it does not start, or refuses the sources.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
     except OSError as error:
         raise MissingComponentError(f"{command[0]} does not start: {error}; set CXX to a C++17 compiler") from error
     except subprocess.CalledProcessError as error:
