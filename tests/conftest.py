@@ -2,6 +2,7 @@
 
 import os
 
+import interpreted  # noqa: F401  before anything imports triton
 import torch
 
 # The models are small: a second thread costs more than it brings, above all on a machine that others use too.
