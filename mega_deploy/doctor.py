@@ -6,15 +6,20 @@ import importlib
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError, MissingComponentError
 from mega_deploy.plugins.cache import Library, Recipe, Unusable
 from mega_deploy.plugins.compiler import compiler, described
-from mega_deploy.plugins.onnxruntime import headers
-from mega_deploy.plugins.onnxruntime.cache import RECIPE
+from mega_deploy.plugins.onnxruntime import headers as ort_headers
+from mega_deploy.plugins.onnxruntime.cache import RECIPE as ort_recipe
+from mega_deploy.plugins.tensorrt import headers as trt_headers
+from mega_deploy.plugins.tensorrt import recipe as trt_recipe
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,13 @@ PACKAGES = (
     _Package("onnxscript", "export", "build graphs"),
 )
 
+BUILDING = "build the native Laplace kernels"
+
 
 def examine() -> list[Component]:
     """Every component, each tried and not just looked up."""
     python = Component("python", platform.python_version(), True, None, "3.11 or newer")
-    return [python, *(_package(package) for package in PACKAGES), _session(), *_native_kernel(), _gpu()]
+    return [python, *(_package(package) for package in PACKAGES), _session(), *_native_kernels(), _gpu()]
 
 
 def missing(*modules: str) -> list[str]:
@@ -95,32 +102,50 @@ def _session() -> Component:
     )
 
 
-def _native_kernel() -> list[Component]:
-    """The native kernel of LaplaceAttention for onnxruntime, and what building it needs."""
-    purpose = "build the native Laplace kernel"
+def _native_kernels() -> list[Component]:
+    """The native kernels of LaplaceAttention, and what building them needs."""
     try:
-        command = compiler()
-        compiling = Component("C++ compiler", described(command), True, None, purpose)
+        compiling = Component("C++ compiler", described(compiler()), True, None, BUILDING)
     except MissingComponentError:
-        compiling = Component("C++ compiler", None, False, "apt install g++, or set CXX", purpose)
-    try:
-        folder = headers.present()
-        remedy = f"{RECIPE.build_command} fetches them" if headers.fetchable() else headers.REMEDY
-    except InputError as error:
-        folder, remedy = None, str(error)
-    found = Component(
-        "onnxruntime C++ headers",
-        str(folder) if folder else None,
-        folder is not None,
-        None if folder else remedy,
-        purpose,
-    )
+        compiling = Component("C++ compiler", None, False, "apt install g++, or set CXX", BUILDING)
+    return [compiling, *_for_onnxruntime(), *_for_tensorrt()]
+
+
+def _for_onnxruntime() -> list[Component]:
+    remedy = f"{ort_recipe.build_command} fetches them" if ort_headers.fetchable() else ort_headers.REMEDY
+    found = _headers("onnxruntime C++ headers", ort_headers.present, remedy, BUILDING)
     name, purpose = "native Laplace kernel", "fast Laplace attention; its function body serves without it"
     try:
         from onnxruntime import __version__ as version
     except (ImportError, OSError):
-        return [compiling, found, Component(name, None, False, "pip install 'mega-deploy[cpu]'", purpose)]
-    return [compiling, found, _built(name, RECIPE, RECIPE.find(version), purpose)]
+        return [found, Component(name, None, False, "pip install 'mega-deploy[cpu]'", purpose)]
+    return [found, _built(name, ort_recipe, ort_recipe.find(version), purpose)]
+
+
+def _for_tensorrt() -> list[Component]:
+    building = "build the TensorRT plugin"
+    triton = find_spec("triton") is not None  # not imported, for it takes seconds
+    return [
+        Component(
+            "triton",
+            _version(_Package("triton", "plugins", building)),
+            triton,
+            None if triton else "pip install 'mega-deploy[plugins]'",
+            building,
+        ),
+        _headers("TensorRT C++ headers", trt_headers.tensorrt, trt_headers.TENSORRT_REMEDY, building),
+        _headers("CUDA C++ headers", trt_headers.cuda, trt_headers.CUDA_REMEDY, building),
+        _built("TensorRT plugin", trt_recipe.RECIPE, trt_recipe.find(), "Laplace attention in TensorRT engines"),
+    ]
+
+
+def _headers(name: str, present: Callable[[], Path | None], remedy: str, purpose: str) -> Component:
+    try:
+        folder = present()
+    except InputError as error:
+        folder, remedy = None, str(error)
+    version = None if folder is None else str(folder)
+    return Component(name, version, folder is not None, None if folder else remedy, purpose)
 
 
 def _built(name: str, recipe: Recipe, library: Library | Unusable, purpose: str) -> Component:

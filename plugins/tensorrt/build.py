@@ -81,16 +81,18 @@ def write_table(kernels: Sequence[Compiled], tag: str, folder: Path) -> None:
         kind, _, capability = architecture.partition("_")
         lines.append(f"    {{{int(capability)}, {'true' if kind == 'compute' else 'false'}}},")
     lines += ["};", "constexpr Kernel kKernels[] = {"]
-    images = bytearray()
+    images, places = bytearray(), dict[bytes, int]()  # copies are the same for both half precisions
     for kernel in kernels:
-        images += bytes(-len(images) % ALIGNMENT)
+        if kernel.image not in places:
+            images += bytes(-len(images) % ALIGNMENT)
+            places[kernel.image] = len(images)
+            images += kernel.image
         letters = "".join(parameter[0] for parameter in kernel.parameters)
         lines.append(
             f'    {{"{kernel.name}", DType::{DTYPES[kernel.dtype]}, Tile::{TILES[kernel.tile]}, '
             f"{architectures.index(kernel.architecture)}, {kernel.block_m}, {kernel.block_n}, {kernel.threads}, "
-            f'{kernel.shared_bytes}, "{letters}", {len(images)}}},'
+            f'{kernel.shared_bytes}, "{letters}", {places[kernel.image]}}},'
         )
-        images += kernel.image
     lines.append("};")
     (folder / "images.bin").write_bytes(images)
     (folder / "kernels.inc").write_text("\n".join(lines) + "\n", "utf-8")

@@ -17,9 +17,7 @@ TENSORRT_REMEDY = (
 )
 CUDA_VARIABLE = "CUDA_INCLUDE_DIR"
 CUDA_HEADERS = ("cuda.h", "cuda_runtime_api.h")
-CUDA_REMEDY = (
-    f"run: pip install 'mega-deploy[plugins]', or set {CUDA_VARIABLE} to the include folder of a CUDA toolkit"
-)
+CUDA_REMEDY = f"run: pip install 'mega-deploy[plugins]', or set {CUDA_VARIABLE} to the include folder of a CUDA toolkit"
 SYSTEM = tuple(
     Path("/usr") / below
     for below in ("include", "include/x86_64-linux-gnu", "include/aarch64-linux-gnu", "local/tensorrt/include")
@@ -87,7 +85,9 @@ def _find(variable: str, wanted: Iterable[str], places: Iterable[Path]) -> Path 
     if given := os.environ.get(variable):
         if all((Path(given) / name).is_file() for name in names):
             return Path(given).absolute()
-        raise InputError(f"{variable} is {given}, which does not hold {' and '.join(names)}; set it to a folder of them")
+        raise InputError(
+            f"{variable} is {given}, which does not hold {' and '.join(names)}; set it to a folder of them"
+        )
     return next((folder for folder in places if all((folder / name).is_file() for name in names)), None)
 
 

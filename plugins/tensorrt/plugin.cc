@@ -18,7 +18,7 @@ using nvinfer1::PluginTensorDesc;
 constexpr int32_t kGood = 0, kBad = -1;  // as TensorRT's interface has it
 constexpr int32_t kSmallTactic = 1, kLargeTactic = 2;
 constexpr int32_t kMostInputs = 5;
-constexpr int64_t kSmallRows = 16;  // up to here the small tile serves where TensorRT has timed none
+constexpr int64_t kSmallRows = 64;  // up to here the small tile serves where TensorRT has timed none
 
 bool IsServed(DataType type) { return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16; }
 

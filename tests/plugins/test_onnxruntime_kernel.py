@@ -252,11 +252,6 @@ def test_without_a_compiler_the_exit_code_is_4(environment, tmp_path):
     assert "compiler" in done.stderr
 
 
-def test_the_plugin_of_tensorrt_is_refused(tmp_path):
-    done = command("plugins", "build", "tensorrt", cwd=tmp_path)
-    assert done.returncode == 2 and "this version builds no plugin for 'tensorrt'" in done.stderr
-
-
 def test_the_commands_tell_what_is_built(library, tmp_path):
     built = json.loads(command("plugins", "build", "onnxruntime", "--json", cwd=tmp_path).stdout)
     assert built == {
