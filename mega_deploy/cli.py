@@ -160,7 +160,7 @@ def plugins_build(
     target: Annotated[PluginTarget, typer.Argument(help="Whose plugin to build.")],
     as_json: Json = False,
 ) -> None:
-    """Build native kernels into this user's cache; needs a C++ compiler, and for tensorrt the extra `plugins`, no GPU."""
+    """Build native kernels into this user's cache; needs a C++ compiler, for tensorrt the extra `plugins` too."""
     from mega_deploy.plugins.listing import build
 
     with show.progress() as on_step:

@@ -8,6 +8,7 @@ driver call, matched with the compiled kernel that its image is, and executed by
 import ctypes
 import math
 import pickle
+import struct
 from dataclasses import dataclass, field
 
 import interpreted
@@ -83,6 +84,18 @@ def tensor(shape, dtype="float32", least=None, most=None, layout=0):
     return made
 
 
+def read_image(address):
+    """The cubin (an ELF file, whose headers end it) or PTX (text with a closing zero) at an address."""
+    header = ctypes.string_at(address, 64)
+    if not header.startswith(b"\x7fELF"):
+        return ctypes.string_at(address) + b"\0"
+    programs, sections = struct.unpack_from("<QQ", header, 0x20)
+    program_size, program_count, section_size, section_count = struct.unpack_from("<4H", header, 0x36)
+    return ctypes.string_at(
+        address, max(programs + program_size * program_count, sections + section_size * section_count)
+    )
+
+
 def array(tensors):
     return (Tensor * len(tensors))(*tensors)
 
@@ -132,7 +145,8 @@ class Gpu:
 
     def _kernel(self, image, name):
         """The compiled kernel that an image in the library is, byte by byte."""
-        same = [k for k in self.kernels if ctypes.string_at(image, len(k.image)) == k.image and k.name == name]
+        held = read_image(image)
+        same = [k for k in self.kernels if k.image == held and k.name == name]
         # Copies of 16 bits are the same machine code for both half precisions.
         (kernel,) = [k for k in same if k.dtype == self.dtype]
         return kernel
@@ -271,7 +285,7 @@ class Gpu:
         ran.code = self.trt.on_shape_change(plugin, described, len(tensors))
         if ran.code != 0:
             return self._done(ran, plugin)
-        q, k, v = tensors[:3]
+        q, _, v = tensors[:3]
         output = torch.full((len(q), q.shape[1], v.shape[2]), math.nan, dtype=v.dtype)
         places, output_at, workspace_at = self._allocate([*tensors, output], ran.workspace, spare)
         before = self.memory.clone()
