@@ -34,10 +34,29 @@ bool Match(const PluginTensorDesc* inputs, int32_t optional, Sizes* sizes) {
   return MatchShapes(dims, optional, sizes);
 }
 
-bool Match(const DynamicPluginTensorDesc* inputs, int32_t optional, Dims DynamicPluginTensorDesc::*bound, Sizes* sizes) {
-  const Dims* dims[kMostInputs];
-  for (int32_t i = 0; i < NumberOfInputs(optional); ++i) dims[i] = &(inputs[i].*bound);
-  return MatchShapes(dims, optional, sizes);
+// The sizes at a bound of the profile. Tensors that must agree may have bounds that differ: one of them holds for all.
+Sizes AtBound(const DynamicPluginTensorDesc* inputs, Dims DynamicPluginTensorDesc::*bound) {
+  const Dims &q = inputs[0].*bound, &k = inputs[1].*bound, &v = inputs[2].*bound;
+  return {q.d[0], q.d[1], k.d[1], q.d[2], v.d[2], 0, 0};
+}
+
+// Bytes for every shape of the profile, every tile and every GPU; false, with the reason logged, for sizes too large.
+bool Workspace(const Attributes& attributes, const DynamicPluginTensorDesc* inputs, size_t* largest) {
+  const Sizes least = AtBound(inputs, &DynamicPluginTensorDesc::min);
+  const Sizes most = AtBound(inputs, &DynamicPluginTensorDesc::max);
+  Problem problem{attributes, DTypeOf(inputs[0].desc.type), most};
+  *largest = 0;
+  // Channels in multiples of 16 need no padded copy: where they vary, one fewer may need more.
+  for (const int64_t d : {most.d, most.d - (least.d < most.d)}) {
+    for (const int64_t dv : {most.dv, most.dv - (least.dv < most.dv)}) {
+      problem.sizes.d = d;
+      problem.sizes.dv = dv;
+      size_t bytes = 0;
+      if (!LargestWorkspace(problem, &bytes)) return false;
+      if (bytes > *largest) *largest = bytes;
+    }
+  }
+  return true;
 }
 
 uint64_t Address(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
@@ -124,6 +143,9 @@ int32_t LaplacePlugin::configurePlugin(const DynamicPluginTensorDesc* inputs, in
   for (int32_t i = 0; i < number_of_inputs; ++i) dims[i] = &inputs[i].desc.dims;
   Sizes sizes;
   if (!MatchShapes(dims, optional, &sizes)) return kBad;
+  // Refused here, for getWorkspaceSize has no way to.
+  size_t bytes;
+  if (IsConcrete(AtBound(inputs, &DynamicPluginTensorDesc::max)) && !Workspace(attributes_, inputs, &bytes)) return kBad;
   optional_ = optional;
   return kGood;
 }
@@ -132,20 +154,8 @@ size_t LaplacePlugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, in
                                        const DynamicPluginTensorDesc*, int32_t number_of_outputs) const noexcept {
   int32_t optional;
   if (!IsOurs(number_of_inputs, number_of_outputs, &optional)) return 0;
-  Sizes least, most;
-  if (!Match(inputs, optional, &DynamicPluginTensorDesc::min, &least)) return 0;
-  if (!Match(inputs, optional, &DynamicPluginTensorDesc::max, &most) || !IsConcrete(most)) return 0;
-  Problem problem{attributes_, DTypeOf(inputs[0].desc.type), most};
-  size_t largest = 0, bytes = 0;
-  // Channels in multiples of 16 need no padded copy: where they vary, one fewer may need more.
-  for (const int64_t d : {most.d, most.d - (least.d < most.d)}) {
-    for (const int64_t dv : {most.dv, most.dv - (least.dv < most.dv)}) {
-      problem.sizes.d = d;
-      problem.sizes.dv = dv;
-      if (LargestWorkspace(problem, &bytes) && bytes > largest) largest = bytes;
-    }
-  }
-  return largest;
+  size_t bytes = 0;
+  return Workspace(attributes_, inputs, &bytes) ? bytes : 0;
 }
 
 int32_t LaplacePlugin::getNbTactics() noexcept { return 2; }
@@ -204,12 +214,14 @@ int32_t LaplacePlugin::enqueue(const PluginTensorDesc* input_descriptions, const
   Sizes s;
   if (!Match(input_descriptions, optional_, &s)) return kBad;
   const DType dtype = DTypeOf(input_descriptions[0].type);
-  const size_t element = dtype == DType::kFloat32 ? 4 : 2;
-  const size_t bytes = static_cast<size_t>(s.batch) * static_cast<size_t>(s.m) * static_cast<size_t>(s.dv) * element;
-  if (bytes == 0) return kGood;
+  if (s.batch == 0 || s.m == 0 || s.dv == 0) return kGood;
   Context context;
   if (!CurrentContext(&context)) return kBad;
-  if (s.n == 0) return FillWithZeros(Address(outputs[0]), bytes, stream) ? kGood : kBad;
+  if (s.n == 0) {
+    const size_t element = dtype == DType::kFloat32 ? 4 : 2;
+    const size_t bytes = static_cast<size_t>(s.batch) * static_cast<size_t>(s.m) * static_cast<size_t>(s.dv) * element;
+    return FillWithZeros(Address(outputs[0]), bytes, stream) ? kGood : kBad;
+  }
   bool aligned = IsAligned(outputs[0]) && IsAligned(workspace);
   for (int32_t i = 0; i < NumberOfInputs(optional_); ++i) aligned = aligned && IsAligned(inputs[i]);
   if (!aligned) {

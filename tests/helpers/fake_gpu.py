@@ -239,6 +239,20 @@ class Gpu:
         self.driver.fake_no_context()
         return self.trt.on_shape_change(plugin, array([tensor(*one) for one in tensors]), len(tensors))
 
+    def _enqueue_sizes(self, plugin, *tensors):
+        """Enqueue on tensors that have sizes and no memory: for sizes that are refused before any launch."""
+        described = array([tensor(*one) for one in tensors])
+        self.driver.fake_no_context()
+        assert self.trt.on_shape_change(plugin, described, len(tensors)) == 0
+        self.driver.fake_gpu(80)
+        nowhere = (ctypes.c_void_p * len(tensors))()
+        return self.trt.enqueue(plugin, described, len(tensors), nowhere, None, None, None)
+
+    def ask_with_length(self, name, length):
+        """Whether a layer is made from a field of so many values."""
+        values = (ctypes.c_int32 * length)()
+        return self.ask("exists", **{name: Field(name.encode(), ctypes.addressof(values), 5, length)})
+
     def serialized(self, plugin):
         """The plugin's fields, by name; creating another from them is what TensorRT does with an engine."""
         collection = self.trt.fields(plugin).contents
