@@ -108,7 +108,8 @@ def _cases(seq_len: int | Range, features: int, batch: Range, samples: int, seed
     for other in _other_lengths(seq_len):
         pools[f"random, {other} frames"] = random.standard_normal((2, other, features))
     cases: Cases = {}
-    padded, frames = [], []
+    padded: list[Array] = []
+    frames: list[int] = []
     for name, windows in pools.items():
         rows = list(range(len(frames), len(frames) + len(windows)))
         frames += [windows.shape[1]] * len(windows)
