@@ -99,7 +99,7 @@ def operator(
     sigma: float = SIGMA,
 ) -> Tensor:
     """The composite that serves every device; `operator.register_kernel("cuda")` gives one a kernel of its own."""
-    _check(q, k, v, bias, row_scale, kind, sigma)
+    _check(q, k, v, bias, row_scale, kind=kind, sigma=sigma)
     with _without_autocast(q):
         q, k, values, bias, row_scale = _widened(q, k, v, bias, row_scale)
         if kind == "l1":
@@ -128,7 +128,7 @@ def _fake(
     mu: float = MU,
     sigma: float = SIGMA,
 ) -> Tensor:
-    _check(q, k, v, bias, row_scale, kind, sigma)
+    _check(q, k, v, bias, row_scale, kind=kind, sigma=sigma)
     return v.new_empty(q.shape[0], q.shape[1], v.shape[2])
 
 
@@ -140,14 +140,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients that are needed; the weights are computed anew rather than kept, [B, M, N] at a time."""
-    inputs, needed, options = ctx.saved_tensors, ctx.needs_input_grad, ctx.options
+    inputs, options = ctx.saved_tensors, ctx.options
+    causal, needed = options["causal"], ctx.needs_input_grad
     with _without_autocast(gradient):
         *wide, gradient = _widened(*inputs, gradient)
-        gradients = (
-            _l1_gradients(*wide[:3], gradient, needed, options["causal"])
-            if options["kind"] == "l1"
-            else _erf_gradients(*wide, gradient, needed, options["causal"], options["mu"], options["sigma"])
-        )
+        if options["kind"] == "l1":
+            gradients = _l1_gradients(*wide[:3], gradient, needed=needed, causal=causal)
+        else:
+            mu, sigma = options["mu"], options["sigma"]
+            gradients = _erf_gradients(*wide, gradient=gradient, needed=needed, causal=causal, mu=mu, sigma=sigma)
     pairs = zip(inputs, gradients, strict=True)
     return tuple(None if gradient is None else gradient.to(given.dtype) for given, gradient in pairs)
 
@@ -160,6 +161,7 @@ def _l1_gradients(
     k: Tensor,
     v: Tensor,
     gradient: Tensor,
+    *,
     needed: tuple[bool, ...],
     causal: bool,
 ) -> Gradients:
@@ -185,9 +187,7 @@ def _l1_gradients(
 
 def _of_first(of_distance: Tensor, first: Tensor, second: Tensor, distance: Tensor) -> Tensor:
     """The gradient of torch.cdist(first, second, p=1) in `first`."""
-    result: Tensor = torch.ops.aten._cdist_backward(
-        of_distance.contiguous(), first, second, 1.0, distance.contiguous()
-    )
+    result: Tensor = torch.ops.aten._cdist_backward(of_distance.contiguous(), first, second, 1.0, distance.contiguous())
     return result
 
 
@@ -197,6 +197,7 @@ def _erf_gradients(
     v: Tensor,
     bias: Tensor | None,
     row_scale: Tensor | None,
+    *,
     gradient: Tensor,
     needed: tuple[bool, ...],
     causal: bool,
@@ -243,14 +244,15 @@ def _check(
     v: Tensor,
     bias: Tensor | None,
     row_scale: Tensor | None,
-    kernel: str,
+    *,
+    kind: str,
     sigma: float,
 ) -> None:
     optional = {"bias": bias, "row_scale": row_scale}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
-    if kernel not in get_args(Kind):
-        raise InputError(f"kernel must be one of {', '.join(get_args(Kind))}, got {kernel!r}")
-    if kernel == "l1" and given:
+    if kind not in get_args(Kind):
+        raise InputError(f"kernel must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    if kind == "l1" and given:
         raise InputError(f'kernel "l1" takes neither bias nor row_scale, got {" and ".join(given)}; "erf" takes them')
     if not sigma > 0:
         raise InputError(f"sigma must be above 0, got {sigma}")
