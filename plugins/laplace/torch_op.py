@@ -145,7 +145,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     with _without_autocast(gradient):
         *wide, gradient = _widened(*inputs, gradient)
         if options["kind"] == "l1":
-            gradients = _l1_gradients(*wide[:3], gradient, needed=needed, causal=causal)
+            gradients = _l1_gradients(*wide[:3], gradient=gradient, needed=needed, causal=causal)
         else:
             mu, sigma = options["mu"], options["sigma"]
             gradients = _erf_gradients(*wide, gradient=gradient, needed=needed, causal=causal, mu=mu, sigma=sigma)
@@ -160,8 +160,8 @@ def _l1_gradients(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    gradient: Tensor,
     *,
+    gradient: Tensor,
     needed: tuple[bool, ...],
     causal: bool,
 ) -> Gradients:
