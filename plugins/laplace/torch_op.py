@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any, get_args
 
 import torch
@@ -98,8 +99,47 @@ def operator(
     mu: float = MU,
     sigma: float = SIGMA,
 ) -> Tensor:
-    """The composite that serves every device; `operator.register_kernel("cuda")` gives one a kernel of its own."""
+    """What serves every device that has no kernel of its own."""
     _check(q, k, v, bias, row_scale, kind=kind, sigma=sigma)
+    return _composite(q, k, v, bias, row_scale, kind=kind, causal=causal, mu=mu, sigma=sigma)
+
+
+@operator.register_kernel("cuda")
+def _on_gpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    *,
+    kind: str = "l1",
+    causal: bool = False,
+    mu: float = MU,
+    sigma: float = SIGMA,
+) -> Tensor:
+    """The Triton kernels, where triton is installed and takes the tensors; else what serves every device."""
+    _check(q, k, v, bias, row_scale, kind=kind, sigma=sigma)
+    dtypes = {tensor.dtype for tensor in (q, k, v, bias, row_scale) if tensor is not None}
+    if len(dtypes) > 1 or dtypes == {torch.float64} or find_spec("triton") is None:
+        return _composite(q, k, v, bias, row_scale, kind=kind, causal=causal, mu=mu, sigma=sigma)
+    from mega_deploy.plugins.gpu import launch
+
+    with torch.cuda.device(q.device):
+        return launch.laplace_attention(q, k, v, bias, row_scale, kernel=kind, causal=causal, mu=mu, sigma=sigma)
+
+
+def _composite(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    row_scale: Tensor | None,
+    *,
+    kind: str,
+    causal: bool,
+    mu: float,
+    sigma: float,
+) -> Tensor:
     with _without_autocast(q):
         q, k, values, bias, row_scale = _widened(q, k, v, bias, row_scale)
         if kind == "l1":
