@@ -133,19 +133,25 @@ def _for_tensorrt() -> list[Component]:
             None if triton else "pip install 'mega-deploy[plugins]'",
             building,
         ),
-        _headers("TensorRT C++ headers", trt_headers.tensorrt, trt_headers.TENSORRT_REMEDY, building),
+        _headers("TensorRT C++ headers", _tensorrt_headers, trt_headers.TENSORRT_REMEDY, building),
         _headers("CUDA C++ headers", trt_headers.cuda, trt_headers.CUDA_REMEDY, building),
         _built("TensorRT plugin", trt_recipe.RECIPE, trt_recipe.find(), "Laplace attention in TensorRT engines"),
     ]
 
 
-def _headers(name: str, present: Callable[[], Path | None], remedy: str, purpose: str) -> Component:
+def _tensorrt_headers() -> str | None:
+    folder = trt_headers.tensorrt()
+    return None if folder is None else f"{trt_headers.version(folder)} in {folder}"
+
+
+def _headers(name: str, present: Callable[[], Path | str | None], remedy: str, purpose: str) -> Component:
     try:
-        folder = present()
-    except InputError as error:
-        folder, remedy = None, str(error)
-    version = None if folder is None else str(folder)
-    return Component(name, version, folder is not None, None if folder else remedy, purpose)
+        found = present()
+    except (InputError, MissingComponentError) as error:
+        found, remedy = None, str(error)
+    return Component(
+        name, None if found is None else str(found), found is not None, remedy if not found else None, purpose
+    )
 
 
 def _built(name: str, recipe: Recipe, library: Library | Unusable, purpose: str) -> Component:

@@ -1,14 +1,11 @@
 """On real hardware: engines with the plugin, built and run by TensorRT. Run with `pytest -m gpu`."""
 
 import math
-import re
-from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from laplace_models import op_model
+from laplace_models import for_tensorrt, op_model
 from onnxscript import ir
 
 from mega_deploy.plugins.laplace.reference import laplace_attention
@@ -36,16 +33,6 @@ def trt(plugin):
         pytest.skip("torch sees no GPU")
     assert module.get_plugin_registry().load_library(plugin["library"]) is not None
     return module
-
-
-def prepared(model, folder, monkeypatch):
-    """The model as plugins/README.md has it changed for TensorRT's parser."""
-    readme = (Path(__file__).parents[2] / "plugins/README.md").read_text("utf-8")
-    (block,) = re.findall(r"<!-- tested[^>]*-->\n```python\n(.*?)```", readme, re.DOTALL)
-    monkeypatch.chdir(folder)
-    onnx.save(model, "model.onnx")
-    exec(compile(block, "plugins/README.md", "exec"), {})
-    return Path("for_tensorrt.onnx").read_bytes()
 
 
 def engine_of(trt, serialized_model, dynamic):
@@ -83,9 +70,9 @@ def run(trt, engine, feeds):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: " ".join(map(str, form.values())))
 @pytest.mark.parametrize("dtype", ROUNDINGS)
-def test_an_engine_with_the_plugin_is_the_reference(trt, dtype, form, sizes, tmp_path, monkeypatch):
+def test_an_engine_with_the_plugin_is_the_reference(trt, dtype, form, sizes, tmp_path):
     batch, m, n, d, dv = sizes
-    model = prepared(op_model(m, n, d, dv, dtype=ONNX_TYPES[dtype], **form), tmp_path, monkeypatch)
+    model = for_tensorrt(op_model(m, n, d, dv, dtype=ONNX_TYPES[dtype], **form), tmp_path).SerializeToString()
     random = torch.Generator().manual_seed(0)
     shapes = {"q": (batch, m, d), "k": (batch, n, d), "v": (batch, n, dv)}
     shapes |= {"bias": (batch, m, n)} if form.get("bias") else {}
@@ -103,9 +90,9 @@ def test_an_engine_with_the_plugin_is_the_reference(trt, dtype, form, sizes, tmp
     assert error < ROUNDINGS[dtype] * torch.finfo(getattr(torch, dtype)).eps
 
 
-def test_an_engine_replays_in_a_cuda_graph(trt, tmp_path, monkeypatch):
+def test_an_engine_replays_in_a_cuda_graph(trt, tmp_path):
     """Kernels are loaded when the shapes are known: a captured stream may not."""
-    model = prepared(op_model(60, 60, 64, 64), tmp_path, monkeypatch)
+    model = for_tensorrt(op_model(60, 60, 64, 64), tmp_path).SerializeToString()
     engine = engine_of(trt, model, 1)
     context, stream, graph = engine.create_execution_context(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
     feeds = {name: torch.randn(1, 60, 64, device="cuda") for name in "qkv"}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from laplace_models import for_tensorrt, op_model
 
 from mega_deploy.errors import InputError, MissingComponentError
 from mega_deploy.plugins.gpu.tiles import ARCHITECTURES
@@ -89,6 +90,31 @@ def test_nvidias_own_registry_loads_the_library_and_creates_the_layer(plugin):
     assert refused == ["refused"] * 3
     for reason in ('the attribute kernel is "huh"', "the attribute causal is 3", "the attribute sigma is -1"):
         assert reason in done.stderr
+
+
+PARSE = """
+import sys, tensorrt_rtx as trt
+class Logger(trt.ILogger):
+    def __init__(self): trt.ILogger.__init__(self)
+    def log(self, severity, message): print(message, flush=True)
+logger = Logger()
+assert trt.get_plugin_registry().load_library(sys.argv[1]) is not None
+network = trt.Builder(logger).create_network(0)
+trt.OnnxParser(network, logger).parse(open(sys.argv[2], "rb").read())
+"""
+
+
+@pytest.mark.parametrize("kernel", ["l1", "erf"])
+def test_nvidias_own_parser_makes_the_layer_of_the_changed_model(plugin, tmp_path, kernel):
+    """TensorRT-RTX has no plugins and gives up afterwards; that the parser creates the layer is what counts."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    optional = {"row_scale": True, "causal": True, "mu": 0.25, "sigma": 0.5} if kernel == "erf" else {}
+    for_tensorrt(op_model(3, 4, 5, 6, kernel=kernel, **optional), tmp_path)
+    command = [sys.executable, "-c", PARSE, plugin["library"], str(tmp_path / "for_tensorrt.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Successfully created plugin: LaplaceAttention" in done.stdout, done.stdout[-500:] + done.stderr
+    assert "LaplaceAttention: " not in done.stderr
+    assert ("[row_scale -> (-1, 3)[FLOAT]]" in done.stdout) == (kernel == "erf")
 
 
 REGISTER = """
@@ -268,4 +294,4 @@ def test_headers_without_a_version_are_refused(tmp_path, text):
 def test_doctor_tells_of_the_plugin(plugin, command):
     components = {one["name"]: one for one in json.loads(command("doctor", "--json").stdout)["components"]}
     for name in ("triton", "TensorRT C++ headers", "CUDA C++ headers", "TensorRT plugin"):
-        assert components[name]["works"], components[name]
+        assert components[name]["works"] and components[name]["version"], components[name]
