@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mega_deploy.bench.contenders import CONTENDERS, build
+from mega_deploy.bench.contenders import available, build
 from mega_deploy.bench.latency import Latency, sample, warm_up
 from mega_deploy.errors import MegaDeployError
 from mega_deploy.runtime import OpenBundle
@@ -88,7 +88,7 @@ def compare(bundle: Path, batch: int, *, rounds: int = 5, samples: int = 100, th
     Raises:
         MegaDeployError: a contender fails, or its output is not the trained model's.
     """
-    workers = [_Worker(contender, bundle, batch, threads) for contender in CONTENDERS]
+    workers = [_Worker(contender, bundle, batch, threads) for contender in available()]
     try:
         for _ in range(rounds):
             for worker in workers:

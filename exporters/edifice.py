@@ -1,4 +1,4 @@
-"""The graph of a folded Edifice Mega: `frames` [batch, seq_len, embed_dim] -> `features`."""
+"""The graph of a folded Edifice Mega, for one length or a range: `frames` [batch, seq_len, embed_dim] -> `features`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import numpy as np
 from onnxscript import ir
 
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, Kernel, Lowering, choose
+from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, Lowered, Lowering, choose
 from mega_deploy.exporters.fold import FoldedAttention, FoldedBlock, FoldedFFN, FoldedMega
-from mega_deploy.exporters.graph import OPSET, Graph
+from mega_deploy.exporters.graph import OPSET, Graph, Length
+from mega_deploy.exporters.moving_average import moving_average
 from mega_deploy.plugins.laplace.function import l1_function
+from mega_deploy.signature import Range
 
 # The attention of one window of this length takes 1 GiB in float32, and its causal mask as much.
 LONGEST = 16384
+END = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,6 @@ class MegaGraph:
 
     model: ir.Model
     lowering: Lowering
-    lowered: tuple[Kernel, ...]
-    """The moving average of each block."""
     block_outputs: tuple[str, ...]
     """Names of the values that hold the residual stream behind each block: [batch * seq_len, hidden_size], or
     [batch, hidden_size] behind a block that computes the last row only."""
@@ -34,14 +35,16 @@ def mega_graph(
     folded: FoldedMega,
     *,
     ema: str = "auto",
+    seq_range: Range | None = None,
     dtype: ir.DataType = ir.DataType.FLOAT,
     cut: float = FLOAT32_HALF_ULP,
 ) -> MegaGraph:
-    """Write the graph for the static length `folded.config.length` and any batch.
+    """Write the graph for the static length `folded.config.length`, or a range of lengths, and any batch.
 
     Args:
         folded: the deployment form.
         ema: how the moving average is lowered (exporters.ema.choose).
+        seq_range: lengths that the graph serves, instead of the one.
         dtype: of the inputs, the constants and the arithmetic.
         cut: share of a kernel's L1 norm that may be cut off its tail (exporters.ema.lower_to_kernel).
 
@@ -50,21 +53,22 @@ def mega_graph(
         InputError: a folded weight exceeds the dtype.
     """
     config = folded.config
-    length = config.length
-    if length > LONGEST:
-        raise OptionError(f"a window of {length} frames is beyond the {LONGEST} that this version's static graphs take")
-    lowering = choose(ema, length)
-    lowered = tuple(lowering.lower(block.ema.ema, length, cut) for block in folded.blocks)
+    longest = seq_range.max if seq_range else config.length
+    if longest > LONGEST:
+        raise OptionError(f"a window of {longest} frames is beyond the {LONGEST} that this version's graphs take")
+    lowering = choose(ema, [block.ema.ema for block in folded.blocks], longest, cut)
     graph = Graph("mega", dtype)
-    writer = _Writer(graph, folded)
-    frames = graph.input("frames", ["batch", length, config.embed_dim])
+    seq_len = "seq_len" if seq_range else config.length
+    frames = graph.input("frames", ["batch", seq_len, config.embed_dim])
+    length = graph.op.Shape(frames, start=0, end=2) if seq_range else config.length
+    writer = _Writer(graph, folded, length, longest)
     x = graph.rows(frames, config.embed_dim)
     if folded.input_projection is not None:
         x = graph.linear(x, folded.input_projection, "input_projection")
     block_outputs = []
-    for index, (block, kernel) in enumerate(zip(folded.blocks, lowered, strict=True)):
+    for index, (block, lowered) in enumerate(zip(folded.blocks, lowering.blocks, strict=True)):
         with graph.scope(f"blocks.{index}"):
-            x = writer.block(x, block, kernel)
+            x = writer.block(x, block, lowered)
         x.name = f"blocks.{index}.output"
         block_outputs.append(x.name)
     gamma = graph.constant("final_norm.gamma", folded.final_gamma)
@@ -72,24 +76,24 @@ def mega_graph(
     features = graph.normalise(x, config.hidden_size, gamma, beta)
     if config.output == "sequence":
         features = graph.windows(features, length, config.hidden_size)
-        graph.output(features, "features", ["batch", length, config.hidden_size])
+        graph.output(features, "features", ["batch", seq_len, config.hidden_size])
     else:
         graph.output(features, "features", ["batch", config.hidden_size])
-    return MegaGraph(graph.model(), lowering, lowered, tuple(block_outputs))
+    return MegaGraph(graph.model(), lowering, tuple(block_outputs))
 
 
 class _Writer:
     """Writes blocks: x [rows, hidden_size] -> the same, or -> [batch, hidden_size] for a block of the last row only."""
 
-    def __init__(self, graph: Graph, folded: FoldedMega) -> None:
+    def __init__(self, graph: Graph, folded: FoldedMega, length: Length, longest: int) -> None:
         self.graph, self.op = graph, graph.op
-        self.length, self.hidden = folded.config.length, folded.config.hidden_size
+        self.length, self.longest, self.hidden = length, longest, folded.config.hidden_size
 
-    def block(self, x: ir.Value, block: FoldedBlock, kernel: Kernel) -> ir.Value:
+    def block(self, x: ir.Value, block: FoldedBlock, lowered: Lowered) -> ir.Value:
         op, graph = self.op, self.graph
         with graph.scope("ema"):
             u = graph.linear(self.normalise(x), block.ema.proj, "proj")
-            x = op.Add(x, graph.linear(graph.moving_average(u, kernel, self.length), block.ema.out, "out"))
+            x = op.Add(x, graph.linear(moving_average(graph, u, lowered, self.length), block.ema.out, "out"))
         with graph.scope("attention"):
             if block.last_row:
                 x = op.Add(self.last_row(x), self.last_row_attention(self.normalise(x), block.attention))
@@ -109,7 +113,7 @@ class _Writer:
             context = op.MatMul(weights, self.windows(value))  # [batch, seq_len, H]
         else:
             query, key, value, gate = graph.split(joint, 4)
-            context = self.laplace(self.windows(query), self.windows(key), self.windows(value), queries=self.length)
+            context = self.laplace(self.windows(query), self.windows(key), self.windows(value))
         gated = op.Mul(graph.rows(context, self.hidden), op.Sigmoid(gate))
         return graph.linear(gated, attention.out, "out")
 
@@ -129,7 +133,7 @@ class _Writer:
             # into that sum, and the bias is its row of the projection.
             key = self.windows(graph.linear(n, attention.key, "key"))
             with_ones = op.Pad(self.windows(n), [0, 0, 0, 0, 0, 1], graph.constant("one", np.ones(())))
-            context = graph.rows(self.laplace(query, key, with_ones, queries=1), self.hidden + 1)
+            context = graph.rows(self.laplace(query, key, with_ones, last_row=True), self.hidden + 1)
             stacked = np.vstack([attention.value.weight, attention.value.bias])
             value = op.MatMul(context, graph.constant("value.weight_and_bias", stacked))
         return graph.linear(op.Mul(value, op.Sigmoid(gate)), attention.out, "out")
@@ -140,11 +144,12 @@ class _Writer:
         gate, up = graph.split(graph.linear(n, ffn.joint, "joint"), 2)
         return graph.linear(op.Mul(op.Mul(gate, op.Sigmoid(gate)), up), ffn.down, "down")
 
-    def laplace(self, q: ir.Value, k: ir.Value, v: ir.Value, *, queries: int) -> ir.Value:
-        """q [batch, queries, H], k [batch, seq_len, H], v [batch, seq_len, Dv] -> [batch, queries, Dv]."""
-        overload = "" if queries == self.length else "last_row"
+    def laplace(self, q: ir.Value, k: ir.Value, v: ir.Value, *, last_row: bool = False) -> ir.Value:
+        """q [batch, seq_len or 1, H], k [batch, seq_len, H], v [batch, seq_len, Dv] -> [batch, seq_len or 1, Dv]."""
+        # A body for a range of lengths must be lean at the longest.
+        queries, overload = (1, "last_row") if last_row and self.longest > 1 else (self.longest, "")
         function = l1_function(
-            queries, self.length, self.hidden, dtype=self.graph.dtype, opset=OPSET, overload=overload
+            queries, self.longest, self.hidden, dtype=self.graph.dtype, opset=OPSET, overload=overload
         )
         return self.op.call(function, q, k, v, kernel="l1", causal=0)
 
@@ -156,4 +161,6 @@ class _Writer:
 
     def last_row(self, x: ir.Value) -> ir.Value:
         """[rows, H] -> [batch, H]: the last frame of each window."""
-        return self.op.Gather(self.windows(x), self.length - 1, axis=1)
+        if isinstance(self.length, int):
+            return self.op.Gather(self.windows(x), self.length - 1, axis=1)
+        return self.graph.rows(self.op.Slice(self.windows(x), [-1], [END], [1]), self.hidden)

@@ -15,10 +15,11 @@ import onnxscript
 from onnxscript import ir
 
 from mega_deploy.errors import InputError
-from mega_deploy.exporters.ema import Kernel
 from mega_deploy.exporters.fold import Linear
 from mega_deploy.models.edifice import NORM_EPSILON
 
+Length = int | ir.Value
+"""Frames of a window: a number, or where it is dynamic the vector [batch, seq_len]."""
 OPSET = 20
 IR_VERSION = 10  # the first that knows overloads of functions
 
@@ -36,6 +37,7 @@ class Graph:
         self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET})
         self._builder = onnxscript.GraphBuilder(self._graph)
         self.op = self._builder.op
+        self._mask: ir.Value | None = None
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -83,11 +85,18 @@ class Graph:
         beta = beta or self._shared(f"zeros.{features}", lambda: np.zeros(features))
         return self.op.LayerNormalization(x, gamma, beta, axis=-1, epsilon=NORM_EPSILON)
 
-    def causal_mask(self, seq_len: int) -> ir.Value:
+    def causal_mask(self, length: Length) -> ir.Value:
         """What is added to scores [batch, seq_len, seq_len]: -infinity for the future, 0 for the rest."""
-        return self._shared(
-            f"causal_mask.{seq_len}", lambda: np.triu(np.full((seq_len, seq_len), -np.inf, np.float32), 1)
-        )
+        if isinstance(length, int):
+            future = lambda: np.triu(np.full((length, length), -np.inf, np.float32), 1)  # noqa: E731
+            return self._shared(f"causal_mask.{length}", future)
+        if self._mask is None:
+            op = self.op
+            position = op.Range(0, op.Squeeze(self.frames(length), [0]), 1)
+            is_future = op.Less(op.Unsqueeze(position, [1]), op.Unsqueeze(position, [0]))  # [query, key]
+            minus, zero = (ir.tensor(np.array(value, self.dtype.numpy()), self.dtype) for value in (-np.inf, 0))
+            self._mask = op.Where(is_future, op.Constant(value=minus), op.Constant(value=zero))
+        return self._mask
 
     def _shared(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> ir.Value:
         """A constant that stands once for all that ask for it."""
@@ -96,17 +105,14 @@ class Graph:
             self._builder.initializer(ir.tensor(array, name=name), name, qualify=False)
         return self._graph.initializers[name]
 
-    def moving_average(self, u: ir.Value, lowering: Kernel, seq_len: int) -> ir.Value:
-        """The lowered moving average over time: [batch * seq_len, channels] -> the same."""
-        channels, count = lowering.taps.shape
-        weight = self.constant("kernel", lowering.taps[:, None, ::-1])  # Conv correlates: the kernel is turned round
-        x = self.op.Transpose(self.windows(u, seq_len, channels), perm=[0, 2, 1])  # [batch, channels, seq_len]
-        y = self.op.Conv(x, weight, group=channels, kernel_shape=[count], pads=[count - 1, 0])
-        return self.rows(self.op.Transpose(y, perm=[0, 2, 1]), channels)
-
-    def windows(self, x: ir.Value, seq_len: int, features: int) -> ir.Value:
+    def windows(self, x: ir.Value, length: Length, features: int) -> ir.Value:
         """[batch * seq_len, features] -> [batch, seq_len, features]."""
-        return self.op.Reshape(x, [-1, seq_len, features])
+        shape = [-1, length, features] if isinstance(length, int) else self.op.Concat(length, [features], axis=0)
+        return self.op.Reshape(x, shape)
+
+    def frames(self, length: Length) -> Any:
+        """seq_len as a vector of one element."""
+        return [length] if isinstance(length, int) else self.op.Slice(length, [1], [2])
 
     def rows(self, x: ir.Value, features: int) -> ir.Value:
         """[batch, seq_len, features] -> [batch * seq_len, features]."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,22 +34,45 @@ ADVERSARIAL_ELEMENTS = 1 << 18
 BLOCK_FRAMES = 256
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """Windows of one or several lengths."""
+
+    windows: Array
+    """[rows, longest, features]; zeros behind the end of shorter ones."""
+    frames: tuple[int, ...]
+    """Of each row."""
+
+    def take(self, rows: Sequence[int], array: Array | None = None) -> Array:
+        """Rows of one length, cut to it; of `array`, if given, which has a row for each window."""
+        found = (self.windows if array is None else array)[list(rows)]
+        return found[:, : self.frames[rows[0]]] if found.ndim == 3 else found
+
+
 def record(
-    model: Mega, block_names: Sequence[str], batch: Range, *, samples: int = SAMPLES, seed: int = 0
+    model: Mega,
+    block_names: Sequence[str],
+    batch: Range,
+    seq_len: int | Range,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
 ) -> Reference:
-    """The reference for windows of the model's own length: random and adversarial inputs, several batches.
+    """The reference for random and adversarial inputs and several batches; of a range of lengths several, too.
 
     Args:
         model: in eval mode; it is left as it is.
         block_names: what the graph calls the residual stream behind each block.
         batch: sizes that the bundle takes.
+        seq_len: frames of the windows that it takes.
         samples: random windows, at least 1.
         seed: of the random windows.
     """
-    elements = samples * model.config.length * model.config.embed_dim
+    longest = seq_len.max if isinstance(seq_len, Range) else seq_len
+    elements = samples * longest * model.config.embed_dim
     if elements > LARGEST_POOL:
         raise OptionError(f"samples {samples} make {elements} numbers, more than {LARGEST_POOL}; ask for fewer")
-    pool, cases = _cases(model.config.length, model.config.embed_dim, batch, samples, seed)
+    pool, cases = _cases(seq_len, model.config.embed_dim, batch, samples, seed)
     return _measure(model, pool, cases, block_names)
 
 
@@ -60,13 +85,15 @@ def record_for(model: Mega, block_names: Sequence[str], frames: Array, name: str
         frames: float32.
         name: of the case.
     """
-    return _measure(model, frames, {name: (list(range(len(frames))), len(frames))}, block_names)
+    pool = _Pool(frames, (frames.shape[1],) * len(frames))
+    return _measure(model, pool, {name: (list(range(len(frames))), len(frames))}, block_names)
 
 
-def _cases(length: int, features: int, batch: Range, samples: int, seed: int) -> tuple[Array, Cases]:
-    """A pool of windows [rows, length, features], and the cases made of them."""
+def _cases(seq_len: int | Range, features: int, batch: Range, samples: int, seed: int) -> tuple[_Pool, Cases]:
+    """A pool of windows, and the cases made of them: all kinds at the usual length, random ones at others."""
     random = np.random.default_rng(seed)
-    count = min(4, max(1, ADVERSARIAL_ELEMENTS // (length * features)))
+    length, longest = (seq_len.opt, seq_len.max) if isinstance(seq_len, Range) else (seq_len, seq_len)
+    count = min(4, max(1, ADVERSARIAL_ELEMENTS // (longest * features)))
     normal = random.standard_normal((count, length, features))
     half = np.repeat([-1.0, 1.0], [length // 2, length - length // 2])[:, None]
     pools = {
@@ -78,11 +105,15 @@ def _cases(length: int, features: int, batch: Range, samples: int, seed: int) ->
         "one-hot": np.eye(features)[random.integers(0, features, (count, length))],
         "a step": half * normal[:, :1],
     }
+    for other in _other_lengths(seq_len):
+        pools[f"random, {other} frames"] = random.standard_normal((2, other, features))
     cases: Cases = {}
-    start = 0
+    padded: list[Array] = []
+    frames: list[int] = []
     for name, windows in pools.items():
-        rows = list(range(start, start + len(windows)))
-        start += len(windows)
+        rows = list(range(len(frames), len(frames) + len(windows)))
+        frames += [windows.shape[1]] * len(windows)
+        padded.append(np.pad(windows, [(0, 0), (0, longest - windows.shape[1]), (0, 0)]).astype(np.float32))
         sizes = {min(max(len(rows), batch.min), batch.max)}
         if name == "random":
             largest = max(batch.min, min(batch.max, LARGEST_BATCH))
@@ -90,7 +121,15 @@ def _cases(length: int, features: int, batch: Range, samples: int, seed: int) ->
         for size in sorted(sizes):
             # Whole batches, in which every window stands at least once.
             cases[f"{name}, batch {size}"] = _cycle(rows, size * math.ceil(len(rows) / size)), size
-    return np.concatenate(list(pools.values())).astype(np.float32), cases
+    return _Pool(np.concatenate(padded), tuple(frames)), cases
+
+
+def _other_lengths(seq_len: int | Range) -> list[int]:
+    """Of a range: the shortest, the longest and an odd one between, besides the usual length."""
+    if not isinstance(seq_len, Range):
+        return []
+    between = min(seq_len.max, (seq_len.opt + seq_len.max) // 2 | 1)
+    return sorted({seq_len.min, between, seq_len.max} - {seq_len.opt})
 
 
 def _cycle(rows: list[int], size: int) -> list[int]:
@@ -98,12 +137,10 @@ def _cycle(rows: list[int], size: int) -> list[int]:
     return [rows[index % len(rows)] for index in range(size)]
 
 
-def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str]) -> Reference:
+def _measure(model: Mega, pool: _Pool, cases: Cases, block_names: Sequence[str]) -> Reference:
     exact = copy.deepcopy(model).double().eval()
     single = copy.deepcopy(model).float().eval()
-    outputs = np.concatenate(
-        [_run(exact, pool[start : start + ROWS_AT_ONCE])[0] for start in range(0, len(pool), ROWS_AT_ONCE)]
-    )
+    outputs = _outputs(exact, pool)
     if not np.isfinite(outputs).all():
         raise InputError("the trained model gives NaN or infinite features for ordinary inputs; it cannot be deployed")
     floors = {name: _floor(single, pool, outputs, rows, size) for name, (rows, size) in cases.items()}
@@ -116,17 +153,18 @@ def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str])
         )
     usual = median(list(usable.values()))
     measured = tuple(
-        Case(name, tuple(cases[name][0]), cases[name][1], worst([floor, usual])) for name, floor in usable.items()
+        Case(name, tuple(cases[name][0]), cases[name][1], worst([floor, usual]), _fewer(pool, cases[name][0]))
+        for name, floor in usable.items()
     )
     first = list(measured[0].rows)[: measured[0].batch]
     blocks = [
         (got[:, -BLOCK_FRAMES:], want[:, -BLOCK_FRAMES:])
-        for got, want in zip(_run(single, pool[first])[1], _run(exact, pool[first])[1], strict=True)
+        for got, want in zip(_run(single, pool.take(first))[1], _run(exact, pool.take(first))[1], strict=True)
     ]
     if model.config.output == "last" and blocks:
         blocks[-1] = (blocks[-1][0][:, -1:], blocks[-1][1][:, -1:])  # the graph computes no more of the last block
     return Reference(
-        inputs={"frames": pool},
+        inputs={"frames": pool.windows},
         outputs={"features": outputs},
         cases=measured,
         blocks=tuple(
@@ -136,19 +174,38 @@ def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str])
     )
 
 
-def _floor(single: Mega, pool: Array, outputs: Array, rows: list[int], size: int) -> Error:
+def _outputs(exact: Mega, pool: _Pool) -> Array:
+    """What the model gives for each window, with zeros behind the end of shorter ones where it gives a sequence."""
+    parts = []
+    for frames, group in itertools.groupby(range(len(pool.frames)), lambda row: pool.frames[row]):
+        for rows in batches(list(group), ROWS_AT_ONCE):
+            output = _run(exact, pool.take(rows))[0]
+            missing = pool.windows.shape[1] - frames if output.ndim == 3 else 0
+            parts.append(np.pad(output, [(0, 0), (0, missing), (0, 0)][: output.ndim]))
+    return np.concatenate(parts)
+
+
+def _fewer(pool: _Pool, rows: Sequence[int]) -> int | None:
+    """How many frames these windows have, if fewer than the pool's longest."""
+    frames = pool.frames[rows[0]]
+    return None if frames == pool.windows.shape[1] else frames
+
+
+def _floor(single: Mega, pool: _Pool, outputs: Array, rows: list[int], size: int) -> Error:
     """The worst error of the trained form in its own precision, on a case and on inputs a last place away from it.
 
     One run alone may come near float64 by luck, and then no other implementation would be allowed what rounding costs.
     """
     random = np.random.default_rng(0)
     last_place = np.float32(2.0**-23)
-    nearby = [pool, *(pool * (1 + last_place * random.integers(-1, 2, pool.shape, np.int8)) for _ in range(NEARBY))]
+    windows, want = pool.take(rows), pool.take(rows, outputs)
+    nearby = [
+        windows,
+        *(windows * (1 + last_place * random.integers(-1, 2, windows.shape, np.int8)) for _ in range(NEARBY)),
+    ]
+    parts = list(batches(range(len(rows)), size))
     return worst(
-        [
-            measure(np.concatenate([_run(single, inputs[part])[0] for part in batches(rows, size)]), outputs[rows])
-            for inputs in nearby
-        ]
+        [measure(np.concatenate([_run(single, inputs[part])[0] for part in parts]), want) for inputs in nearby]
     )
 
 

@@ -55,8 +55,14 @@ def export(
         Literal["last", "sequence"] | None,
         typer.Option(help="Features of the last frame (default), or of every frame."),
     ] = None,
+    seq_range: Annotated[
+        str | None, typer.Option(metavar="MIN:OPT:MAX", help="Lengths that sessions take, instead of a single one.")
+    ] = None,
     batch_range: Annotated[str, typer.Option(metavar="MIN:OPT:MAX", help="Batches that sessions take.")] = "1:1:64",
-    ema: Annotated[Literal["auto", "kernel"], typer.Option(help="How the moving average is lowered.")] = "auto",
+    ema: Annotated[
+        Literal["auto", "kernel", "blocked"],
+        typer.Option(help="How the moving average is lowered; auto takes what is expected to be faster."),
+    ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -73,6 +79,7 @@ def export(
             attention=attention,
             seq_len=seq_len,
             output=output,
+            seq_range=seq_range,
             batch_range=batch_range,
             ema=ema,
             force=force,
@@ -200,7 +207,7 @@ def plugins_build(
     target: Annotated[PluginTarget, typer.Argument(help="Whose plugin to build.")],
     as_json: Json = False,
 ) -> None:
-    """Build native kernels into this user's cache, where sessions find them; needs a C++ compiler."""
+    """Build native kernels into this user's cache; needs a C++ compiler, for tensorrt the extra `plugins` too."""
     from mega_deploy.plugins.listing import build
 
     with show.progress() as on_step:

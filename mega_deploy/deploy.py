@@ -52,6 +52,7 @@ def export(
     attention: Attention | None = None,
     seq_len: int | None = None,
     output: Output | None = None,
+    seq_range: Range | str | None = None,
     batch_range: Range | str = DEFAULT_BATCH,
     ema: str = "auto",
     force: bool = False,
@@ -67,8 +68,10 @@ def export(
         attention: "softmax" or "laplace", for checkpoints that do not say.
         seq_len: frames of a window; for a model the default is its own.
         output: "last" or "sequence".
+        seq_range: lengths that sessions take, also as "MIN:OPT:MAX", instead of the one of `seq_len`.
         batch_range: batches that sessions take, also as "MIN:OPT:MAX".
-        ema: how the moving average is lowered: "kernel", or "auto", which chooses and says why in the manifest.
+        ema: how the moving average is lowered: "kernel", "blocked", or "auto", which chooses and says why in the
+            manifest.
         force: replace a bundle that is there already.
         on_step: called with the name of each step as it begins.
 
@@ -83,6 +86,11 @@ def export(
     out = Path(out)
     files.check_target(out, force=force)
     batch = Range.parse(batch_range) if isinstance(batch_range, str) else batch_range
+    lengths = Range.parse(seq_range) if isinstance(seq_range, str) else seq_range
+    if lengths is not None:
+        if seq_len is not None:
+            raise OptionError("seq_len is for one length and seq_range for several; give one of them")
+        seq_len = lengths.opt
     for module in EXPORT_PACKAGES:
         require(module, "export", "exporting")
     require("onnxruntime", "cpu", "verifying an export")
@@ -96,7 +104,9 @@ def export(
     else:
         model = _own_model(model, seq_len, {"attention": attention, "output": output, "config": config})
     with _workspace() as folder:
-        manifest = _make_files(model, folder, batch, ema, on_step)
+        manifest = _make_files(
+            model, folder, batch=batch, seq_len=lengths or model.config.length, ema=ema, on_step=on_step
+        )
         on_step("write the bundle")
         with files.writing(out, force=force) as staging:
             for name in manifest.files:
@@ -175,9 +185,9 @@ def _fresh_reference(
     model = load_checkpoint(bundle.file(files.TRAINED))
     names = [block.name for block in bundle.reference().blocks]
     if inputs is None:
-        batch = signature.inputs[0].dims[0]
+        batch, seq_len, _ = signature.inputs[0].dims
         assert isinstance(batch, Range)
-        return record(model, names, batch, samples=samples or SAMPLES, seed=seed or 0)
+        return record(model, names, batch, seq_len, samples=samples or SAMPLES, seed=seed or 0)
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
     return record_for(model, names, signature.feeds(inputs)["frames"])
@@ -216,7 +226,7 @@ def _workspace() -> Iterator[Path]:
         raise InputError(f"{where} cannot hold the bundle on its way: {error}; name another place in TMPDIR") from error
 
 
-def _make_files(model: Mega, folder: Path, batch: Range, ema: str, on_step: OnStep) -> Manifest:
+def _make_files(model: Mega, folder: Path, *, batch: Range, seq_len: Dim, ema: str, on_step: OnStep) -> Manifest:
     """Everything that a bundle holds, in `folder`, and its manifest."""
     from mega_deploy.checkpoints import model_source, save_checkpoint
     from mega_deploy.exporters import onnx as onnx_file
@@ -227,19 +237,20 @@ def _make_files(model: Mega, folder: Path, batch: Range, ema: str, on_step: OnSt
 
     model_config = model.config
     on_step("fold the weights")
-    graph = mega_graph(fold(model), ema=ema)
+    graph = mega_graph(fold(model), ema=ema, seq_range=seq_len if isinstance(seq_len, Range) else None)
     on_step("write the ONNX graph")
     proto = onnx_file.save(graph.model, folder / files.MODEL)
     save_checkpoint(model, folder / files.TRAINED)
     on_step("run the trained model in float64")
-    reference = record(model, graph.block_outputs, batch)
+    reference = record(model, graph.block_outputs, batch, seq_len)
     reference.save(folder / files.REFERENCE)
-    signature = _signature(model_config, batch)
+    signature = _signature(model_config, batch, seq_len)
     on_step("compare the deployed model with it")
     report = _judge(folder / files.MODEL, signature, Reference.load(folder / files.REFERENCE))
     files.write_json(folder / files.PARITY, report.to_json())
     summary = {key: value for key, value in report.to_json().items() if key not in ("cases", "blocks")}
     source = model_source(model)
+    lowered = [block.to_json() for block in graph.lowering.blocks]
     return Manifest(
         config={"architecture": "edifice", **model_config.to_dict()},
         source={"format": source.format, "sha256": source.sha256},
@@ -248,11 +259,11 @@ def _make_files(model: Mega, folder: Path, batch: Range, ema: str, on_step: OnSt
         ema={
             "lowering": graph.lowering.name,
             "reason": graph.lowering.reason,
-            "taps": max(kernel.taps.shape[1] for kernel in graph.lowered),
-            "bound": max(kernel.bound for kernel in graph.lowered),
-            "blocks": [{"taps": kernel.taps.shape[1], "bound": kernel.bound} for kernel in graph.lowered],
+            "taps": max(block["taps"] for block in lowered),
+            "bound": max(block["bound"] for block in lowered),
+            "blocks": lowered,
         },
-        flops={"trained": trained_flops(model_config), "deployed": graph_flops(proto)},
+        flops={"trained": trained_flops(model_config), "deployed": graph_flops(proto, model_config.length)},
         parity=summary,
         tools={"mega-deploy": metadata.version("mega-deploy")}
         | {name: importlib.import_module(name).__version__ for name in (*EXPORT_PACKAGES, "onnxruntime", "numpy")},
@@ -264,10 +275,10 @@ def _make_files(model: Mega, folder: Path, batch: Range, ema: str, on_step: OnSt
     )
 
 
-def _signature(config: EdificeConfig, batch: Range) -> Signature:
+def _signature(config: EdificeConfig, batch: Range, seq_len: Dim) -> Signature:
     """`frames` -> `features`."""
-    inputs: dict[str, Dim] = {"batch": batch, "seq_len": config.length, "embed_dim": config.embed_dim}
-    outputs: dict[str, Dim] = {"batch": batch, "seq_len": config.length, "hidden_size": config.hidden_size}
+    inputs: dict[str, Dim] = {"batch": batch, "seq_len": seq_len, "embed_dim": config.embed_dim}
+    outputs: dict[str, Dim] = {"batch": batch, "seq_len": seq_len, "hidden_size": config.hidden_size}
     if config.output == "last":
         del outputs["seq_len"]
     return Signature(

@@ -5,13 +5,21 @@ from __future__ import annotations
 import importlib
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError, MissingComponentError
 from mega_deploy.machine import REMEDY, look
-from mega_deploy.plugins.onnxruntime import build, cache, headers
+from mega_deploy.plugins.cache import Library, Recipe, Unusable
+from mega_deploy.plugins.compiler import compiler, described
+from mega_deploy.plugins.onnxruntime import headers as ort_headers
+from mega_deploy.plugins.onnxruntime.cache import RECIPE as ort_recipe
+from mega_deploy.plugins.tensorrt import headers as trt_headers
+from mega_deploy.plugins.tensorrt import recipe as trt_recipe
 
 
 @dataclass(frozen=True)
@@ -49,11 +57,13 @@ PACKAGES = (
     _Package("tensorrt_rtx", "rtx", "engines for RTX GPUs, built without one", ("tensorrt-rtx", "tensorrt_rtx_cu13")),
 )
 
+BUILDING = "build the native Laplace kernels"
+
 
 def examine() -> list[Component]:
     """Every component, each tried and not just looked up."""
     python = Component("python", platform.python_version(), True, None, "3.11 or newer")
-    return [python, *(_package(package) for package in PACKAGES), _session(), *_native_kernel(), *_gpu()]
+    return [python, *(_package(package) for package in PACKAGES), _session(), *_native_kernels(), *_gpu()]
 
 
 def missing(*modules: str) -> list[str]:
@@ -94,36 +104,62 @@ def _session() -> Component:
     )
 
 
-def _native_kernel() -> list[Component]:
-    """The native kernel of LaplaceAttention, and what building it needs."""
-    purpose = "build the native Laplace kernel"
+def _native_kernels() -> list[Component]:
+    """The native kernels of LaplaceAttention, and what building them needs."""
     try:
-        command = build.compiler()
-        said = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
-        compiler = Component("C++ compiler", said.partition("\n")[0] or command[0], True, None, purpose)
+        compiling = Component("C++ compiler", described(compiler()), True, None, BUILDING)
     except MissingComponentError:
-        compiler = Component("C++ compiler", None, False, "apt install g++, or set CXX", purpose)
-    try:
-        folder = headers.present()
-        remedy = f"{cache.BUILD_COMMAND} fetches them" if headers.fetchable() else headers.REMEDY
-    except InputError as error:
-        folder, remedy = None, str(error)
-    found = Component(
-        "onnxruntime C++ headers",
-        str(folder) if folder else None,
-        folder is not None,
-        None if folder else remedy,
-        purpose,
-    )
+        compiling = Component("C++ compiler", None, False, "apt install g++, or set CXX", BUILDING)
+    return [compiling, *_for_onnxruntime(), *_for_tensorrt()]
+
+
+def _for_onnxruntime() -> list[Component]:
+    remedy = f"{ort_recipe.build_command} fetches them" if ort_headers.fetchable() else ort_headers.REMEDY
+    found = _headers("onnxruntime C++ headers", ort_headers.present, remedy, BUILDING)
     name, purpose = "native Laplace kernel", "fast Laplace attention; its function body serves without it"
     try:
         from onnxruntime import __version__ as version
     except (ImportError, OSError):
-        return [compiler, found, Component(name, None, False, "pip install 'mega-deploy[cpu]'", purpose)]
-    library = cache.find(version)
-    if isinstance(library, cache.Unusable):
-        return [compiler, found, Component(name, None, False, cache.BUILD_COMMAND, purpose)]
-    return [compiler, found, Component(name, library.record["sha256"][:12], True, None, purpose)]
+        return [found, Component(name, None, False, "pip install 'mega-deploy[cpu]'", purpose)]
+    return [found, _built(name, ort_recipe, ort_recipe.find(version), purpose)]
+
+
+def _for_tensorrt() -> list[Component]:
+    building = "build the TensorRT plugin"
+    triton = find_spec("triton") is not None  # not imported, for it takes seconds
+    return [
+        Component(
+            "triton",
+            _version(_Package("triton", "plugins", building)),
+            triton,
+            None if triton else "pip install 'mega-deploy[plugins]'",
+            building,
+        ),
+        _headers("TensorRT C++ headers", _tensorrt_headers, trt_headers.TENSORRT_REMEDY, building),
+        _headers("CUDA C++ headers", trt_headers.cuda, trt_headers.CUDA_REMEDY, building),
+        _built("TensorRT plugin", trt_recipe.RECIPE, trt_recipe.find(), "Laplace attention in TensorRT engines"),
+    ]
+
+
+def _tensorrt_headers() -> str | None:
+    folder = trt_headers.tensorrt()
+    return None if folder is None else f"{trt_headers.version(folder)} in {folder}"
+
+
+def _headers(name: str, present: Callable[[], Path | str | None], remedy: str, purpose: str) -> Component:
+    try:
+        found = present()
+    except (InputError, MissingComponentError) as error:
+        found, remedy = None, str(error)
+    return Component(
+        name, None if found is None else str(found), found is not None, remedy if not found else None, purpose
+    )
+
+
+def _built(name: str, recipe: Recipe, library: Library | Unusable, purpose: str) -> Component:
+    if isinstance(library, Unusable):
+        return Component(name, None, False, recipe.build_command, purpose)
+    return Component(name, library.record["sha256"][:12], True, None, purpose)
 
 
 def _gpu() -> list[Component]:

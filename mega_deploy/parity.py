@@ -104,6 +104,12 @@ class Case:
     """Divides the number of rows."""
     floor: Error
     """Noise floor: what the trained form itself makes in the bundle's precision on these windows."""
+    frames: int | None = None
+    """How many frames of the pool's windows count, where that is fewer than they have."""
+
+    def cut(self, array: Array) -> Array:
+        """The frames that count; only arrays [rows, frames, features] have any."""
+        return array[:, : self.frames] if array.ndim == 3 else array
 
 
 @dataclass(frozen=True)
@@ -130,14 +136,14 @@ class Reference:
     def feeds(self, case: Case) -> Iterator[dict[str, Array]]:
         """The inputs of a case, batch by batch."""
         for rows in batches(case.rows, case.batch):
-            yield {name: pool[rows] for name, pool in self.inputs.items()}
+            yield {name: case.cut(pool[rows]) for name, pool in self.inputs.items()}
 
     def error(self, case: Case, outputs: Sequence[Mapping[str, Array]]) -> Error:
         """The worst error over the outputs of a case's batches."""
         rows = list(case.rows)
         return worst(
             [
-                measure(np.concatenate([output[name] for output in outputs]), pool[rows])
+                measure(np.concatenate([output[name] for output in outputs]), case.cut(pool[rows]))
                 for name, pool in self.outputs.items()
             ]
         )
@@ -164,7 +170,10 @@ class Reference:
             with np.load(path, allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files}
             about = json.loads(str(arrays.pop("about")))
-            cases = tuple(Case(c["name"], tuple(c["rows"]), c["batch"], Error(**c["floor"])) for c in about["cases"])
+            cases = tuple(
+                Case(c["name"], tuple(c["rows"]), c["batch"], Error(**c["floor"]), c.get("frames"))
+                for c in about["cases"]
+            )
             blocks = tuple(BlockFloor(b["name"], Error(**b["floor"])) for b in about["blocks"])
             named = {
                 kind: {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{kind}/")}
@@ -185,6 +194,8 @@ class Reference:
         for case in self.cases:
             if not isinstance(case.batch, int) or not case.batch >= 1 or not case.rows or len(case.rows) % case.batch:
                 raise ValueError(f"the case {case.name!r} has no whole batches")
+            if case.frames is not None and not (isinstance(case.frames, int) and case.frames >= 1):
+                raise ValueError(f"the case {case.name!r} has no frames")
             if not all(isinstance(row, int) and row in rows for row in case.rows):
                 raise ValueError(f"the case {case.name!r} has rows beyond its pool")
         for floor in [*(case.floor for case in self.cases), *(block.floor for block in self.blocks)]:

@@ -112,10 +112,17 @@ def built_engine_table(report: Report) -> None:
 def plugins_table(report: Report) -> None:
     """Of `plugins list`."""
     table = RichTable()
-    for column in ("target", "library", "architectures"):
+    for column in ("target", "library", "architectures", "kernels"):
         table.add_column(column, overflow="fold")
     for row in report["plugins"]:
-        table.add_row(row["target"], _plain(row["library"] or "not built"), ", ".join(row["architectures"]))
+        kernels = row["kernels"]
+        compiled = [kernel["registers"] for kernel in kernels if kernel["registers"]]
+        told = ""
+        if compiled:
+            spilled = sum(kernel["spill_bytes"] for kernel in kernels)
+            told = f"{len(kernels)}, of {min(compiled)} to {max(compiled)} registers, {spilled or 'no'} bytes spilled"
+        library = row["library"] or f"not built: mega-deploy plugins build {row['target']}"
+        table.add_row(row["target"], _plain(library), ", ".join(row["architectures"]), told)
     Console().print(table)
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError
+from mega_deploy.plugins.cache import Library, Unusable
 
 TARGETS = ("onnxruntime", "tensorrt")
+KERNEL_FACTS = ("name", "architecture", "registers", "spill_bytes", "shared_bytes", "dtype", "tile")
 
 
 def build(target: str, on_step: Callable[[str], None] = lambda step: None) -> dict[str, Any]:
@@ -22,14 +24,13 @@ def build(target: str, on_step: Callable[[str], None] = lambda step: None) -> di
         InputError: this version has no plugin for the target.
         MissingComponentError: what it is built with is missing.
     """
-    if target != "onnxruntime":
-        raise InputError(
-            f"this version builds no plugin for {target!r}; it builds onnxruntime's. Elsewhere the operator runs as "
-            "the ONNX function that every model.onnx holds"
-        )
-    from mega_deploy.plugins.onnxruntime.build import build as build_onnxruntime
-
-    library = build_onnxruntime(on_step)
+    if target == "onnxruntime":
+        from mega_deploy.plugins.onnxruntime.build import build as build_library
+    elif target == "tensorrt":
+        from mega_deploy.plugins.tensorrt.build import build as build_library
+    else:
+        raise InputError(f"this version builds no plugin for {target!r}; it builds those for {', '.join(TARGETS)}")
+    library = build_library(on_step)
     return {"target": target, "library": str(library.path), "plugin": dict(library.record["plugin"])}
 
 
@@ -46,14 +47,26 @@ def built_library(target: str) -> Path | None:
 
 def _row(target: str) -> dict[str, Any]:
     row: dict[str, Any] = {"target": target, "library": None, "architectures": [], "kernels": []}
-    if target == "onnxruntime":
-        from mega_deploy.plugins.onnxruntime import cache
-
-        try:
-            from onnxruntime import __version__ as version
-        except ImportError:
-            return row
-        found = cache.find(version)
-        if isinstance(found, cache.Library):
-            row |= {"library": str(found.path), "architectures": list(found.record["levels"])}
+    found = _onnxruntime() if target == "onnxruntime" else _tensorrt()
+    if isinstance(found, Library):
+        record = found.record
+        row["library"] = str(found.path)
+        row["architectures"] = list(record.get("levels") or record.get("architectures", ()))
+        row["kernels"] = [{fact: kernel[fact] for fact in KERNEL_FACTS} for kernel in record.get("kernels", ())]
     return row
+
+
+def _onnxruntime() -> Library | Unusable:
+    from mega_deploy.plugins.onnxruntime.cache import RECIPE
+
+    try:
+        from onnxruntime import __version__ as version
+    except (ImportError, OSError):
+        return Unusable("onnxruntime is not installed; run: pip install 'mega-deploy[cpu]'")
+    return RECIPE.find(version)
+
+
+def _tensorrt() -> Library | Unusable:
+    from mega_deploy.plugins.tensorrt.recipe import find
+
+    return find()

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
+from laplace_models import for_tensorrt, op_model
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(
@@ -31,3 +33,18 @@ def test_what_readme_shows_runs(language, block, tmp_path):
 def test_every_file_that_readme_links_to_is_there():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text("utf-8"))
     assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_model_as_the_plugins_readme_changes_it_has_plugin_nodes_alone(tmp_path):
+    for optional, inputs, mask in (({}, 3, 0), ({"row_scale": True}, 4, 2), ({"bias": True, "row_scale": True}, 5, 3)):
+        changed = for_tensorrt(op_model(3, 4, 5, 6, kernel="erf", **optional), tmp_path)
+        (node,) = changed.graph.node
+        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        assert len(changed.functions) == 0 and len(node.input) == inputs and "" not in node.input
+        assert (attributes["plugin_version"], attributes["plugin_namespace"]) == (b"1", b"mega.deploy")
+        assert (attributes["kernel"], attributes["inputs"]) == (b"erf", mask)
+
+
+def test_every_file_that_the_plugins_readme_links_to_is_there():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", (ROOT / "plugins/README.md").read_text("utf-8"))
+    assert links and [link for link in links if not (ROOT / "plugins" / link).exists()] == []

@@ -189,8 +189,9 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
 
 
 def _load_plugin(job: _Job) -> dict[tuple[str, str], str]:
-    """Load the plugin's library, where there is one: its SHA-256, by the operator that it serves."""
-    path = job.options.plugin_library or listing.built_library(job.target.name)
+    """Load the plugin's library, where the model has its operator and there is one: its SHA-256, by that operator."""
+    called = any(plugin["name"] == NAME for plugin in job.bundle.manifest.plugins)
+    path = (job.options.plugin_library or listing.built_library(job.target.name)) if called else None
     if path is None:
         return {}
     try:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from mega_deploy.config import EdificeConfig, Source
 from mega_deploy.errors import OptionError
+from mega_deploy.plugins.laplace.torch_op import laplace_attention
 
 NORM_EPSILON = float.fromhex("0x1.4f8b58p-17")  # 1e-5 in float32, in which Edifice computes and ONNX stores it
-LAPLACE_EPSILON = 1e-8
 
 
 class ExponentialMovingAverage(nn.Module):
@@ -54,14 +54,11 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.masked_fill(future, float("-inf")).softmax(-1) @ v
 
 
-def laplace_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention weights 1 / (1 + |q_i - k_j|_1), normalised, unscaled and NOT causal: three [B, L, H] -> [B, L, H]."""
-    weights = 1 / (1 + torch.cdist(q, k, p=1.0))  # [B, L, L]
-    return weights / (weights.sum(-1, keepdim=True) + LAPLACE_EPSILON) @ v
-
-
 class GatedAttention(nn.Module):
-    """out(sigmoid(gate(x)) * attention(q(x), k(x), v(x))): [B, L, H] -> [B, L, H]."""
+    """out(sigmoid(gate(x)) * attention(q(x), k(x), v(x))): [B, L, H] -> [B, L, H].
+
+    Laplace attention weighs by 1 / (1 + |q_i - k_j|_1), normalised, unscaled and NOT causal.
+    """
 
     def __init__(self, config: EdificeConfig) -> None:
         super().__init__()

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.errors import BundleError, OptionError, require
+from mega_deploy.plugins.cache import Unusable
 from mega_deploy.plugins.laplace import NAME as LAPLACE
-from mega_deploy.plugins.onnxruntime import cache
+from mega_deploy.plugins.onnxruntime.cache import RECIPE
 from mega_deploy.signature import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -141,16 +142,16 @@ def native_ops(plugins: Sequence[str], onnxruntime_version: str) -> tuple[tuple[
     """Which of the operators a native kernel would serve on this machine, and why the others are not, in one line."""
     if LAPLACE not in plugins:
         return (), None
-    library = cache.find(onnxruntime_version)
-    return ((), library.reason) if isinstance(library, cache.Unusable) else ((LAPLACE,), None)
+    library = RECIPE.find(onnxruntime_version)
+    return ((), library.reason) if isinstance(library, Unusable) else ((LAPLACE,), None)
 
 
 def _register(ort: Any, settings: Any, plugins: Sequence[str]) -> tuple[str, ...]:
     """Register our library, if it is in the cache and intact, for a model that holds its operator."""
     if LAPLACE not in plugins:
         return ()
-    library = cache.find(ort.__version__)
-    if isinstance(library, cache.Unusable):
+    library = RECIPE.find(ort.__version__)
+    if isinstance(library, Unusable):
         _warn_once(f"{LAPLACE} runs as its function body, which is slower: {library.reason}")
         return ()
     try:

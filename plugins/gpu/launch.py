@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mega_deploy.errors import OptionError
 from mega_deploy.plugins.gpu.tiles import ARCHITECTURES, DTYPES, DType, Tile, TileName, tile_of
-from mega_deploy.plugins.laplace import MU, SIGMA, Kind
+from mega_deploy.plugins.laplace import MU, SIGMA
 
 PAD = 16
 """Padded sizes are multiples of this many elements."""
@@ -29,7 +29,7 @@ def laplace_attention(
     bias: Tensor | None = None,
     row_scale: Tensor | None = None,
     *,
-    kernel: Kind = "l1",
+    kernel: str = "l1",
     causal: bool = False,
     mu: float = MU,
     sigma: float = SIGMA,

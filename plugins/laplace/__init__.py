@@ -12,9 +12,9 @@
 
 l1 is Edifice's form, erf that of the paper (arXiv 2209.10655, equation 16 and appendix), which does not normalise.
 
-`reference` computes it in the plainest way; `function` writes it as an ONNX function of standard operators, so that any
-runtime can run a graph that holds the op; `mega_deploy.plugins.onnxruntime` is a native kernel for onnxruntime's CPU
-provider.
+`reference` computes it in the plainest way; `torch_op` is the PyTorch operator that models are trained with, gradients
+included; `function` writes it as an ONNX function of standard operators, so that any runtime can run a graph that holds
+the op; `mega_deploy.plugins.onnxruntime` is a native kernel for onnxruntime's CPU provider.
 """
 
 import math

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mega_deploy.errors import InputError, MissingComponentError
-from mega_deploy.plugins.onnxruntime import cache
+from mega_deploy.plugins.cache import home
 
 HEADER = "onnxruntime_cxx_api.h"
 VARIABLE = "ORT_INCLUDE_DIR"
@@ -62,7 +62,7 @@ def fetchable() -> bool:
 
 
 def _unpacked() -> Path:
-    return cache.home() / "onnxruntime-headers-debian13"
+    return home() / "onnxruntime-headers-debian13"
 
 
 def _fetch(target: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 import mega_deploy as md
 from mega_deploy.bench import latency
 from mega_deploy.bench.compare import compare
-from mega_deploy.bench.contenders import CONTENDERS, build
+from mega_deploy.bench.contenders import available, build
 from mega_deploy.errors import OptionError
 from mega_deploy.models.edifice import Mega
 
@@ -55,13 +55,15 @@ def test_the_warm_up_takes_its_calls_and_its_time(monkeypatch, duration, calls):
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     torch.manual_seed(0)
-    model = Mega.build(embed_dim=4, hidden_size=8, ema_dim=2, num_layers=1, window_size=3).eval()
+    model = Mega.build(
+        embed_dim=4, hidden_size=8, ema_dim=2, num_layers=1, window_size=3, laplace_attention=True
+    ).eval()
     return md.export(model, tmp_path_factory.mktemp("bench") / "tiny.mega")
 
 
 def test_contenders_run_side_by_side_in_their_own_processes(bundle):
     results = compare(bundle.path, 2, rounds=3, samples=4, threads=1)
-    assert [result.contender for result in results] == list(CONTENDERS)
+    assert [result.contender for result in results] == list(available())
     assert all(
         result.latency.samples == 12 and result.ratio_low <= result.ratio <= result.ratio_high for result in results
     )

@@ -58,7 +58,8 @@ class Loaded:
 
 
 @pytest.fixture
-def tensorrt(monkeypatch):
+def tensorrt(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # a plugin that was built here would be taken
     module = types.ModuleType("tensorrt")
     module.__dict__.update(vars(tensorrt_rtx))
     loaded = type("Loaded", (Loaded,), {"tensors": {"frames": ("FLOAT", (-1, 8, 6)), "features": ("FLOAT", (-1, 16))}})

@@ -1,5 +1,10 @@
 """Models of the LaplaceAttention op alone, and arrays for them."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnxscript import GraphBuilder, ir
@@ -56,3 +61,12 @@ def arrays(batch, m, n, d, dv, *, bias=False, row_scale=False, shared=False, dty
     shapes |= {"bias": (rows, m, n)} if bias else {}
     shapes |= {"row_scale": (rows, m)} if row_scale else {}
     return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def for_tensorrt(model, folder):
+    """The model as plugins/README.md tells to change it for TensorRT's parser, in folder/for_tensorrt.onnx."""
+    readme = (Path(__file__).parents[2] / "plugins/README.md").read_text("utf-8")
+    (block,) = re.findall(r"<!-- tested[^>]*-->\n```python\n(.*?)```", readme, re.DOTALL)
+    onnx.save(model, folder / "model.onnx")
+    subprocess.run([sys.executable, "-c", block], cwd=folder, check=True)
+    return onnx.load(folder / "for_tensorrt.onnx")

@@ -157,6 +157,10 @@ def test_what_cannot_be_run_is_refused(pristine, frames, tmp_path):
         (["--batch-range", "4:2:1"], "MIN:OPT:MAX"),
         (["--batch-range", "1:1:99999999"], "range"),
         (["--ema", "magic"], "magic"),
+        (["--seq-range", "9:8:7"], "MIN:OPT:MAX"),
+        (["--seq-range", "1:8"], "MIN:OPT:MAX"),
+        (["--seq-range", "1:8:100000"], "100000"),
+        (["--seq-range", "1:8:9", "--seq-len", "8"], "seq_range"),
         (["--source", "edifice"], "native"),
         (["--source", "fairseq"], "fairseq"),
         (["--config", "absent.json"], "absent.json"),
@@ -329,3 +333,20 @@ def test_an_engine_for_other_gpus_and_no_engine_are_usage_errors(built, pristine
     assert parts["GPU"]["works"] and "9.0" in parts["GPU"]["version"] and parts["NVIDIA driver"]["version"]
     seen = answer("inspect", built / "engines" / "tensorrt-rtx.engine", env={**env, "FAKE_CAPABILITY": "8.6"})
     assert seen["runs_here"] is True and seen["missing"] == []
+
+
+def test_a_range_of_lengths_is_served_verified_and_kept(checkpoint, frames, tmp_path):
+    report = answer("export", checkpoint, "-o", tmp_path / "x.mega", "--seq-range", "2:8:40", "--ema", "blocked")
+    assert report["inputs"][0]["dims"] == [{"min": 1, "opt": 1, "max": 64}, {"min": 2, "opt": 8, "max": 40}, 6]
+    assert report["ema"]["lowering"] == "blocked" and report["ema"]["blocks"][0]["block"] == 32
+    verdict = answer("validate", tmp_path / "x.mega")
+    lengths = {case["name"].split(",")[1] for case in verdict["cases"] if "frames" in case["name"]}
+    assert verdict["passed"] and lengths == {" 2 frames", " 25 frames", " 40 frames"}
+    assert answer("validate", tmp_path / "x.mega", "--samples", "2", "--seed", "3")["passed"]
+    for length in (2, 13, 40):
+        np.save(tmp_path / "x.npy", np.resize(frames, (2, length, 6)))
+        answer("run", tmp_path / "x.mega", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
+        assert np.load(tmp_path / "y.npy").shape == (2, 16)
+    np.save(tmp_path / "x.npy", np.resize(frames, (2, 41, 6)))
+    said = refused("run", tmp_path / "x.mega", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
+    assert "41" in said and "2..40" in said and "--seq-range 2:8:41" in said

@@ -5,7 +5,7 @@ import torch
 
 from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import OptionError
-from mega_deploy.models.edifice import Mega, build_mega_block, laplace_attention, output_size, recommended_defaults
+from mega_deploy.models.edifice import Mega, build_mega_block, output_size, recommended_defaults
 
 SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 10}
 
@@ -97,12 +97,14 @@ def test_last_is_the_last_row_of_sequence():
     assert torch.equal(last(x), whole(x)[:, -1])
 
 
-def test_laplace_weights_follow_their_formula():
+def test_laplace_attention_follows_its_formula_within_a_block():
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 5, 4, dtype=torch.float64) for _ in range(3))
+    attention = build_mega_block(hidden_size=4, ema_dim=2, laplace_attention=True).double().attention
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    q, k, v = attention.q(x), attention.k(x), attention.v(x)
     weights = 1 / (1 + (q[:, :, None] - k[:, None]).abs().sum(-1))
-    want = weights / (weights.sum(-1, keepdim=True) + 1e-8) @ v
-    torch.testing.assert_close(laplace_attention(q, k, v), want, rtol=1e-13, atol=0)
+    want = attention.out(torch.sigmoid(attention.gate(x)) * (weights / (weights.sum(-1, keepdim=True) + 1e-8) @ v))
+    torch.testing.assert_close(attention(x), want, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("laplace", [False, True])

@@ -1,8 +1,5 @@
 """The kernels compiled for every architecture: what a cubin itself says of registers, memory and instructions."""
 
-import pickle
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -12,23 +9,14 @@ from mega_deploy.errors import OptionError
 from mega_deploy.plugins.gpu.compile import compile_kernels
 from mega_deploy.plugins.gpu.tiles import ARCHITECTURES, HALVES, SHARED_LIMIT, TILES, variants
 
-COMPILE = """
-import dataclasses, pickle, sys
-from mega_deploy.plugins.gpu.compile import compile_kernels
-with open(sys.argv[1], "wb") as file:
-    pickle.dump([dataclasses.asdict(kernel) for kernel in compile_kernels()], file)
-"""
 # Instructions of the unrolled inner loop for each |q - k|, of which two are the least.
 L1_INSTRUCTIONS = {"small": 3.5, "large": 2.5}
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """By (name, dtype, tile, architecture); compiled in a child, for this process interprets Triton."""
-    path = tmp_path_factory.mktemp("compiled") / "kernels.pickle"
-    subprocess.run([sys.executable, "-c", COMPILE, str(path)], check=True)
-    kernels = pickle.loads(path.read_bytes())
-    return {(made["name"], made["dtype"], made["tile"], made["architecture"]): made for made in kernels}
+def compiled(compiled_kernels):
+    """By (name, dtype, tile, architecture)."""
+    return {(made["name"], made["dtype"], made["tile"], made["architecture"]): made for made in compiled_kernels}
 
 
 def test_every_variant_is_there_and_ptx_for_later_gpus(compiled):

@@ -1,6 +1,7 @@
 """The Triton kernels, run by Triton's interpreter on the CPU: every mask, pointer and block of the real source."""
 
 import math
+from contextlib import nullcontext
 
 import interpreted
 import numpy as np
@@ -8,14 +9,15 @@ import pytest
 import torch
 
 from mega_deploy.errors import OptionError
-from mega_deploy.plugins.gpu import naive
+from mega_deploy.plugins.gpu import launch, naive
 from mega_deploy.plugins.gpu.launch import laplace_attention
 from mega_deploy.plugins.gpu.tiles import ARCHITECTURES, DTYPES, TILES, tile_of, variants
+from mega_deploy.plugins.laplace import torch_op
 from mega_deploy.plugins.laplace.reference import laplace_attention as reference
 
 # Relative l2 error over the dtype's eps. In half precision weights and results are rounded, each by up to half an eps;
 # float32 adds up to 130 terms in the order of the blocks.
-ROUNDINGS = {"float32": 3.0, "float16": 1.0, "bfloat16": 1.0}
+ROUNDINGS = {"float32": 3.0, "float16": 1.0, "bfloat16": 1.0, "float64": 3.0}
 # B, M, N, D, Dv: one row; fewer keys than a block; more than one block of everything; sizes that pad, and that do not.
 SHAPES = [(1, 1, 70, 16, 32), (2, 37, 5, 20, 35), (1, 130, 67, 17, 130), (3, 64, 64, 64, 64), (2, 3, 130, 1, 1)]
 
@@ -128,3 +130,15 @@ def test_the_product_never_reads_beyond_the_padded_weights(architecture):
         if variant.kernel == "product":
             weights = tile_of("l1_weights", variant.dtype, variant.tile_name, architecture)
             assert weights.rows % variant.tile.rows == 0, variant
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
+def test_the_operator_takes_these_kernels_on_a_gpu_and_the_composite_for_other_dtypes(monkeypatch, dtype):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    launched = []
+    monkeypatch.setattr(launch, "laplace_attention", lambda *x, **y: launched.append(y) or laplace_attention(*x, **y))
+    q, k, v, make = tensors(7, (2, 5, 9, 16, 16), dtype)
+    bias = make(1, 5, 9)
+    result = torch_op._on_gpu(q, k, v, bias, kind="erf", causal=True)
+    assert bool(launched) == (dtype in DTYPES)
+    assert ratio(result, reference(*double(q, k, v, bias), kernel="erf", causal=True), dtype) < 1

@@ -15,8 +15,10 @@ from laplace_models import arrays, op_model
 from onnxscript import ir
 
 from mega_deploy.errors import BundleError, InputError, MissingComponentError
+from mega_deploy.plugins.cache import RECORD, Unusable, sha256_of
 from mega_deploy.plugins.laplace.reference import laplace_attention
-from mega_deploy.plugins.onnxruntime import build, cache, headers
+from mega_deploy.plugins.onnxruntime import build, headers
+from mega_deploy.plugins.onnxruntime.cache import RECIPE
 from mega_deploy.runtime import Session, SessionOptions, session
 from mega_deploy.signature import Range, Signature, TensorSpec
 
@@ -184,10 +186,10 @@ def test_native_operators_can_be_switched_off(library, monkeypatch, caplog):
 def test_a_library_that_differs_from_its_record_is_not_loaded(library, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("MEGA_DEPLOY_SIMD", "none of them")  # a native kernel would refuse this
-    folder = cache.folder(onnxruntime.__version__)
+    folder = RECIPE.folder(onnxruntime.__version__)
     folder.mkdir(parents=True)
     (folder / library.path.name).write_bytes(library.path.read_bytes() + b"\0")
-    (folder / cache.RECORD).write_text(json.dumps(dict(library.record)))
+    (folder / RECORD).write_text(json.dumps(dict(library.record)))
     assert run(arrays(1, 4, 4, 4, 4))[1] == ()
     assert "is not the library that was built" in caplog.records[0].getMessage()
 
@@ -197,11 +199,11 @@ def test_a_library_that_differs_from_its_record_is_not_loaded(library, monkeypat
 )
 def test_a_damaged_record_names_the_remedy(record, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = cache.folder("1.2.3")
+    folder = RECIPE.folder("1.2.3")
     folder.mkdir(parents=True)
-    (folder / cache.RECORD).write_text(record)
-    found = cache.find("1.2.3")
-    assert isinstance(found, cache.Unusable) and cache.BUILD_COMMAND in found.reason
+    (folder / RECORD).write_text(record)
+    found = RECIPE.find("1.2.3")
+    assert isinstance(found, Unusable) and RECIPE.build_command in found.reason
 
 
 def test_what_is_built_is_kept_and_what_is_damaged_is_built_anew(library, monkeypatch, tmp_path):
@@ -213,9 +215,9 @@ def test_what_is_built_is_kept_and_what_is_damaged_is_built_anew(library, monkey
     )
     folder = build.build().path.parent
     (folder / library.path.name).write_bytes(b"damaged")
-    assert isinstance(cache.find(onnxruntime.__version__), cache.Unusable)
-    assert cache.sha256_of(build.build().path) == library.record["sha256"]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([cache.RECORD, library.path.name])
+    assert isinstance(RECIPE.find(onnxruntime.__version__), Unusable)
+    assert sha256_of(build.build().path) == library.record["sha256"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([RECORD, library.path.name])
 
 
 def test_a_build_that_fails_leaves_nothing(library, monkeypatch, tmp_path):
@@ -223,7 +225,7 @@ def test_a_build_that_fails_leaves_nothing(library, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-fno-such-flag"))
     with pytest.raises(MissingComponentError, match="no-such-flag"):
         build.build()
-    assert list(cache.folder(onnxruntime.__version__).iterdir()) == []
+    assert list(RECIPE.folder(onnxruntime.__version__).iterdir()) == []
 
 
 def test_a_folder_without_headers_is_refused(monkeypatch, tmp_path):
@@ -248,11 +250,6 @@ def test_without_a_compiler_the_exit_code_is_4(environment, tmp_path):
     done = command("plugins", "build", "onnxruntime", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path), **environment)
     assert done.returncode == 4 and done.stderr.count("\n") == 1
     assert "compiler" in done.stderr
-
-
-def test_the_plugin_of_tensorrt_is_refused(tmp_path):
-    done = command("plugins", "build", "tensorrt", cwd=tmp_path)
-    assert done.returncode == 2 and "this version builds no plugin for 'tensorrt'" in done.stderr
 
 
 def test_the_commands_tell_what_is_built(library, tmp_path):
