@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
