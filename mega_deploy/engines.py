@@ -59,7 +59,7 @@ class Engine:
     """Of each optimization profile: {input: {"min": shape, "opt": shape, "max": shape}}."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    plugins: tuple[Mapping[str, str], ...]
+    plugins: tuple[Mapping[str, Any], ...]
     """`name`, `version`, `namespace` and the library's `sha256` of each plugin that it calls."""
     source: Mapping[str, str]
     """SHA-256 of the bundle's `model` and of the `checkpoint` that it was made from."""

@@ -75,16 +75,16 @@ class _Job:
     listener: Listener
     on_step: OnStep
 
-    def run(self, configure: Callable[[Any, Any], None], plugins: Mapping[tuple[str, str], str]) -> _Built:
+    def run(self, configure: Callable[[Any, Any], None], plugin: str | None) -> _Built:
         """Parse, check and build.
 
         Args:
             configure: sets the configuration, given it and the network.
-            plugins: SHA-256 of the library that serves an operator, by its domain and name.
+            plugin: SHA-256 of the library that serves LaplaceAttention, where there is one.
         """
         self.on_step("read the graph")
         trt, signature, path = self.trt, self.bundle.manifest.signature, self.bundle.file(MODEL)
-        model, served = graph.read(path, plugins)
+        model, called = graph.read(path, plugin=plugin is not None)
         builder = trt.Builder(self.listener.logger)
         parsed = network.parse(trt, builder, model, path, self.listener)
         network.check(trt, parsed, signature)
@@ -106,11 +106,9 @@ class _Job:
         if plan is None:
             reason = self.listener.reason()
             raise BundleError(f"{self.target.title} {trt.__version__} cannot build {path}: {reason}")
-        calls = tuple(
-            {"name": name, "version": str(VERSION), "namespace": domain, "sha256": plugins[domain, name]}
-            for domain, name in served
-        )
-        return _Built(bytes(plan), config, shapes, calls, parsed.num_layers, seconds)
+        calls = {"name": NAME, "version": str(VERSION), "namespace": DOMAIN, "sha256": plugin}
+        plugins = (calls,) if called else ()
+        return _Built(bytes(plan), config, shapes, plugins, parsed.num_layers, seconds)
 
     def engine(self, built: _Built, capabilities: tuple[str, ...], gpu: str | None) -> Engine:
         """What is to be known of an engine."""
@@ -145,7 +143,7 @@ class _Built:
     plan: bytes
     config: Any
     shapes: network.Profile
-    plugins: tuple[Mapping[str, str], ...]
+    plugins: tuple[Mapping[str, Any], ...]
     layers: int
     seconds: float
 
@@ -162,7 +160,7 @@ def _for_rtx(job: _Job) -> tuple[Engine, bytes]:
         for index, capability in enumerate(chosen):
             config.set_compute_capability(known[capability], index)
 
-    built = job.run(configure, {})
+    built = job.run(configure, None)
     return job.engine(built, chosen, None), built.plan
 
 
@@ -188,12 +186,12 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
     return job.engine(built, (gpu.compute_capability,), gpu.name), built.plan
 
 
-def _load_plugin(job: _Job) -> dict[tuple[str, str], str]:
-    """Load the plugin's library, where the model has its operator and there is one: its SHA-256, by that operator."""
+def _load_plugin(job: _Job) -> str | None:
+    """Load the plugin's library, where the model has its operator and there is one: its SHA-256."""
     called = any(plugin["name"] == NAME for plugin in job.bundle.manifest.plugins)
     path = (job.options.plugin_library or listing.built_library(job.target.name)) if called else None
     if path is None:
-        return {}
+        return None
     try:
         digest = sha256_of(path)
     except OSError as error:
@@ -201,4 +199,4 @@ def _load_plugin(job: _Job) -> dict[tuple[str, str], str]:
     registry = job.trt.get_plugin_registry()
     if registry.load_library(str(path)) is None or registry.get_creator(NAME, str(VERSION), DOMAIN) is None:
         raise InputError(f"{path} holds no plugin {NAME} of version {VERSION}: {job.listener.reason()}")
-    return {(DOMAIN, NAME): digest}
+    return digest

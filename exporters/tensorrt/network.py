@@ -52,7 +52,10 @@ def parse(trt: ModuleType, builder: Any, model: onnx.ModelProto, path: Path, lis
         error = parser.get_error(0)
         where = f"node {error.node_name() or error.node()} ({error.node_operator()})"
         reason = " ".join(str(error.desc()).split())
-        raise BundleError(f"{trt.__name__} {trt.__version__} does not take {path} at {where}: {reason:.300}")
+        raise BundleError(
+            f"{trt.__name__} {trt.__version__} does not take {path} at {where}: {reason:.300}; "
+            "export it in another precision, or take another release of the library"
+        )
     return network
 
 
@@ -99,7 +102,7 @@ def check_turing(trt: ModuleType, network: Any) -> None:
         if trt.DataType.BF16 in dtypes or (layer.type in products and trt.DataType.FLOAT in dtypes):
             raise OptionError(
                 f"TensorRT-RTX has no bfloat16 and no float32 products on compute capability {TURING} (it returns "
-                f"zeros there), and this model has them: {layer.name}; build for 8.0 and up, or export in float16"
+                f"zeros there), and this model has them: {layer.name}; build for 8.0 and up"
             )
 
 

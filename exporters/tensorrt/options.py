@@ -47,8 +47,7 @@ class EngineOptions:
             raise OptionError("TensorRT-RTX supports no plugins: the operator runs as its function there")
         if TURING in self.compute_capabilities and precision in ZEROS_ON_TURING:
             raise OptionError(
-                f"TensorRT-RTX returns zeros in {precision} on compute capability {TURING}; build for 8.0 and up, or "
-                "export in float16"
+                f"TensorRT-RTX returns zeros in {precision} on compute capability {TURING}; build for 8.0 and up"
             )
 
     def choose(self, known: Iterable[str]) -> tuple[str, ...]:

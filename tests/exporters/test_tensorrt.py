@@ -16,15 +16,19 @@ import onnx
 import onnxruntime
 import pytest
 import tensorrt_rtx
+import torch
+from laplace_models import for_tensorrt, op_model
 
 import mega_deploy as md
 from mega_deploy.engines import read_header
 from mega_deploy.errors import BundleError, OptionError
 from mega_deploy.exporters.tensorrt import graph, library, network
-from mega_deploy.plugins.laplace import DOMAIN, NAME
+from mega_deploy.models.edifice import Mega
+from mega_deploy.plugins.laplace import DOMAIN
 from mega_deploy.signature import Range, Signature, TensorSpec
 
 KINDS = ("softmax", "laplace")
+SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 8}
 CAPABILITIES = list(library.capabilities(tensorrt_rtx))
 
 
@@ -43,6 +47,17 @@ def test_rtx_builds_an_engine_that_the_bundle_then_holds(bundles, tmp_path, kind
     assert any("build the engine: " in step and " of " in step for step in steps)
     frames = np.random.default_rng(0).standard_normal((3, 8, 6), np.float32)
     assert opened.session().run(frames).shape == (3, 16)
+
+
+@pytest.mark.parametrize("ema", ["kernel", "blocked"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranges_of_lengths_become_the_profile(tmp_path, kind, ema):
+    torch.manual_seed(0)
+    model = Mega.build(**SMALL, laplace_attention=kind == "laplace", output="sequence").eval()
+    path = md.export(model, tmp_path / "x.mega", batch_range="1:2:3", seq_range="1:8:24", ema=ema).path
+    engine = md.build(path, target="tensorrt-rtx")
+    assert engine.profiles == ({"frames": {"min": [1, 1, 6], "opt": [2, 8, 6], "max": [3, 24, 6]}},)
+    assert engine.outputs[0].dims == (Range(1, 2, 3), Range(1, 8, 24), 16)
 
 
 def test_the_library_itself_says_that_the_engine_has_the_manifests_types_and_shapes(bundle, caplog):
@@ -165,7 +180,7 @@ def test_without_a_plugin_the_functions_are_inlined_and_the_numbers_stay(bundles
     path = bundles["laplace"] / "model.onnx"
     assert onnx.load(path).functions
     model, served = graph.read(path)
-    assert served == () and not model.functions and not any(node.domain == DOMAIN for node in model.graph.node)
+    assert not served and not model.functions and not any(node.domain == DOMAIN for node in model.graph.node)
     frames = np.random.default_rng(0).standard_normal((3, 8, 6), np.float32)
     want, got = (
         onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, {"frames": frames})[0]
@@ -176,13 +191,34 @@ def test_without_a_plugin_the_functions_are_inlined_and_the_numbers_stay(bundles
 
 def test_with_a_plugin_its_nodes_stay_and_name_it(bundles):
     path = bundles["laplace"] / "model.onnx"
-    model, served = graph.read(path, [(DOMAIN, NAME), ("other.domain", "Absent")])
+    model, served = graph.read(path, plugin=True)
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
-    assert served == ((DOMAIN, NAME),) and not model.functions and len(nodes) == 2
+    assert served and not model.functions and len(nodes) == 2
     for node in nodes:
         attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         assert (attributes["plugin_version"], attributes["plugin_namespace"]) == (b"1", DOMAIN.encode())
         assert attributes["kernel"] == b"l1" and node.overload == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "present", "inputs"),
+    [
+        ({}, 3, 0),
+        ({"kernel": "erf"}, 3, 0),
+        ({"kernel": "erf", "bias": True}, 4, 1),
+        ({"kernel": "erf", "row_scale": True}, 4, 2),
+        ({"kernel": "erf", "bias": True, "row_scale": True}, 5, 3),
+    ],
+)
+def test_a_plugins_node_has_the_inputs_that_are_there_and_says_which(tmp_path, options, present, inputs):
+    onnx.save(op_model(3, 5, 4, 6, **options), tmp_path / "model.onnx")
+    model, served = graph.read(tmp_path / "model.onnx", plugin=True)
+    (node,) = model.graph.node
+    fields = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    assert served and all(node.input) and (len(node.input), fields["inputs"]) == (present, inputs)
+    assert fields["causal"] == 0 and ("sigma" in fields) is (options.get("kernel") == "erf")
+    # As plugins/README.md tells to do it by hand.
+    assert model.graph == for_tensorrt(onnx.load(tmp_path / "model.onnx"), tmp_path).graph
 
 
 def test_a_signal_ends_the_build_at_its_next_step():
