@@ -181,7 +181,8 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
 
     built = job.run(configure, _load_plugin(job))
     job.on_step("read the engine back")
-    network.check_engine(trt, built.plan, job.bundle.manifest.signature, built.shapes, job.listener)
+    signature, host_code = job.bundle.manifest.signature, options.version_compatible
+    network.check_engine(trt, built.plan, signature, built.shapes, job.listener, host_code=host_code)
     timing.write(place, bytes(built.config.get_timing_cache().serialize()))
     return job.engine(built, (gpu.compute_capability,), gpu.name), built.plan
 

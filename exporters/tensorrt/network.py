@@ -133,14 +133,27 @@ def add_profile(builder: Any, config: Any, shapes: Profile) -> None:
         raise BundleError(f"the shapes {shapes} contradict each other; export with other ranges")
 
 
-def check_engine(trt: ModuleType, plan: bytes, signature: Signature, shapes: Profile, listener: Listener) -> None:
+def check_engine(
+    trt: ModuleType, plan: bytes, signature: Signature, shapes: Profile, listener: Listener, *, host_code: bool
+) -> None:
     """Load an engine on the GPU that it was built on, and hold its tensors and its profile against the signature.
+
+    Args:
+        trt: the library.
+        plan: the engine.
+        signature: of the bundle.
+        shapes: of the profile.
+        listener: what the library speaks to.
+        host_code: whether it is version-compatible, and so brings the part of TensorRT that reads it.
 
     Raises:
         BundleError: it does not load, or differs.
     """
     listener.errors.clear()  # what the build survived
-    engine = trt.Runtime(listener.logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(listener.logger)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BundleError(f"{trt.__name__} {trt.__version__} does not load the engine it built: {listener.reason()}")
     names = dtype_names(trt)

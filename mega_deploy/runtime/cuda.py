@@ -27,11 +27,11 @@ class Device:
     def __init__(self) -> None:
         self._cuda = ctypes.CDLL(DRIVER_LIBRARY)
         self._call("cuInit", 0)
-        self._device = ctypes.c_int()
-        self._call("cuDeviceGet", ctypes.byref(self._device), 0)
+        device = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(device), 0)
         self._context = ctypes.c_void_p()
         # The context that CUDA's runtime, and so TensorRT, uses as well.
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
         self.activate()
         self._stream = ctypes.c_void_p()
         self._call("cuStreamCreate", ctypes.byref(self._stream), 0)
@@ -56,7 +56,8 @@ class Device:
         return address.value
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Give memory back, from whichever thread."""
+        self.activate()
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def upload(self, array: npt.NDArray[Any], address: int) -> None:
@@ -78,9 +79,9 @@ class Device:
         self._call("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Give stream and context back."""
+        """Give the stream back, from whichever thread; the context stays, for the library's own objects live in it."""
+        self.activate()
         self._call("cuStreamDestroy_v2", self._stream)
-        self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def _call(self, function: str, *arguments: Any) -> None:
         code = getattr(self._cuda, function)(*arguments)

@@ -54,6 +54,8 @@ class EngineSession:
         self._device = Device()
         weakref.finalize(self, self._device.close)
         self._runtime = trt.Runtime(self._logger)
+        if engine.options["version_compatible"]:
+            self._runtime.engine_host_code_allowed = True  # it brings the part of TensorRT that reads it
         self._engine = self._deserialize(trt, bundle.file(engine.file))
         self._context = self._engine.create_execution_context()
         if self._context is None:

@@ -11,7 +11,7 @@ import tensorrt_rtx
 import mega_deploy as md
 from mega_deploy.errors import BundleError, InputError, MissingComponentError
 from mega_deploy.exporters.tensorrt import engine as building
-from mega_deploy.exporters.tensorrt import timing
+from mega_deploy.exporters.tensorrt import library, network, timing
 from mega_deploy.machine import Gpu, Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use .* instead:DeprecationWarning")
@@ -93,6 +93,16 @@ def test_timings_are_kept_beside_the_bundle_by_version_gpu_and_driver(tensorrt, 
     kept[0].write_bytes(b"no cache")
     md.build(bundle, target="tensorrt")
     assert kept[0].read_bytes() not in (b"", b"no cache")
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_a_version_compatible_engine_is_read_back_with_the_code_that_it_brings(tensorrt, bundle, compatible):
+    loaded = []
+    tensorrt.Runtime.deserialize_cuda_engine = lambda runtime, plan: loaded.append(runtime)
+    with pytest.raises(BundleError, match="does not load"):
+        signature, listener = md.open_bundle(bundle).manifest.signature, library.Listener(tensorrt, print)
+        network.check_engine(tensorrt, b"ftrt", signature, {}, listener, host_code=compatible)
+    assert getattr(loaded[0], "engine_host_code_allowed", False) is compatible
 
 
 def test_version_compatibility_reaches_the_library_whose_reason_is_told(tensorrt, bundle):

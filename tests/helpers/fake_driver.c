@@ -57,8 +57,6 @@ int cuDevicePrimaryCtxRetain(void** context, int device) {
   return 0;
 }
 
-int cuDevicePrimaryCtxRelease_v2(int device) { return device; }
-
 int cuCtxSetCurrent(void* context) { return context ? 0 : 201; }
 
 int cuStreamCreate(void** stream, unsigned flags) {

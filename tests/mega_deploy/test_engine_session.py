@@ -3,6 +3,7 @@
 import ctypes
 import enum
 import gc
+import json
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -58,8 +59,11 @@ def library(monkeypatch, driver, built):
     module = types.ModuleType("tensorrt_rtx")
 
     class Runtime:
+        engine_host_code_allowed = False
+
         def __init__(self, logger):
             self.logger = logger
+            module.runtime = self
 
         def get_engine_validity(self, plan):
             return module.validity
@@ -174,6 +178,16 @@ def test_a_failure_of_the_driver_is_told_in_its_words(session, monkeypatch):
     with pytest.raises(MegaDeployError, match="cuMemcpyHtoDAsync_v2 says error 400"):
         session.run(np.zeros((1, 8, 6), np.float32))
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_code_in_an_engine_is_allowed_to_a_version_compatible_one_alone(library, engine, compatible):
+    path = engine.parents[1] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["engines"][0]["options"]["version_compatible"] = compatible
+    path.write_text(json.dumps(manifest))
+    md.open_bundle(path.parent).session("tensorrt-rtx")
+    assert library.runtime.engine_host_code_allowed is compatible
 
 
 def test_options_of_onnxruntime_are_refused(library, built):
