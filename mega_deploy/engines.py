@@ -59,8 +59,8 @@ class Engine:
     """Of each optimization profile: {input: {"min": shape, "opt": shape, "max": shape}}."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    plugins: tuple[Mapping[str, Any], ...]
-    """`name`, `version`, `namespace` and the library's `sha256` of each plugin that it calls."""
+    plugins: tuple[Mapping[str, str], ...]
+    """Of each plugin that it calls: `name`, `version`, `namespace`, the library's `sha256`, and where that lay."""
     source: Mapping[str, str]
     """SHA-256 of the bundle's `model` and of the `checkpoint` that it was made from."""
     options: Mapping[str, Any]
@@ -256,7 +256,8 @@ def _hardware(engine: Engine, machine: Machine) -> list[Lack]:
             made_for += " and any other from 8.0 on"
         elif engine.target == "tensorrt" and engine.options["hardware_compatibility"] == ONE_GPU:
             made_for = f"{engine.gpu} only"
-        option = f" --compute-capability {gpu.compute_capability}" if engine.target == "tensorrt-rtx" else ""
+        option = f" --compute-capability {gpu.compute_capability}, where TensorRT-RTX knows it"
+        option = option if engine.target == "tensorrt-rtx" else ""
         text = (
             f"it was built for GPUs of {made_for}, this is {gpu.name} of {gpu.compute_capability}; "
             f"{_build(engine.target)}{option}"

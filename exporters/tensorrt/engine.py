@@ -75,12 +75,12 @@ class _Job:
     listener: Listener
     on_step: OnStep
 
-    def run(self, configure: Callable[[Any, Any], None], plugin: str | None) -> _Built:
+    def run(self, configure: Callable[[Any, Any], None], plugin: Mapping[str, str] | None) -> _Built:
         """Parse, check and build.
 
         Args:
             configure: sets the configuration, given it and the network.
-            plugin: SHA-256 of the library that serves LaplaceAttention, where there is one.
+            plugin: that serves LaplaceAttention, where there is one, as the manifest has it.
         """
         self.on_step("read the graph")
         trt, signature, path = self.trt, self.bundle.manifest.signature, self.bundle.file(MODEL)
@@ -89,9 +89,7 @@ class _Job:
         parsed = network.parse(trt, builder, model, path, self.listener)
         network.check(trt, parsed, signature)
         config = builder.create_builder_config()
-        config.clear_flag(
-            trt.BuilderFlag.TF32
-        )  # parity with float32 is promised; the lower precisions have no use for it
+        config.clear_flag(trt.BuilderFlag.TF32)  # it would break the parity of float32, and no other has a use for it
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.progress_monitor = self.listener.monitor
         shapes = network.profile_shapes(signature)
@@ -106,8 +104,7 @@ class _Job:
         if plan is None:
             reason = self.listener.reason()
             raise BundleError(f"{self.target.title} {trt.__version__} cannot build {path}: {reason}")
-        calls = {"name": NAME, "version": str(VERSION), "namespace": DOMAIN, "sha256": plugin}
-        plugins = (calls,) if called else ()
+        plugins = (plugin,) if plugin and called else ()
         return _Built(bytes(plan), config, shapes, plugins, parsed.num_layers, seconds)
 
     def engine(self, built: _Built, capabilities: tuple[str, ...], gpu: str | None) -> Engine:
@@ -143,7 +140,7 @@ class _Built:
     plan: bytes
     config: Any
     shapes: network.Profile
-    plugins: tuple[Mapping[str, Any], ...]
+    plugins: tuple[Mapping[str, str], ...]
     layers: int
     seconds: float
 
@@ -187,8 +184,8 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
     return job.engine(built, (gpu.compute_capability,), gpu.name), built.plan
 
 
-def _load_plugin(job: _Job) -> str | None:
-    """Load the plugin's library, where the model has its operator and there is one: its SHA-256."""
+def _load_plugin(job: _Job) -> dict[str, str] | None:
+    """Load the plugin's library, where the model has its operator and there is one; what the manifest says of it."""
     called = any(plugin["name"] == NAME for plugin in job.bundle.manifest.plugins)
     path = (job.options.plugin_library or listing.built_library(job.target.name)) if called else None
     if path is None:
@@ -200,4 +197,5 @@ def _load_plugin(job: _Job) -> str | None:
     registry = job.trt.get_plugin_registry()
     if registry.load_library(str(path)) is None or registry.get_creator(NAME, str(VERSION), DOMAIN) is None:
         raise InputError(f"{path} holds no plugin {NAME} of version {VERSION}: {job.listener.reason()}")
-    return digest
+    library = str(path.resolve())
+    return {"name": NAME, "version": str(VERSION), "namespace": DOMAIN, "sha256": digest, "library": library}

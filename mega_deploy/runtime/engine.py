@@ -16,9 +16,8 @@ import numpy.typing as npt
 from mega_deploy.bundle import Bundle
 from mega_deploy.engines import TARGETS, refuse
 from mega_deploy.errors import BundleError, MegaDeployError
-from mega_deploy.plugins import listing
 from mega_deploy.runtime.cuda import Device
-from mega_deploy.runtime.library import find_engine, first, here, load, make_logger
+from mega_deploy.runtime.library import find_engine, first, here, load, make_logger, plugin_libraries
 from mega_deploy.signature import Range, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -47,8 +46,7 @@ class EngineSession:
         self._errors: list[str] = []
         trt = load(TARGETS[target], f"the {target} backend")
         self._logger = make_logger(trt, self._errors)  # the library keeps no reference of its own
-        library = listing.built_library(target) if engine.plugins else None
-        if library is not None:
+        for library in plugin_libraries(engine):
             trt.get_plugin_registry().load_library(str(library))
         self.native_ops = tuple(plugin["name"] for plugin in engine.plugins)
         self._device = Device()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +14,6 @@ from mega_deploy.engines import TARGETS, Engine, Here, Target, check_file
 from mega_deploy.errors import BundleError, require
 from mega_deploy.machine import look
 from mega_deploy.plugins import listing
-from mega_deploy.plugins.laplace import NAME
 
 LOGGER = logging.getLogger("mega_deploy.tensorrt")
 
@@ -77,6 +78,25 @@ def find_engine(bundle: Bundle, target: str) -> Engine:
 def here(engine: Engine) -> Here:
     """What this machine has for an engine."""
     plugins = {}
-    if engine.plugins and (library := listing.built_library(engine.target)):
-        plugins[NAME] = sha256_of(library)
+    for plugin in engine.plugins:
+        found = {sha256_of(library) for library in _plugin_libraries(engine.target, plugin)}
+        if found:
+            plugins[plugin["name"]] = plugin["sha256"] if plugin["sha256"] in found else min(found)
     return Here(look(), installed_version(TARGETS[engine.target]), plugins)
+
+
+def plugin_libraries(engine: Engine) -> list[Path]:
+    """The libraries of an engine's plugins that are here: only those whose hash is the engine's."""
+    return [
+        library
+        for plugin in engine.plugins
+        for library in _plugin_libraries(engine.target, plugin)[:1]
+        if sha256_of(library) == plugin["sha256"]
+    ]
+
+
+def _plugin_libraries(target: str, plugin: Mapping[str, str]) -> list[Path]:
+    """Where a plugin's library may be: where it was when the engine was built, and in the cache; the engine's first."""
+    places = [listing.built_library(target), Path(plugin["library"]) if "library" in plugin else None]
+    found = [place for place in places if place is not None and place.is_file()]
+    return sorted(found, key=lambda place: sha256_of(place) != plugin["sha256"])

@@ -3,6 +3,7 @@
 import ctypes
 import enum
 import gc
+import hashlib
 import json
 import sys
 import types
@@ -188,6 +189,28 @@ def test_code_in_an_engine_is_allowed_to_a_version_compatible_one_alone(library,
     path.write_text(json.dumps(manifest))
     md.open_bundle(path.parent).session("tensorrt-rtx")
     assert library.runtime.engine_host_code_allowed is compatible
+
+
+def test_a_plugins_library_is_loaded_from_where_it_was_if_it_is_still_the_same(library, engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place, loaded = tmp_path / "plugin.so", []
+    place.write_bytes(b"a library")
+    digest = hashlib.sha256(b"a library").hexdigest()
+    library.get_plugin_registry = lambda: types.SimpleNamespace(load_library=loaded.append)
+    path = engine.parents[1] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    plugin = {"name": "LaplaceAttention", "version": "1", "namespace": "mega.deploy"}
+    manifest["engines"][0]["plugins"] = [{**plugin, "sha256": digest, "library": str(place)}]
+    path.write_text(json.dumps(manifest))
+    assert md.open_bundle(path.parent).session("tensorrt-rtx").native_ops == ("LaplaceAttention",)
+    assert loaded == [str(place)]
+    place.write_bytes(b"another")
+    with pytest.raises(BundleError, match="is not the engine's"):
+        md.open_bundle(path.parent).session("tensorrt-rtx")
+    place.unlink()
+    with pytest.raises(MissingComponentError, match="LaplaceAttention is not built"):
+        md.open_bundle(path.parent).session("tensorrt-rtx")
+    assert len(loaded) == 1
 
 
 def test_options_of_onnxruntime_are_refused(library, built):

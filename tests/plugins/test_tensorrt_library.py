@@ -128,7 +128,8 @@ job = types.SimpleNamespace(
     bundle=types.SimpleNamespace(manifest=manifest), options=EngineOptions(plugin_library=Path(sys.argv[1])), trt=trt,
     listener=library.Listener(trt, print),
 )
-print(engine._load_plugin(job))
+plugin = engine._load_plugin(job)
+print(plugin and plugin["sha256"])
 """
 
 
