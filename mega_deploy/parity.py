@@ -27,9 +27,13 @@ from mega_deploy.errors import BundleError
 Array = npt.NDArray[Any]
 
 LIMIT_FACTOR = 4.0
+# Half a unit in the last place of 1.0.
+UNIT_ROUNDOFF: Mapping[str, float] = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # No implementation owes an error below the last place of float32.
 SMALLEST_FLOOR = 2.0**-23
-ILL_CONDITIONED = 1e-3
+# A floor beyond this is no limit: the model is too ill-conditioned for the precision.
+ILL_CONDITIONED: Mapping[str, float] = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1, "int8": 1e-3}
+INT8_LIMIT = 5e-2
 # A reference comes with a bundle, which may come from a stranger.
 MAX_REFERENCE_BYTES = 1 << 30
 
