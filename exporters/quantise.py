@@ -68,9 +68,7 @@ def _dynamic(graph: ir.Graph, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value
     return values, scale, zero_point
 
 
-def _replace(
-    graph: ir.Graph, node: ir.Node, activation: tuple[ir.Value, ir.Value, ir.Value], weight: ir.Value
-) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, activation: tuple[ir.Value, ir.Value, ir.Value], weight: ir.Value) -> None:
     assert weight.const_value is not None
     whole, scale = quantise_weight(weight.const_value.numpy())
     q_weight = _constant(graph, f"{weight.name}.quantised", whole)

@@ -5,15 +5,28 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mega_deploy.config import Precision
 from mega_deploy.errors import InputError, OptionError, QualityGateError
 from mega_deploy.models.edifice import Mega
-from mega_deploy.parity import ILL_CONDITIONED, BlockFloor, Case, Error, Reference, batches, measure, median, worst
+from mega_deploy.parity import (
+    ILL_CONDITIONED,
+    UNIT_ROUNDOFF,
+    BlockFloor,
+    Case,
+    Error,
+    Reference,
+    batches,
+    measure,
+    median,
+    worst,
+)
 from mega_deploy.signature import Range
 
 Array = npt.NDArray[Any]
@@ -30,10 +43,17 @@ LARGEST_BATCH = 256
 ADVERSARIAL_ELEMENTS = 1 << 18
 # Of the residual streams the last frames are kept: enough to find the first bad block, and a bound on a bundle's size.
 BLOCK_FRAMES = 256
+AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def record(
-    model: Mega, block_names: Sequence[str], batch: Range, *, samples: int = SAMPLES, seed: int = 0
+    model: Mega,
+    block_names: Sequence[str],
+    batch: Range,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    precision: Precision = "float32",
 ) -> Reference:
     """The reference for windows of the model's own length: random and adversarial inputs, several batches.
 
@@ -43,15 +63,23 @@ def record(
         batch: sizes that the bundle takes.
         samples: random windows, at least 1.
         seed: of the random windows.
+        precision: in which the noise floor is taken: for float16 and bfloat16 under autocast; for int8, which the
+            trained form does not have, in float32.
     """
     elements = samples * model.config.length * model.config.embed_dim
     if elements > LARGEST_POOL:
         raise OptionError(f"samples {samples} make {elements} numbers, more than {LARGEST_POOL}; ask for fewer")
     pool, cases = _cases(model.config.length, model.config.embed_dim, batch, samples, seed)
-    return _measure(model, pool, cases, block_names)
+    return _measure(model, pool, cases, block_names, precision)
 
 
-def record_for(model: Mega, block_names: Sequence[str], frames: Array, name: str = "given inputs") -> Reference:
+def record_for(
+    model: Mega,
+    block_names: Sequence[str],
+    frames: Array,
+    name: str = "given inputs",
+    precision: Precision = "float32",
+) -> Reference:
     """The reference for inputs of one's own, [batch, seq_len, embed_dim], as a single case.
 
     Args:
@@ -59,8 +87,9 @@ def record_for(model: Mega, block_names: Sequence[str], frames: Array, name: str
         block_names: what the graph calls the residual stream behind each block.
         frames: float32.
         name: of the case.
+        precision: see `record`.
     """
-    return _measure(model, frames, {name: (list(range(len(frames))), len(frames))}, block_names)
+    return _measure(model, frames, {name: (list(range(len(frames))), len(frames))}, block_names, precision)
 
 
 def _cases(length: int, features: int, batch: Range, samples: int, seed: int) -> tuple[Array, Cases]:
@@ -98,7 +127,7 @@ def _cycle(rows: list[int], size: int) -> list[int]:
     return [rows[index % len(rows)] for index in range(size)]
 
 
-def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str]) -> Reference:
+def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str], precision: Precision) -> Reference:
     exact = copy.deepcopy(model).double().eval()
     single = copy.deepcopy(model).float().eval()
     outputs = np.concatenate(
@@ -106,12 +135,12 @@ def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str])
     )
     if not np.isfinite(outputs).all():
         raise InputError("the trained model gives NaN or infinite features for ordinary inputs; it cannot be deployed")
-    floors = {name: _floor(single, pool, outputs, rows, size) for name, (rows, size) in cases.items()}
-    usable = {name: floor for name, floor in floors.items() if floor.relative_l2 <= ILL_CONDITIONED}
+    floors = _floors(single, pool, outputs, cases, precision)
+    usable = {name: floor for name, floor in floors.items() if floor.relative_l2 <= ILL_CONDITIONED[precision]}
     if not all(name in usable for name in cases if name.startswith("random")) or not usable:
         name, floor = max(floors.items(), key=lambda item: item[1].relative_l2)
         raise QualityGateError(
-            f'the trained model itself is off by {floor.relative_l2:.1e} in float32 in case "{name}": it is too '
+            f'the trained model itself is off by {floor.relative_l2:.1e} in {_own(precision)} in case "{name}": it is too '
             "ill-conditioned for any deployment to be proven equal to it"
         )
     usual = median(list(usable.values()))
@@ -121,7 +150,7 @@ def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str])
     first = list(measured[0].rows)[: measured[0].batch]
     blocks = [
         (got[:, -BLOCK_FRAMES:], want[:, -BLOCK_FRAMES:])
-        for got, want in zip(_run(single, pool[first])[1], _run(exact, pool[first])[1], strict=True)
+        for got, want in zip(_run(single, pool[first], precision)[1], _run(exact, pool[first])[1], strict=True)
     ]
     if model.config.output == "last" and blocks:
         blocks[-1] = (blocks[-1][0][:, -1:], blocks[-1][1][:, -1:])  # the graph computes no more of the last block
@@ -133,37 +162,75 @@ def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str])
             BlockFloor(name, measure(got, want)) for name, (got, want) in zip(block_names, blocks, strict=False)
         ),
         block_outputs={name: want for name, (_, want) in zip(block_names, blocks, strict=False)},
+        precision=precision,
     )
 
 
-def _floor(single: Mega, pool: Array, outputs: Array, rows: list[int], size: int) -> Error:
+def _own(precision: Precision) -> str:
+    """The precision that the trained form has for it."""
+    return precision if precision in AUTOCAST else "float32"
+
+
+def _floors(single: Mega, pool: Array, outputs: Array, cases: Cases, precision: Precision) -> dict[str, Error]:
+    """The noise floor of each case."""
+    if precision not in AUTOCAST:
+        return {name: _floor(single, pool, outputs, *case, precision) for name, case in cases.items()}
+    # Which windows share a batch changes float32's last places and nothing that shows here; but PyTorch takes long for
+    # half precision on a CPU, so that each window is run in one batch only.
+    distinct = {name: tuple(sorted(set(rows))) for name, (rows, _) in cases.items()}
+    measured = {
+        rows: _floor(single, pool, outputs, list(rows), min(len(rows), ROWS_AT_ONCE), precision)
+        for rows in set(distinct.values())
+    }
+    return {name: measured[rows] for name, rows in distinct.items()}
+
+
+def _floor(single: Mega, pool: Array, outputs: Array, rows: list[int], size: int, precision: Precision) -> Error:
     """The worst error of the trained form in its own precision, on a case and on inputs a last place away from it.
 
     One run alone may come near float64 by luck, and then no other implementation would be allowed what rounding costs.
     """
     random = np.random.default_rng(0)
-    last_place = np.float32(2.0**-23)
+    # Of a lower precision half a last place: what the trained form itself rounds its inputs by.
+    last_place = np.float32(max(2.0**-23, UNIT_ROUNDOFF[_own(precision)]))
     nearby = [pool, *(pool * (1 + last_place * random.integers(-1, 2, pool.shape, np.int8)) for _ in range(NEARBY))]
     return worst(
         [
-            measure(np.concatenate([_run(single, inputs[part])[0] for part in batches(rows, size)]), outputs[rows])
+            measure(
+                np.concatenate([_run(single, inputs[part], precision)[0] for part in batches(rows, size)]),
+                outputs[rows],
+            )
             for inputs in nearby
         ]
     )
 
 
 @torch.no_grad()
-def _run(model: Mega, frames: Array) -> tuple[Array, list[Array]]:
-    """The output, and the residual stream behind each block [batch, seq_len, hidden_size]."""
+def _run(model: Mega, frames: Array, precision: Precision = "float32") -> tuple[Array, list[Array]]:
+    """The output, and the residual stream behind each block [batch, seq_len, hidden_size].
+
+    Args:
+        model: in float32 or float64.
+        frames: [batch, seq_len, embed_dim].
+        precision: float16 and bfloat16 are those of autocast; otherwise the model's own holds.
+    """
     streams: list[Array] = []
     hooks = [
-        block.register_forward_hook(lambda _module, _inputs, output: streams.append(output.numpy()))
+        block.register_forward_hook(lambda _module, _inputs, output: streams.append(_numpy(output)))
         for block in model.blocks
     ]
     dtype = next(model.parameters()).dtype
+    lower = AUTOCAST.get(precision)
+    context: AbstractContextManager[Any] = torch.autocast("cpu", lower) if lower else nullcontext()
     try:
-        output = model(torch.from_numpy(frames).to(dtype))
+        with context:
+            output = model(torch.from_numpy(frames).to(dtype))
     finally:
         for hook in hooks:
             hook.remove()
-    return output.numpy(), streams
+    return _numpy(output), streams
+
+
+def _numpy(tensor: torch.Tensor) -> Array:
+    """An array of at least float32: numpy has no bfloat16."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).numpy()

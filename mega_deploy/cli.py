@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from mega_deploy import show
-from mega_deploy.config import SourceName
+from mega_deploy.config import Precision, SourceName
 from mega_deploy.errors import InputError, MegaDeployError, QualityGateError
 
 app = typer.Typer(
@@ -57,6 +57,16 @@ def export(
     ] = None,
     batch_range: Annotated[str, typer.Option(metavar="MIN:OPT:MAX", help="Batches that sessions take.")] = "1:1:64",
     ema: Annotated[Literal["auto", "kernel"], typer.Option(help="How the moving average is lowered.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of the deployed model, with float32 islands.")] = "float32",
+    float32: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Keep this layer or block in float32 as well, such as blocks.1; may be repeated."
+        ),
+    ] = None,
+    half_io: Annotated[
+        bool, typer.Option("--half-io", help="With --precision float16: inputs and outputs in it, too.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -75,6 +85,9 @@ def export(
             output=output,
             batch_range=batch_range,
             ema=ema,
+            precision=precision,
+            float32=float32 or (),
+            half_io=half_io,
             force=force,
             on_step=on_step,
         )
