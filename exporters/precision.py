@@ -3,7 +3,7 @@
 The precision stands in the graph itself, as casts and constants, so that every engine computes what parity was measured
 for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT below name them):
 
-1. Matrix products take and give the lower precision. int8 (exporters.quantise) lowers only those with a constant factor.
+1. Matrix products take and give the lower precision; int8 (exporters.quantise) lowers those with a constant factor.
 2. Float32 islands are: layer normalisation, softmax with the mask before it, Laplace attention as a whole, the residual
    stream (every Add is of a mask or of the stream), and the moving average but for the linear layers around it, so that
    its sums accumulate in float32.
@@ -80,7 +80,7 @@ def lower(model: ir.Model, precision: Precision, *, keep: Sequence[str] = (), ha
     if precision == "int8":
         from mega_deploy.exporters.quantise import quantise
 
-        lowered = quantise(model, islands)
+        lowered = quantise(model, islands.holds)
         return Lowered(model, _labels(node for node in islands.nodes if node not in lowered))
     writer = _Casts(model.graph, DTYPES[precision], islands)
     advice = writer.run(half_io)
@@ -126,7 +126,7 @@ def lint(name: str, array: npt.NDArray[np.float32], dtype: ir.DataType, node: st
         dtype: what they are stored in.
         node: the node that reads it, by `label`.
     """
-    limits = ml_dtypes.finfo(dtype.numpy())
+    limits = ml_dtypes.finfo(dtype.numpy())  # type: ignore[no-untyped-call]
     size = np.abs(array[np.isfinite(array)].astype(np.float64))
     remedy = f"keep it in float32 (--float32 {node})"
     if (largest := size.max(initial=0.0)) > float(limits.max):
@@ -165,7 +165,8 @@ class Islands:
         """Whether the caller keeps it."""
         return any(_called(node, name) for name in self._keep)
 
-    def __contains__(self, node: ir.Node) -> bool:
+    def holds(self, node: ir.Node) -> bool:
+        """Whether a node stays float32, or may: what only moves numbers follows its inputs all the same."""
         if node.op_type in ISLANDS or self.kept(node):
             return True
         if node.op_type in PRODUCTS and any(value in self._raw for value in node.inputs):
@@ -192,8 +193,8 @@ class _Casts:
     def run(self, half_io: bool) -> tuple[str, ...]:
         """Lower the graph in place; returns the advice of `lint`."""
         if half_io:
-            for value in self.graph.inputs:
-                value.type = ir.TensorType(self.dtype)
+            for given in self.graph.inputs:
+                given.type = ir.TensorType(self.dtype)
         for node in [node for node in self.graph if any(map(_is_float, node.outputs))]:
             dtype, name = self._dtype(node), label(node)
             for index, value in enumerate(node.inputs):
@@ -213,7 +214,7 @@ class _Casts:
         return tuple(self._advice)
 
     def _dtype(self, node: ir.Node) -> ir.DataType:
-        if node in self.islands and node.op_type not in MOVEMENT:
+        if node.op_type not in MOVEMENT and self.islands.holds(node):
             return FLOAT32
         if node.op_type in PRODUCTS:
             return self.dtype
@@ -223,7 +224,7 @@ class _Casts:
     def _feeds_products(self, node: ir.Node) -> bool:
         """Whether what a node gives goes, perhaps moved, into something that computes in the lower precision."""
         return any(
-            self._feeds_products(user) if user.op_type in MOVEMENT else user not in self.islands
+            self._feeds_products(user) if user.op_type in MOVEMENT else not self.islands.holds(user)
             for output in node.outputs
             for user, _ in output.uses()
         )

@@ -9,7 +9,7 @@ The nodes stand in the order that onnxruntime's optimiser knows, and fuses.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +19,18 @@ from onnxscript import ir
 LARGEST = 64
 
 
-def quantise(model: ir.Model, islands: Container[ir.Node]) -> set[ir.Node]:
+def quantise(model: ir.Model, is_island: Callable[[ir.Node], bool]) -> set[ir.Node]:
     """Replace, in place, each product of a variable with a constant matrix; returns the nodes that were replaced.
 
     Args:
         model: float32.
-        islands: nodes to leave alone.
+        is_island: whether to leave a node alone.
     """
     graph = model.graph
     activations: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
     replaced = set()
     for node in list(graph):
-        if node.op_type not in ("Gemm", "MatMul") or node in islands or not _is_constant(node.inputs[1]):
+        if node.op_type not in ("Gemm", "MatMul") or is_island(node) or not _is_constant(node.inputs[1]):
             continue
         x, weight = node.inputs[0], node.inputs[1]
         assert x is not None and weight is not None and weight.const_value is not None

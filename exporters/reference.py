@@ -140,8 +140,8 @@ def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str],
     if not all(name in usable for name in cases if name.startswith("random")) or not usable:
         name, floor = max(floors.items(), key=lambda item: item[1].relative_l2)
         raise QualityGateError(
-            f'the trained model itself is off by {floor.relative_l2:.1e} in {_own(precision)} in case "{name}": it is too '
-            "ill-conditioned for any deployment to be proven equal to it"
+            f"the trained model itself is off by {floor.relative_l2:.1e} in {_own(precision)} in case "
+            f'"{name}": it is too ill-conditioned for any deployment to be proven equal to it'
         )
     usual = median(list(usable.values()))
     measured = tuple(
@@ -174,18 +174,18 @@ def _own(precision: Precision) -> str:
 def _floors(single: Mega, pool: Array, outputs: Array, cases: Cases, precision: Precision) -> dict[str, Error]:
     """The noise floor of each case."""
     if precision not in AUTOCAST:
-        return {name: _floor(single, pool, outputs, *case, precision) for name, case in cases.items()}
+        return {name: _floor(single, pool, outputs, *case, precision=precision) for name, case in cases.items()}
     # Which windows share a batch changes float32's last places and nothing that shows here; but PyTorch takes long for
     # half precision on a CPU, so that each window is run in one batch only.
     distinct = {name: tuple(sorted(set(rows))) for name, (rows, _) in cases.items()}
     measured = {
-        rows: _floor(single, pool, outputs, list(rows), min(len(rows), ROWS_AT_ONCE), precision)
+        rows: _floor(single, pool, outputs, list(rows), min(len(rows), ROWS_AT_ONCE), precision=precision)
         for rows in set(distinct.values())
     }
     return {name: measured[rows] for name, rows in distinct.items()}
 
 
-def _floor(single: Mega, pool: Array, outputs: Array, rows: list[int], size: int, precision: Precision) -> Error:
+def _floor(single: Mega, pool: Array, outputs: Array, rows: list[int], size: int, *, precision: Precision) -> Error:
     """The worst error of the trained form in its own precision, on a case and on inputs a last place away from it.
 
     One run alone may come near float64 by luck, and then no other implementation would be allowed what rounding costs.

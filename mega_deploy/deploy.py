@@ -102,7 +102,8 @@ def export(
     else:
         model = _own_model(model, seq_len, {"attention": attention, "output": output, "config": config})
     with _workspace() as folder:
-        manifest = _make_files(model, folder, batch, ema, _Precision(precision, tuple(float32), half_io), on_step)
+        asked = _Precision(precision, tuple(float32), half_io)
+        manifest = _make_files(model, folder, batch, ema, on_step, precision=asked)
         on_step("write the bundle")
         with files.writing(out, force=force) as staging:
             for name in manifest.files:
@@ -230,7 +231,9 @@ class _Precision:
     half_io: bool
 
 
-def _make_files(model: Mega, folder: Path, batch: Range, ema: str, precision: _Precision, on_step: OnStep) -> Manifest:
+def _make_files(
+    model: Mega, folder: Path, batch: Range, ema: str, on_step: OnStep, *, precision: _Precision
+) -> Manifest:
     """Everything that a bundle holds, in `folder`, and its manifest."""
     from mega_deploy.checkpoints import model_source, save_checkpoint
     from mega_deploy.exporters import onnx as onnx_file
