@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -54,6 +54,7 @@ def record(
     samples: int = SAMPLES,
     seed: int = 0,
     precision: Precision = "float32",
+    kept: Sequence[str] = (),
 ) -> Reference:
     """The reference for windows of the model's own length: random and adversarial inputs, several batches.
 
@@ -65,12 +66,13 @@ def record(
         seed: of the random windows.
         precision: in which the noise floor is taken: for float16 and bfloat16 under autocast; for int8, which the
             trained form does not have, in float32.
+        kept: modules of the trained form, by name, that stay float32 for the floor: the islands that were asked for.
     """
     elements = samples * model.config.length * model.config.embed_dim
     if elements > LARGEST_POOL:
         raise OptionError(f"samples {samples} make {elements} numbers, more than {LARGEST_POOL}; ask for fewer")
     pool, cases = _cases(model.config.length, model.config.embed_dim, batch, samples, seed)
-    return _measure(model, pool, cases, block_names, precision)
+    return _measure(model, pool, cases, block_names, precision=precision, kept=kept)
 
 
 def record_for(
@@ -78,7 +80,9 @@ def record_for(
     block_names: Sequence[str],
     frames: Array,
     name: str = "given inputs",
+    *,
     precision: Precision = "float32",
+    kept: Sequence[str] = (),
 ) -> Reference:
     """The reference for inputs of one's own, [batch, seq_len, embed_dim], as a single case.
 
@@ -88,8 +92,10 @@ def record_for(
         frames: float32.
         name: of the case.
         precision: see `record`.
+        kept: see `record`.
     """
-    return _measure(model, frames, {name: (list(range(len(frames))), len(frames))}, block_names, precision)
+    cases = {name: (list(range(len(frames))), len(frames))}
+    return _measure(model, frames, cases, block_names, precision=precision, kept=kept)
 
 
 def _cases(length: int, features: int, batch: Range, samples: int, seed: int) -> tuple[Array, Cases]:
@@ -127,9 +133,18 @@ def _cycle(rows: list[int], size: int) -> list[int]:
     return [rows[index % len(rows)] for index in range(size)]
 
 
-def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str], precision: Precision) -> Reference:
+def _measure(
+    model: Mega,
+    pool: Array,
+    cases: Cases,
+    block_names: Sequence[str],
+    *,
+    precision: Precision,
+    kept: Sequence[str],
+) -> Reference:
     exact = copy.deepcopy(model).double().eval()
     single = copy.deepcopy(model).float().eval()
+    _keep(single, kept)
     outputs = np.concatenate(
         [_run(exact, pool[start : start + ROWS_AT_ONCE])[0] for start in range(0, len(pool), ROWS_AT_ONCE)]
     )
@@ -163,7 +178,23 @@ def _measure(model: Mega, pool: Array, cases: Cases, block_names: Sequence[str],
         ),
         block_outputs={name: want for name, (_, want) in zip(block_names, blocks, strict=False)},
         precision=precision,
+        kept=tuple(kept),
     )
+
+
+def _keep(model: Mega, names: Sequence[str]) -> None:
+    """Take modules, with all in them, out of autocast; the name of a folded layer, which none has, does nothing."""
+    for name, module in model.named_modules():
+        if any(f"{name}.".startswith(f"{kept}.") for kept in names):
+            module.forward = _without_autocast(module.forward)  # type: ignore[method-assign]
+
+
+def _without_autocast(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def in_float32(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(x.float())
+
+    return in_float32
 
 
 def _own(precision: Precision) -> str:

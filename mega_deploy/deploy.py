@@ -178,15 +178,24 @@ def _fresh_reference(
         raise OptionError("samples and seed are for random windows; give them or inputs, not both")
     signature = bundle.manifest.signature
     model = load_checkpoint(bundle.file(files.TRAINED))
-    precision = bundle.manifest.precision
-    names = [block.name for block in bundle.reference().blocks]
+    recorded = bundle.reference()
+    names = [block.name for block in recorded.blocks]
     if inputs is None:
         batch = signature.inputs[0].dims[0]
         assert isinstance(batch, Range)
-        return record(model, names, batch, samples=samples or SAMPLES, seed=seed or 0, precision=precision)
+        return record(
+            model,
+            names,
+            batch,
+            samples=samples or SAMPLES,
+            seed=seed or 0,
+            precision=recorded.precision,
+            kept=recorded.kept,
+        )
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
-    return record_for(model, names, signature.feeds(inputs)["frames"].astype("float32"), precision=precision)
+    frames = signature.feeds(inputs)["frames"].astype("float32")
+    return record_for(model, names, frames, precision=recorded.precision, kept=recorded.kept)
 
 
 def _own_model(model: Mega, seq_len: int | None, for_checkpoints: Mapping[str, object]) -> Mega:
@@ -252,7 +261,8 @@ def _make_files(
     proto = onnx_file.save(lowered.model, folder / files.MODEL)
     save_checkpoint(model, folder / files.TRAINED)
     on_step("run the trained model in float64")
-    record(model, graph.block_outputs, batch, precision=precision.name).save(folder / files.REFERENCE)
+    reference = record(model, graph.block_outputs, batch, precision=precision.name, kept=precision.keep)
+    reference.save(folder / files.REFERENCE)
     reference = Reference.load(folder / files.REFERENCE)
     signature = _signature(model_config, batch, "float16" if precision.half_io else "float32")
     on_step("compare the deployed model with it")
@@ -324,6 +334,17 @@ def _judge(model: Path, signature: Signature, reference: Reference) -> Report:
         raise QualityGateError(
             f'parity failed in case "{worst.name}": relative error {worst.error.relative_l2:.2g}, limit '
             f"{worst.limit.relative_l2:.2g} ({worst.floor.relative_l2:.2g} is PyTorch's own); first bad block: {bad}; "
-            "no bundle was written"
+            f"no bundle was written{_way_out(report)}"
         )
     return report
+
+
+def _way_out(report: Report) -> str:
+    """What to do about a lower precision that is not near enough."""
+    block = report.worst_block
+    if report.precision == "float32" or block is None:
+        return ""
+    name = block.name.removesuffix(".output")
+    return (
+        f"; keep blocks in float32, {name} first (--float32 {name}), or take a higher precision than {report.precision}"
+    )

@@ -138,6 +138,8 @@ class Reference:
     """By name: float64 residual stream of the first case, its last frames: [batch, frames, features]."""
     precision: Precision = "float32"
     """In which the floors were taken."""
+    kept: tuple[str, ...] = ()
+    """Islands that were asked for, which were float32 for the floors too."""
 
     def feeds(self, case: Case) -> Iterator[dict[str, Array]]:
         """The inputs of a case, batch by batch."""
@@ -158,6 +160,7 @@ class Reference:
         """Write as .npz; what it holds besides arrays is JSON."""
         about = {
             "precision": self.precision,
+            "kept": self.kept,
             "cases": [asdict(case) for case in self.cases],
             "blocks": [asdict(block) for block in self.blocks],
         }
@@ -186,7 +189,15 @@ class Reference:
                 kind: {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{kind}/")}
                 for kind in ("input", "output", "block")
             }
-            reference = cls(named["input"], named["output"], cases, blocks, named["block"], about["precision"])
+            reference = cls(
+                named["input"],
+                named["output"],
+                cases,
+                blocks,
+                named["block"],
+                precision=about["precision"],
+                kept=tuple(map(str, about["kept"])),
+            )
             reference.check()
         except (OSError, KeyError, TypeError, *DAMAGED) as error:
             raise BundleError(f"{path} holds no parity reference: {error!r:.300}; export the bundle anew") from error
