@@ -123,6 +123,6 @@ def _constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic] | np.ge
     """A constant of the graph, made where it is not there yet."""
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
     return graph.initializers[name]

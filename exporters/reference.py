@@ -186,7 +186,7 @@ def _keep(model: Mega, names: Sequence[str]) -> None:
     """Take modules, with all in them, out of autocast; the name of a folded layer, which none has, does nothing."""
     for name, module in model.named_modules():
         if any(f"{name}.".startswith(f"{kept}.") for kept in names):
-            module.forward = _without_autocast(module.forward)  # type: ignore[method-assign]
+            module.forward = _without_autocast(module.forward)
 
 
 def _without_autocast(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
