@@ -52,8 +52,8 @@ def quantise(model: ir.Model, is_island: Callable[[ir.Node], bool]) -> set[ir.No
 
 def quantise_weight(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """[in, out] -> the whole numbers from -64 to 64 that stand for it, and the scale of each column [out]."""
-    largest = np.abs(weight).max(axis=0)
-    scale = np.where(largest > 0, largest / LARGEST, 1).astype(np.float32)
+    scale = (np.abs(weight).max(axis=0) / LARGEST).astype(np.float32)
+    scale[scale == 0] = 1
     return np.clip(np.rint(weight / scale), -LARGEST, LARGEST).astype(np.int8), scale
 
 
@@ -113,8 +113,7 @@ def _replace(graph: ir.Graph, node: ir.Node, x: ir.Value, size: ir.Value, weight
         result = chain.add("Add", [result, node.inputs[2]], "biased")
     old = node.outputs[0]
     name, result.shape = old.name, old.shape
-    for user, index in list(old.uses()):
-        user.replace_input_with(index, result)
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     old.name, result.name = f"{name}.replaced", name
 

@@ -307,6 +307,13 @@ def test_a_lowered_model_is_as_near_as_pytorch_under_autocast(tmp_path_factory, 
     assert report.passed, report.worst
 
 
+def test_what_is_kept_in_float32_is_so_in_the_floor_as_well():
+    def floor(*kept):
+        return record(build(), (), Range(1, 1, 1), precision="bfloat16", kept=kept).cases[0].floor.relative_l2
+
+    assert floor("input_projection", "blocks", "final_norm") < 0.8 * floor("blocks.0") < 0.8 * floor()
+
+
 @pytest.mark.parametrize("laplace", [False, True])
 def test_float16_takes_inputs_beyond_its_own_range(laplace):
     model = build(laplace)
@@ -330,7 +337,7 @@ def test_weights_take_half_the_room_and_a_quarter(tmp_path):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1), st.sampled_from([1e-6, 1.0, 1e6]))
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1), st.sampled_from([1e-45, 1e-6, 1.0, 1e6]))
 def test_a_weight_has_seven_bits_and_is_off_by_half_a_step_of_its_channel(rows, columns, seed, scale):
     weight = np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32) * np.float32(scale)
     weight[:, 0] = 0
@@ -357,6 +364,29 @@ def test_int8_quantises_the_layers_and_nothing_else(graph):
     # One quantisation serves all layers that read the same values.
     read = [node.inputs[0].name for node in lowered.model.graph if node.op_type == "QuantizeLinear"]
     assert len(read) == len(set(read))
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "int8"])
+def test_a_product_may_be_the_output_of_a_model(precision, tmp_path):
+    """As of a language model's logits: the last layer is lowered, and the output keeps its name and stays float32."""
+    random = np.random.default_rng(0)
+    names, sizes = ("input", "head"), ((6, 40), (40, 50))
+    weights = [random.standard_normal(size).astype(np.float32) for size in sizes]
+    tensors = [onnx.numpy_helper.from_array(w, f"{name}.weight") for name, w in zip(names, weights, strict=True)]
+    nodes = [
+        helper.make_node("MatMul", ["frames", "input.weight"], ["h"], name="input/MatMul"),
+        helper.make_node("MatMul", ["h", "head.weight"], ["logits"], name="head/MatMul"),
+    ]
+    ends = [helper.make_tensor_value_info(*end) for end in (("frames", 1, ("n", 6)), ("logits", 1, ("n", 50)))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    lowered = lower(model, precision)
+    proto = onnx_file.save(lowered.model, tmp_path / "model.onnx")
+    assert lowered.islands == ("input",) and list(proto.graph.output) == ends[1:]
+    frames = random.standard_normal((3, 6)).astype(np.float32)
+    signature = Signature((TensorSpec("frames", "float32", (3, 6)),), (TensorSpec("logits", "float32", ()),))
+    got = judging_session(tmp_path / "model.onnx", signature, precision).run(frames)
+    assert 1e-6 < relative_l2(got, frames @ weights[0] @ weights[1]) < 2e-2
 
 
 @pytest.mark.parametrize("laplace", [False, True])
