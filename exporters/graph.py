@@ -94,8 +94,10 @@ class Graph:
             op = self.op
             position = op.Range(0, op.Squeeze(self.frames(length), [0]), 1)
             is_future = op.Less(op.Unsqueeze(position, [1]), op.Unsqueeze(position, [0]))  # [query, key]
-            minus, zero = (ir.tensor(np.array(value, self.dtype.numpy()), self.dtype) for value in (-np.inf, 0))
-            self._mask = op.Where(is_future, op.Constant(value=minus), op.Constant(value=zero))
+            future, seen = (
+                self._shared(f"mask.{value}", lambda value=value: np.array(value)) for value in (-np.inf, 0.0)
+            )
+            self._mask = op.Where(is_future, future, seen)
         return self._mask
 
     def _shared(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> ir.Value:

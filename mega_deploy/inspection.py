@@ -28,7 +28,7 @@ def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
         bundle = OpenBundle.open(path)
         manifest = bundle.manifest.to_json()
         size = sum(entry["bytes"] for entry in bundle.manifest.files.values())
-        lacking = missing("onnxruntime")
+        lacking = [*missing("onnxruntime"), *filter(None, [bundle.lacking])]
         found = {"kind": "bundle", "path": str(path), "bytes": size, **manifest, "native_ops": _native_ops(bundle)}
     else:
         from mega_deploy.checkpoints import describe_checkpoint
@@ -57,6 +57,8 @@ def export_report(bundle: OpenBundle, seconds: float) -> dict[str, Any]:
         "inputs": manifest["signature"]["inputs"],
         "outputs": manifest["signature"]["outputs"],
         "precision": manifest["precision"],
+        "float32_islands": manifest["float32_islands"],
+        "advice": manifest["advice"],
         "ema": manifest["ema"],
         "flops": manifest["flops"],
         "parity": manifest["parity"],

@@ -1,6 +1,7 @@
 """Running bundles: sessions, and how their numbers compare with the trained model's. Never imports torch."""
 
+from mega_deploy.runtime.emulation import judging_session
 from mega_deploy.runtime.opened import OpenBundle
 from mega_deploy.runtime.session import Session, SessionOptions
 
-__all__ = ["OpenBundle", "Session", "SessionOptions"]
+__all__ = ["OpenBundle", "Session", "SessionOptions", "judging_session"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mega_deploy.bundle import MODEL, REFERENCE, Bundle
-from mega_deploy.errors import OptionError
+from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
+from mega_deploy.runtime.emulation import EmulatedSession
 from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
 
 
@@ -39,10 +40,12 @@ class OpenBundle(Bundle):
 
         Raises:
             OptionError: there is no such backend, or an option is impossible.
-            MissingComponentError: the backend's library is not installed.
+            MissingComponentError: the backend's library is not installed, or has not the bundle's precision.
         """
         if backend not in BACKENDS:
             raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
+        if lacking := self.lacking:
+            raise MissingComponentError(lacking)
         options = SessionOptions(
             threads=threads,
             spinning=spinning,
@@ -57,6 +60,32 @@ class OpenBundle(Bundle):
         """Names of the operators in the model that a native kernel may serve."""
         return tuple(plugin["name"] for plugin in self.manifest.plugins)
 
+    @property
+    def lacking(self) -> str | None:
+        """Why onnxruntime's CPU provider cannot run the bundle, and what to do; None where it can."""
+        if self.manifest.precision != "bfloat16":
+            return None
+        return (
+            f"{self.path} is in bfloat16, for which onnxruntime's CPU provider has no kernels: it is for GPU engines; "
+            "for a CPU export it with --precision float32, float16 or int8"
+        )
+
+    def judged_session(self, backend: str = "onnxruntime") -> Session:
+        """The session whose numbers parity judges: `session`, or an emulation where the backend lacks the precision."""
+        if backend == "onnxruntime" and self.lacking:
+            return EmulatedSession(self.file(MODEL), self.manifest.signature)
+        return self.session(backend)
+
     def reference(self) -> Reference:
-        """The parity reference that was recorded at export."""
-        return Reference.load(self.file(REFERENCE))
+        """The parity reference that was recorded at export.
+
+        Raises:
+            BundleError: it is damaged, or is of another precision than the bundle.
+        """
+        reference = Reference.load(self.file(REFERENCE))
+        if reference.precision != self.manifest.precision:
+            raise BundleError(
+                f"{self.path} is in {self.manifest.precision}, but its parity reference is for {reference.precision}; "
+                "export the bundle anew"
+            )
+        return reference
