@@ -26,8 +26,10 @@ if TYPE_CHECKING:
         OptionError,
         QualityGateError,
     )
+    from mega_deploy.exporters.tensorrt.engine import build
+    from mega_deploy.exporters.tensorrt.options import EngineOptions
     from mega_deploy.parity import Report
-    from mega_deploy.runtime import OpenBundle, Session, SessionOptions
+    from mega_deploy.runtime import EngineSession, OpenBundle, Session, SessionOptions
     from mega_deploy.signature import Range
 
 _HOMES = {
@@ -42,8 +44,10 @@ _HOMES = {
         "OptionError",
         "QualityGateError",
     ),
+    "mega_deploy.exporters.tensorrt.engine": ("build",),
+    "mega_deploy.exporters.tensorrt.options": ("EngineOptions",),
     "mega_deploy.parity": ("Report",),
-    "mega_deploy.runtime": ("OpenBundle", "Session", "SessionOptions"),
+    "mega_deploy.runtime": ("EngineSession", "OpenBundle", "Session", "SessionOptions"),
     "mega_deploy.signature": ("Range",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -51,6 +55,8 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "BundleError",
     "CheckpointError",
+    "EngineOptions",
+    "EngineSession",
     "InputError",
     "MegaDeployError",
     "MissingComponentError",
@@ -61,6 +67,7 @@ __all__ = [
     "Report",
     "Session",
     "SessionOptions",
+    "build",
     "export",
     "load_checkpoint",
     "open_bundle",

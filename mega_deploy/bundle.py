@@ -6,6 +6,8 @@ nothing in it is executed when it is opened.
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import functools
 import hashlib
 import json
@@ -83,9 +85,9 @@ class Manifest:
         """
         version = value.get("format_version") if isinstance(value, dict) else None
         if version != FORMAT_VERSION:
-            raise BundleError(
-                f"format_version is {version!r}, this mega-deploy reads {FORMAT_VERSION}; export the model anew"
-            )
+            newer = type(version) is int and version > FORMAT_VERSION
+            remedy = "upgrade mega-deploy, or export the model anew" if newer else "export the model anew"
+            raise BundleError(f"format_version is {version!r}, this mega-deploy reads {FORMAT_VERSION}; {remedy}")
         try:
             _schema()(value)
             signature = Signature.from_json(value["signature"])
@@ -180,7 +182,7 @@ def _verify(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
             else f"SHA-256 {digest[:12]} instead of {entry['sha256'][:12]}"
         )
         raise BundleError(
-            f"{path} is not the file that was exported: {found}; copy the bundle again, or export it anew"
+            f"{path} is not the file that the manifest names: {found}; copy the bundle again, or make it anew"
         )
 
 
@@ -253,10 +255,49 @@ def writing(path: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def add_engine(bundle: Bundle, engine: Mapping[str, Any], plan: bytes) -> None:
+    """Put an engine into a bundle, in the place of an earlier one for the same target, in one step.
+
+    Args:
+        bundle: as it was opened.
+        engine: the entry of the manifest's `engines`; its `file` says where the plan goes.
+        plan: the engine itself.
+
+    Raises:
+        BundleError: the bundle has changed since it was opened, or the file system refuses.
+    """
+    manifest = bundle.manifest
+    old = {entry["file"] for entry in manifest.engines if entry["target"] == engine["target"]}
+    kept = {name: entry for name, entry in manifest.files.items() if name not in old}
+    with writing(bundle.path, force=True) as staging:
+        for name in kept:
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            _share(bundle.path / name, staging / name)
+        place = staging / engine["file"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(plan)
+        entry = {"sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)}
+        others = (other for other in manifest.engines if other["target"] != engine["target"])
+        changed = dataclasses.replace(manifest, engines=(*others, engine), files={**kept, engine["file"]: entry})
+        write_json(staging / MANIFEST, changed.to_json())
+        if type(bundle).open(bundle.path).manifest != manifest:
+            raise BundleError(f"{bundle.path} has changed while an engine was built for it; build it again")
+
+
+def _share(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the file system has no second names."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _replace(path: Path, staging: Path) -> None:
     """Let `staging` take the name `path`; what had it before comes back if that fails."""
     if not path.exists():
         staging.rename(path)
+        return
+    if _exchange(path, staging):
         return
     before = path.with_name(staging.name.replace(".partial", ".before"))
     path.rename(before)
@@ -266,6 +307,17 @@ def _replace(path: Path, staging: Path) -> None:
         before.rename(path)
         raise
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, so that nobody ever finds neither, not even behind a SIGKILL; whether it worked.
+
+    Linux can, on most of its file systems.
+    """
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = (os.fsencode(one), os.fsencode(other))
+    return renameat2 is not None and renameat2(current_folder, names[0], current_folder, names[1], exchange) == 0
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -33,7 +33,7 @@ USAGE = 2
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the folder that `export` wrote.")]
 PluginTarget = Literal["onnxruntime", "tensorrt"]
-Backend = Annotated[str, typer.Option(help="What runs the model: onnxruntime.")]
+Backend = Annotated[str, typer.Option(help="What runs the model: onnxruntime, or an engine: tensorrt, tensorrt-rtx.")]
 
 
 @app.command(epilog="Example:  mega-deploy export params.safetensors -o game.mega --attention softmax --seq-len 60")
@@ -159,16 +159,56 @@ def run(
 
 @app.command(epilog="Example:  mega-deploy inspect game.mega")
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle or a checkpoint.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE|ENGINE|CHECKPOINT", help="A bundle, an engine in one, or a checkpoint.")
+    ],
     source: Annotated[
         SourceName, typer.Option(help="Whose format a checkpoint is; auto decides from the content.")
     ] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Tell what a path is, what it needs, and whether it can be used here."""
+    """Tell what a path is, what it needs, and whether it can be used here; an engine is not loaded for it."""
     from mega_deploy import inspection
 
     _print(inspection.inspect(path, source), as_json, show.inspect_table)
+
+
+@app.command(epilog="Example:  mega-deploy build game.mega --target tensorrt-rtx")
+def build(
+    bundle: BundlePath,
+    target: Annotated[
+        Literal["tensorrt", "tensorrt-rtx"],
+        typer.Option(help="tensorrt builds on and for this machine's GPU; tensorrt-rtx needs none."),
+    ],
+    compute_capability: Annotated[
+        str, typer.Option(metavar="8.9,12.0", help="GPUs that a tensorrt-rtx engine is for; default: all from 8.0 on.")
+    ] = "",
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Of tensorrt: let later releases read the engine.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        Literal["none", "same", "ampere+"],
+        typer.Option(help="Of tensorrt: for this GPU, its compute capability, or all from 8.0 on."),
+    ] = "none",
+    plugin_library: Annotated[
+        Path | None,
+        typer.Option(metavar="LIBRARY", help="Of tensorrt: the plugin to use instead of the one that was built here."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build an engine for GPUs from a bundle, and add it to the bundle."""
+    from mega_deploy.exporters.tensorrt import engine, options
+    from mega_deploy.inspection import engine_report
+
+    chosen = options.EngineOptions(
+        compute_capabilities=tuple(compute_capability.replace(",", " ").split()),
+        version_compatible=version_compatible,
+        hardware_compatibility=hardware_compatibility,
+        plugin_library=plugin_library,
+    )
+    with show.progress() as on_step:
+        built = engine.build(bundle, target=target, options=chosen, on_step=on_step)
+    _print(engine_report(bundle, built), as_json, show.built_engine_table)
 
 
 plugins = typer.Typer(help="Native kernels of our operators.", no_args_is_help=True)
@@ -231,7 +271,7 @@ def main() -> None:
     except MegaDeployError as error:
         _fail(str(error), error.exit_code)
     except typer.TyperException as error:  # usage: an unknown option, a missing argument
-        _fail(f"{error.format_message()}; see --help", USAGE)
+        _fail(f"{' '.join(error.format_message().split())}; see --help", USAGE)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:

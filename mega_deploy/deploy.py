@@ -20,6 +20,7 @@ from mega_deploy import bundle as files
 from mega_deploy.arrays import load_arrays
 from mega_deploy.bundle import Manifest
 from mega_deploy.config import Attention, EdificeConfig, Output, Precision
+from mega_deploy.engines import TARGETS
 from mega_deploy.errors import InputError, OptionError, QualityGateError, require
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, judging_session
@@ -147,7 +148,7 @@ def validate(
 
     Args:
         bundle: opened, or its path.
-        backend: what is judged.
+        backend: what is judged: see OpenBundle.session.
         inputs: of one's own: an array, arrays by name, or the path of an .npz or .npy that holds them.
         samples: number of random windows (default 8).
         seed: of the random windows (default 0).
@@ -170,7 +171,9 @@ def validate(
         on_step("run the trained model in float64")
         reference = _fresh_reference(bundle, inputs, samples, seed)
     report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
-    blocks = compare_blocks(bundle.file(files.MODEL), signature, reference)
+    # An engine shows nothing of its blocks.
+    engine = backend in TARGETS
+    blocks = () if engine else compare_blocks(bundle.file(files.MODEL), signature, reference)
     return dataclasses.replace(report, blocks=blocks)
 
 

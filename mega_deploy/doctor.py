@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import platform
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError, MissingComponentError
+from mega_deploy.machine import REMEDY, look
 from mega_deploy.plugins.cache import Library, Recipe, Unusable
 from mega_deploy.plugins.compiler import compiler, described
 from mega_deploy.plugins.onnxruntime import headers as ort_headers
@@ -53,6 +52,8 @@ PACKAGES = (
     _Package("safetensors", "export", "read checkpoints"),
     _Package("onnx", "export", "check and save graphs"),
     _Package("onnxscript", "export", "build graphs"),
+    _Package("tensorrt", "gpu", "engines for this machine's GPU"),
+    _Package("tensorrt_rtx", "rtx", "engines for RTX GPUs, built without one", ("tensorrt-rtx", "tensorrt_rtx_cu13")),
 )
 
 BUILDING = "build the native Laplace kernels"
@@ -61,7 +62,7 @@ BUILDING = "build the native Laplace kernels"
 def examine() -> list[Component]:
     """Every component, each tried and not just looked up."""
     python = Component("python", platform.python_version(), True, None, "3.11 or newer")
-    return [python, *(_package(package) for package in PACKAGES), _session(), *_native_kernels(), _gpu()]
+    return [python, *(_package(package) for package in PACKAGES), _session(), *_native_kernels(), *_gpu()]
 
 
 def missing(*modules: str) -> list[str]:
@@ -160,14 +161,20 @@ def _built(name: str, recipe: Recipe, library: Library | Unusable, purpose: str)
     return Component(name, library.record["sha256"][:12], True, None, purpose)
 
 
-def _gpu() -> Component:
-    name, purpose = "NVIDIA driver", "GPU engines; not needed on a CPU"
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return Component(name, None, False, "install NVIDIA's driver, on a machine with an NVIDIA GPU", purpose)
-    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    version = done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
-    return Component(
-        name, version, version is not None, None if version else f"{tool} fails: {done.stderr.strip()[:200]}", purpose
-    )
+def _gpu() -> list[Component]:
+    """The driver, and the GPU that sessions use."""
+    machine = look()
+    gpu = machine.gpus[0] if machine.gpus else None
+    found = f"{gpu.name}, compute capability {gpu.compute_capability}" if gpu else None
+    remedy = None if gpu else f"{machine.lacks}: {REMEDY}"
+    driver = machine.driver is not None
+    return [
+        Component(
+            "NVIDIA driver",
+            machine.driver,
+            driver,
+            None if driver else "install NVIDIA's driver, on a machine with an NVIDIA GPU",
+            "run engines",
+        ),
+        Component("GPU", found, gpu is not None, remedy, "run engines; not needed on a CPU"),
+    ]

@@ -5,20 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.bundle import MANIFEST
+from mega_deploy.bundle import MANIFEST, sha256_of
 from mega_deploy.doctor import missing
+from mega_deploy.engines import FOLDER, Engine, lacks, read_header
 from mega_deploy.errors import InputError
 from mega_deploy.runtime import OpenBundle
+from mega_deploy.runtime.library import find_engine, here
 from mega_deploy.runtime.session import native_ops
 
 
 def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
-    """JSON values that tell a bundle or a checkpoint: `kind`, what it holds, `runs_here` and what is `missing` for it.
+    """JSON values that tell a bundle, an engine or a checkpoint: `kind`, what it holds, `runs_here`, what is `missing`.
 
-    A bundle runs here where its engine is installed, a checkpoint where it can be exported.
+    A bundle runs here where onnxruntime is installed, a checkpoint where it can be exported, an engine where its
+    library and its GPU are. No engine is loaded for it.
 
     Raises:
-        InputError: the path is neither, or is damaged.
+        InputError: the path is none of them, or is damaged.
     """
     try:
         path.stat()
@@ -30,12 +33,42 @@ def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
         size = sum(entry["bytes"] for entry in bundle.manifest.files.values())
         lacking = [*missing("onnxruntime"), *filter(None, [bundle.lacking])]
         found = {"kind": "bundle", "path": str(path), "bytes": size, **manifest, "native_ops": _native_ops(bundle)}
+    elif path.is_file() and (engine := _engine(path)):
+        return engine
     else:
         from mega_deploy.checkpoints import describe_checkpoint
 
         found = {"path": str(path), **describe_checkpoint(path, source=source)}
         lacking = missing("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
     return {**found, "runs_here": not lacking, "missing": lacking}
+
+
+def _engine(path: Path) -> dict[str, Any] | None:
+    """An engine: all that the manifest of the bundle around it says, or by itself what its header does."""
+    place = path.resolve()
+    folder, name = place.parent.parent, f"{FOLDER}/{place.name}"
+    if place.parent.name == FOLDER and (folder / MANIFEST).is_file():
+        bundle = OpenBundle.open(folder)
+        entry = next((entry for entry in bundle.manifest.engines if entry["file"] == name), None)
+        if entry is not None:
+            engine = find_engine(bundle, entry["target"])
+            lacking = [lack.text for lack in lacks(engine, here(engine))]
+            found = {**engine.to_json(), **bundle.manifest.files[name], "bundle": str(folder)}
+            return {"kind": "engine", "path": str(path), **found, "runs_here": not lacking, "missing": lacking}
+    header = read_header(path)
+    if header is None:
+        return None
+    return {
+        "kind": "engine",
+        "path": str(path),
+        "target": header.target.name,
+        "library_version": header.library_version,
+        "bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
+        "bundle": None,
+        "runs_here": False,
+        "missing": ["its bundle: the file by itself does not say what it takes and which GPUs it is for"],
+    }
 
 
 def _native_ops(bundle: OpenBundle) -> list[str]:
@@ -65,3 +98,8 @@ def export_report(bundle: OpenBundle, seconds: float) -> dict[str, Any]:
         "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
         "seconds": seconds,
     }
+
+
+def engine_report(bundle: Path, engine: Engine) -> dict[str, Any]:
+    """What `build` tells of the engine that it added, as JSON values."""
+    return {"bundle": str(bundle), "bytes": (bundle / engine.file).stat().st_size, **engine.to_json()}

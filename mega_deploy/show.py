@@ -85,8 +85,11 @@ def inspect_table(report: Report) -> None:
             **_precision(report),
             "parity": _verdict(report["parity"]),
             **_served(report),
+            "engines": ", ".join(_engine_name(engine) for engine in report["engines"]) or "none",
             "made with": ", ".join(f"{name} {version}" for name, version in report["tools"].items()),
         }
+    elif report["kind"] == "engine":
+        facts |= _engine(report)
     else:
         facts |= {
             "format": report["format"],
@@ -94,11 +97,18 @@ def inspect_table(report: Report) -> None:
             "parameters": f"{report['parameters']:,}",
             "the file does not say": ", ".join(report["unknown"]) or "nothing",
         }
-    facts["options"] = ", ".join(f"{name}={value}" for name, value in report["config"].items())
+    options = report["config"] if "config" in report else report.get("options", {})
+    facts["options"] = ", ".join(f"{name}={value}" for name, value in options.items()) or "unknown"
     facts["size"] = f"{report['bytes'] / 1e6:.1f} MB"
     missing = Text.assemble(("no", "red"), ": ", _plain("; ".join(report["missing"])))
     facts["can be used here"] = "yes" if report["runs_here"] else missing
     _facts(f"{report['path']}: {report['kind']}", facts)
+
+
+def built_engine_table(report: Report) -> None:
+    """Of `build`."""
+    facts = {"engine": _engine_name(report), **_engine(report), "size": f"{report['bytes'] / 1e6:.1f} MB"}
+    _facts(f"{report['bundle']}/{report['file']}", {**facts, "took": f"{report['seconds']:.1f} s"})
 
 
 def plugins_table(report: Report) -> None:
@@ -160,6 +170,33 @@ def _facts(title: str, facts: dict[str, object]) -> None:
     for name, value in facts.items():
         table.add_row(_plain(name), value if isinstance(value, Text) else _plain(value))
     Console().print(table)
+
+
+def _engine_name(engine: Report) -> str:
+    return f"{engine['target']} {engine['library_version']}"
+
+
+def _engine(report: Report) -> dict[str, object]:
+    """What is known of an engine: nothing beyond its header where its bundle is not around it."""
+    facts: dict[str, object] = {"engine": _engine_name(report)}
+    if report["bundle"] is None:
+        return facts | {"SHA-256": report["sha256"]}
+    profiles = [
+        f"{name} {' to '.join(str(shapes[kind]) for kind in ('min', 'max'))}, tuned for {shapes['opt']}"
+        for profile in report["profiles"]
+        for name, shapes in profile.items()
+    ]
+    plugins = [f"{plugin['name']} {plugin['version']}, SHA-256 {plugin['sha256'][:12]}" for plugin in report["plugins"]]
+    return facts | {
+        **_tensors(report),
+        "precision": report["precision"],
+        "compute capabilities": ", ".join(report["compute_capabilities"]),
+        "shapes": "; ".join(profiles) or "all fixed",
+        "plugins": "; ".join(plugins) or "none",
+        "built from": ", ".join(f"{name} of SHA-256 {digest[:12]}" for name, digest in report["source"].items()),
+        "built on": ", ".join(filter(None, (report["platform"], report["gpu"], report["driver"]))),
+        "layers": report["layers"],
+    }
 
 
 def _tensors(signature: Report) -> dict[str, object]:

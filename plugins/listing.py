@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError
@@ -36,6 +37,12 @@ def build(target: str, on_step: Callable[[str], None] = lambda step: None) -> di
 def rows() -> list[dict[str, Any]]:
     """A row for each target, with what the built library holds; nothing where none is built and intact."""
     return [_row(target) for target in TARGETS]
+
+
+def built_library(target: str) -> Path | None:
+    """The library that was built for a target, if it is intact."""
+    library = _row(target)["library"]
+    return None if library is None else Path(library)
 
 
 def _row(target: str) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mega_deploy.bundle import MODEL, REFERENCE, Bundle
+from mega_deploy.engines import TARGETS
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.emulation import EmulatedSession
+from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
 
 
@@ -27,12 +29,12 @@ class OpenBundle(Bundle):
         memory_arena: bool = True,
         native_ops: bool = True,
         config: Mapping[str, str] | None = None,
-    ) -> Session:
+    ) -> Session | EngineSession:
         """Load the model on a backend.
 
         Args:
-            backend: "onnxruntime".
-            threads: see SessionOptions, as for the rest.
+            backend: "onnxruntime", or "tensorrt" or "tensorrt-rtx", for which the bundle must hold an engine.
+            threads: of onnxruntime, as the rest: see SessionOptions.
             spinning: whether idle threads spin.
             memory_arena: whether memory is kept between calls.
             native_ops: whether native kernels serve our operators where they were built.
@@ -40,12 +42,12 @@ class OpenBundle(Bundle):
 
         Raises:
             OptionError: there is no such backend, or an option is impossible.
-            MissingComponentError: the backend's library is not installed, or has not the bundle's precision.
+            BundleError: the bundle holds no engine for the backend, or none for this machine.
+            MissingComponentError: the backend's library, or the GPU that it needs, is not there, or it has not the
+                bundle's precision.
         """
         if backend not in BACKENDS:
             raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
-        if lacking := self.lacking:
-            raise MissingComponentError(lacking)
         options = SessionOptions(
             threads=threads,
             spinning=spinning,
@@ -53,6 +55,12 @@ class OpenBundle(Bundle):
             native_ops=native_ops,
             config=dict(config or {}),
         )
+        if backend in TARGETS:
+            if options != SessionOptions():
+                raise OptionError(f"threads and the other options of a session are onnxruntime's; {backend} takes none")
+            return EngineSession(self, backend)
+        if lacking := self.lacking:
+            raise MissingComponentError(lacking)
         return Session(self.file(MODEL), self.manifest.signature, options, self.plugins)
 
     @property
@@ -70,7 +78,7 @@ class OpenBundle(Bundle):
             "for a CPU export it with --precision float32, float16 or int8"
         )
 
-    def judged_session(self, backend: str = "onnxruntime") -> Session:
+    def judged_session(self, backend: str = "onnxruntime") -> Session | EngineSession:
         """The session whose numbers parity judges: `session`, or an emulation where the backend lacks the precision."""
         if backend == "onnxruntime" and self.lacking:
             return EmulatedSession(self.file(MODEL), self.manifest.signature)

@@ -19,7 +19,7 @@ from mega_deploy.plugins.onnxruntime.cache import RECIPE
 from mega_deploy.signature import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
-Backend = Literal["onnxruntime"]
+Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 MAX_THREADS = 1024
 # How onnxruntime calls the types of a signature.

@@ -10,12 +10,16 @@ import numpy as np
 from mega_deploy.config import Precision
 from mega_deploy.parity import CaseResult, Error, Reference, Report, measure
 from mega_deploy.runtime.emulation import emulated
+from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.session import Array, Session, SessionOptions
 from mega_deploy.signature import Signature, TensorSpec
 
 
 def compare(
-    session: Session, reference: Reference, precision: Precision, on_case: Callable[[str], None] = lambda name: None
+    session: Session | EngineSession,
+    reference: Reference,
+    precision: Precision,
+    on_case: Callable[[str], None] = lambda name: None,
 ) -> Report:
     """The verdict on a session, without a look into its blocks.
 

@@ -1,6 +1,7 @@
 """A small trained model and its bundle, made once."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,29 @@ def pristine(model, tmp_path_factory) -> Path:
 def bundle(pristine, tmp_path) -> Path:
     """A copy that a test may spoil."""
     return Path(shutil.copytree(pristine, tmp_path / "copy.mega"))
+
+
+@pytest.fixture(scope="session")
+def built(pristine, tmp_path_factory) -> Path:
+    """A copy with a TensorRT-RTX engine in it."""
+    path = Path(shutil.copytree(pristine, tmp_path_factory.mktemp("built") / "built.mega"))
+    md.build(path, target="tensorrt-rtx")
+    return path
+
+
+@pytest.fixture
+def engine(built, tmp_path) -> Path:
+    """The engine of a bundle that a test may spoil."""
+    return Path(shutil.copytree(built, tmp_path / "engine.mega")) / "engines" / "tensorrt-rtx.engine"
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory) -> Path:
+    """A driver of NVIDIA's for tests, in a folder for LD_LIBRARY_PATH."""
+    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    source = Path(__file__).parents[1] / "helpers" / "fake_driver.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library), str(source)], check=True)
+    return library
 
 
 @pytest.fixture(scope="session")

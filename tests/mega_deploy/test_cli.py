@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-COMMANDS = ["export", "validate", "run", "inspect", "doctor", "demo"]
+COMMANDS = ["export", "validate", "run", "inspect", "build", "doctor", "demo"]
 
 
 def cli(*args, cwd=None, env=None):
@@ -37,7 +38,7 @@ def refused(*args, code=2, **options):
 @pytest.fixture
 def place(tmp_path, pristine, checkpoint, frames):
     """A folder with what the examples of --help name."""
-    (tmp_path / "game.mega").symlink_to(pristine)
+    shutil.copytree(pristine, tmp_path / "game.mega")
     (tmp_path / "params.safetensors").write_bytes(checkpoint.read_bytes())
     np.save(tmp_path / "frames.npy", frames)
     return tmp_path
@@ -259,6 +260,79 @@ def test_a_damaged_array_file_is_refused_whatever_is_wrong_with_it(pristine, fra
             raw[start + offset : start + offset + 2] = value
     path.write_bytes(raw)
     assert "plain arrays" in refused("run", pristine, path, "-o", tmp_path / "y.npy")
+
+
+def test_build_tells_what_the_contract_says_and_inspect_what_is_missing(bundle, frames, tmp_path):
+    report = answer("build", bundle, "--target", "tensorrt-rtx", "--compute-capability", "12.0,8.9")
+    assert {"target", "file", "bytes", "seconds", "compute_capabilities", "layers"} <= report.keys()
+    assert report["compute_capabilities"] == ["8.9", "12.0"]
+    assert (bundle / report["file"]).stat().st_size == report["bytes"]
+    for path in (bundle / report["file"], tmp_path / "link"):
+        if not path.exists():
+            path.symlink_to(bundle / report["file"])
+        seen = answer("inspect", path)
+        assert seen["kind"] == "engine" and seen["bundle"] == str(bundle) and seen["layers"] == report["layers"]
+        assert seen["runs_here"] is (seen["missing"] == [])
+    assert (
+        "tensorrt-rtx" in cli("inspect", bundle).stdout
+        and "8.9, 12.0" in cli("inspect", bundle / report["file"]).stdout
+    )
+
+
+def test_what_cannot_be_built_is_refused(bundle, tmp_path):
+    build = ("build", bundle, "--target")
+    assert "'9.9'" in refused(*build, "tensorrt-rtx", "--compute-capability", "9.9")
+    assert "zeros" in refused(*build, "tensorrt-rtx", "--compute-capability", "7.5")
+    assert "lean" in refused(*build, "lean")
+    assert "--target" in refused("build", bundle)
+    assert "not a bundle" in refused("build", tmp_path, "--target", "tensorrt-rtx")
+    assert list(json.loads((bundle / "manifest.json").read_text())["engines"]) == []
+
+
+def without(module, folder):
+    folder.mkdir()
+    (folder / f"{module}.py").write_text("raise ImportError('blocked')\n")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.mark.parametrize(
+    ("target", "module", "extra"), [("tensorrt", "tensorrt", "gpu"), ("tensorrt-rtx", "tensorrt_rtx", "rtx")]
+)
+def test_a_library_that_is_missing_is_named_with_its_remedy(built, frames, tmp_path, target, module, extra):
+    env = without(module, tmp_path / "blocked")
+    np.save(tmp_path / "x.npy", frames)
+    assert f"pip install 'mega-deploy[{extra}]'" in refused("build", built, "--target", target, code=4, env=env)
+    parts = {part["name"]: part for part in answer("doctor", env=env)["components"]}
+    assert not parts[module]["works"] and extra in parts[module]["remedy"]
+    if target == "tensorrt-rtx":
+        run = ("run", built, tmp_path / "x.npy", "-o", tmp_path / "y.npy", "--backend", target)
+        assert "is not installed; run: pip install 'tensorrt-rtx==" in refused(*run, code=4, env=env)
+
+
+@pytest.mark.parametrize("variables", [{}, {"FAKE_GPUS": "0"}, {"FAKE_INIT": "100"}])
+def test_without_a_gpu_engines_are_refused_in_one_line_that_says_gpu(built, frames, tmp_path, driver, variables):
+    env = {"LD_LIBRARY_PATH": str(driver.parent if variables else tmp_path), **variables}
+    np.save(tmp_path / "x.npy", frames)
+    for command in (("run", built, tmp_path / "x.npy", "-o", tmp_path / "y.npy"), ("validate", built)):
+        assert "GPU" in refused(*command, "--backend", "tensorrt-rtx", code=4, env=env)
+    seen = answer("inspect", built / "engines" / "tensorrt-rtx.engine", env=env)
+    assert seen["runs_here"] is False and "GPU" in seen["missing"][0]
+    parts = {part["name"]: part for part in answer("doctor", env=env)["components"]}
+    assert not parts["GPU"]["works"] and parts["GPU"]["remedy"]
+    assert parts["NVIDIA driver"]["works"] is bool(variables)
+
+
+def test_an_engine_for_other_gpus_and_no_engine_are_usage_errors(built, pristine, frames, tmp_path, driver):
+    env = {"LD_LIBRARY_PATH": str(driver.parent), "FAKE_CAPABILITY": "9.0"}
+    np.save(tmp_path / "x.npy", frames)
+    rest = (tmp_path / "x.npy", "-o", tmp_path / "y.npy", "--backend")
+    assert "--compute-capability 9.0" in refused("run", built, *rest, "tensorrt-rtx", env=env)
+    assert "mega-deploy build" in refused("run", pristine, *rest, "tensorrt-rtx", env=env)
+    assert "mega-deploy build" in refused("run", built, *rest, "tensorrt", env=env)
+    parts = {part["name"]: part for part in answer("doctor", env=env)["components"]}
+    assert parts["GPU"]["works"] and "9.0" in parts["GPU"]["version"] and parts["NVIDIA driver"]["version"]
+    seen = answer("inspect", built / "engines" / "tensorrt-rtx.engine", env={**env, "FAKE_CAPABILITY": "8.6"})
+    assert seen["runs_here"] is True and seen["missing"] == []
 
 
 def test_a_range_of_lengths_is_served_verified_and_kept(checkpoint, frames, tmp_path):

@@ -18,10 +18,10 @@ SOURCES = {
     "bench": "mega_deploy.bench",
 }
 FLOORS = [
-    {"errors", "config", "signature", "arrays"},
+    {"errors", "config", "signature", "arrays", "machine"},
     # The op lies below the models: they are trained with its torch form.
     {"plugins"},
-    {"models", "bundle", "parity"},
+    {"models", "bundle", "parity", "engines"},
     {"runtime", "checkpoints", "doctor"},
     {"exporters"},
     {"deploy", "inspection"},

@@ -1,5 +1,6 @@
 """The built TensorRT plugin as a file: what it exports, who loads it, what its kernels expect, and how it is found."""
 
+import hashlib
 import json
 import os
 import re
@@ -115,6 +116,30 @@ def test_nvidias_own_parser_makes_the_layer_of_the_changed_model(plugin, tmp_pat
     assert "Successfully created plugin: LaplaceAttention" in done.stdout, done.stdout[-500:] + done.stderr
     assert "LaplaceAttention: " not in done.stderr
     assert ("[row_scale -> (-1, 3)[FLOAT]]" in done.stdout) == (kernel == "erf")
+
+
+LOAD = """
+import sys, types, tensorrt_rtx as trt
+from pathlib import Path
+from mega_deploy.exporters.tensorrt import engine, library
+from mega_deploy.exporters.tensorrt.options import EngineOptions
+manifest = types.SimpleNamespace(plugins=[{"name": name} for name in sys.argv[2:]])
+job = types.SimpleNamespace(
+    bundle=types.SimpleNamespace(manifest=manifest), options=EngineOptions(plugin_library=Path(sys.argv[1])), trt=trt,
+    listener=library.Listener(trt, print),
+)
+print(engine._load_plugin(job))
+"""
+
+
+@pytest.mark.parametrize("operators", [("LaplaceAttention",), ()])
+def test_a_build_loads_the_plugin_for_a_model_that_has_the_operator(plugin, operators):
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    library = Path(plugin["library"])
+    command = [sys.executable, "-c", LOAD, str(library), *operators]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    digest = hashlib.sha256(library.read_bytes()).hexdigest() if operators else None
+    assert done.stdout.strip() == str(digest)
 
 
 REGISTER = """

@@ -1,0 +1,38 @@
+"""TensorRT's timing cache: what it measured on a GPU, kept beside the bundle, so that the next build is quick."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from pathlib import Path
+
+from mega_deploy.machine import Machine
+from mega_deploy.runtime.library import LOGGER
+
+
+def path_for(bundle: Path, library_version: str, machine: Machine) -> Path:
+    """The cache's file for this version of the library, this GPU and this driver; each other one has its own."""
+    key = f"{library_version}-{machine.gpus[0].name}-{machine.gpus[0].compute_capability}-{machine.driver}"
+    folder = bundle.resolve()
+    return folder.with_name(f"{folder.name}.timing") / f"{re.sub(r'[^A-Za-z0-9.]+', '_', key)}.cache"
+
+
+def read(path: Path) -> bytes:
+    """What is kept; nothing where there is no cache yet, or it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def write(path: Path, cache: bytes) -> None:
+    """Keep a cache; a place that cannot be written costs time at the next build, no more."""
+    partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partial.write_bytes(cache)
+        partial.replace(path)
+    except OSError as error:
+        LOGGER.info("%s is not kept: %s", path, error)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,82 @@
+"""TensorRT and TensorRT-RTX as Python modules, which speak the same interface."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from types import ModuleType
+from typing import Any
+
+from mega_deploy.bundle import MODEL, Bundle, sha256_of
+from mega_deploy.engines import TARGETS, Engine, Here, Target, check_file
+from mega_deploy.errors import BundleError, require
+from mega_deploy.machine import look
+from mega_deploy.plugins import listing
+from mega_deploy.plugins.laplace import NAME
+
+LOGGER = logging.getLogger("mega_deploy.tensorrt")
+
+
+def load(target: Target, purpose: str) -> ModuleType:
+    """Import the library of a target.
+
+    Raises:
+        MissingComponentError: it is not installed; the message has the command that installs it.
+    """
+    return require(target.module, target.extra, purpose)
+
+
+def installed_version(target: Target) -> str | None:
+    """The version of a target's library, or None where it does not import."""
+    try:
+        version: str = importlib.import_module(target.module).__version__
+    except (ImportError, OSError):
+        return None
+    return version
+
+
+def make_logger(trt: ModuleType, errors: list[str]) -> Any:
+    """A logger for the library: errors are put into the list, the rest goes to the log "mega_deploy.tensorrt"."""
+    severity = trt.ILogger.Severity
+    levels = {severity.WARNING: logging.INFO, severity.INFO: logging.DEBUG, severity.VERBOSE: logging.DEBUG}
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, level: Any, message: str) -> None:
+            if level not in levels:
+                errors.append(message)
+            LOGGER.log(levels.get(level, logging.INFO), "%s", message)
+
+    return Logger()
+
+
+def first(errors: list[str]) -> str:
+    """The first error in one line; those that follow are of the layers above."""
+    return " ".join(errors[0].split())[:400] if errors else "it gives no reason"
+
+
+def find_engine(bundle: Bundle, target: str) -> Engine:
+    """The engine of a bundle for a target, its file and its origin compared with the manifest.
+
+    Raises:
+        BundleError: there is none, or it is not the engine of this bundle's model.
+    """
+    command = f"mega-deploy build {bundle.path} --target {target}"
+    entry = next((entry for entry in bundle.manifest.engines if entry["target"] == target), None)
+    if entry is None:
+        raise BundleError(f"{bundle.path} holds no engine for {target}; add one: {command}")
+    engine = Engine.from_json(entry)
+    check_file(bundle.file(engine.file), engine)
+    if engine.source["model"] != bundle.manifest.files[MODEL]["sha256"]:
+        raise BundleError(f"{bundle.path / engine.file} was built from another model.onnx; build it anew: {command}")
+    return engine
+
+
+def here(engine: Engine) -> Here:
+    """What this machine has for an engine."""
+    plugins = {}
+    if engine.plugins and (library := listing.built_library(engine.target)):
+        plugins[NAME] = sha256_of(library)
+    return Here(look(), installed_version(TARGETS[engine.target]), plugins)

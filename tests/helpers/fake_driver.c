@@ -1,0 +1,93 @@
+/* NVIDIA's driver as far as mega-deploy calls it, with host memory for a GPU's. The environment says what is there:
+   FAKE_GPUS (default 1), FAKE_CAPABILITY (8.9), FAKE_INIT (an error of cuInit), FAKE_MEMORY (bytes of the GPU). */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static size_t allocated = 0, blocks = 0;
+
+static long number(const char* name, long otherwise) {
+  const char* text = getenv(name);
+  return text ? atol(text) : otherwise;
+}
+
+/* For the tests. */
+size_t fake_blocks(void) { return blocks; }
+
+int cuInit(unsigned flags) { return flags ? 1 : (int)number("FAKE_INIT", 0); }
+
+int cuGetErrorString(int code, const char** text) {
+  *text = code == 100 ? "no CUDA-capable device is detected" : NULL;
+  return *text ? 0 : 1;
+}
+
+int cuDriverGetVersion(int* version) {
+  *version = 13000;
+  return 0;
+}
+
+int cuDeviceGetCount(int* count) {
+  *count = (int)number("FAKE_GPUS", 1);
+  return 0;
+}
+
+int cuDeviceGet(int* device, int index) {
+  *device = index;
+  return 0;
+}
+
+int cuDeviceGetName(char* name, int size, int device) {
+  snprintf(name, (size_t)size, "Fake GPU %d", device);
+  return 0;
+}
+
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  int major = 8, minor = 9;
+  const char* text = getenv("FAKE_CAPABILITY");
+  if (text) sscanf(text, "%d.%d", &major, &minor);
+  *value = attribute == 75 ? major : minor;
+  return attribute == 75 || attribute == 76 ? 0 : 1 + device;
+}
+
+int cuDevicePrimaryCtxRetain(void** context, int device) {
+  *context = (void*)(intptr_t)(device + 1);
+  return 0;
+}
+
+int cuCtxSetCurrent(void* context) { return context ? 0 : 201; }
+
+int cuStreamCreate(void** stream, unsigned flags) {
+  *stream = (void*)(intptr_t)7;
+  return (int)flags;
+}
+
+int cuStreamSynchronize(void* stream) { return stream ? 0 : 400; }
+
+int cuStreamDestroy_v2(void* stream) { return stream ? 0 : 400; }
+
+int cuMemAlloc_v2(uint64_t* address, size_t size) {
+  if (allocated + size > (size_t)number("FAKE_MEMORY", 1L << 30)) return 2;
+  allocated += size;
+  ++blocks;
+  *address = (uint64_t)(uintptr_t)malloc(size);
+  return 0;
+}
+
+int cuMemFree_v2(uint64_t address) {
+  free((void*)(uintptr_t)address);
+  --blocks;
+  return 0;
+}
+
+int cuMemcpyHtoDAsync_v2(uint64_t target, const void* source, size_t size, void* stream) {
+  memcpy((void*)(uintptr_t)target, source, size);
+  return stream ? 0 : 400;
+}
+
+int cuMemcpyDtoHAsync_v2(void* target, uint64_t source, size_t size, void* stream) {
+  memcpy(target, (const void*)(uintptr_t)source, size);
+  return stream ? 0 : 400;
+}
