@@ -50,7 +50,7 @@ def graph_flops(model: onnx.ModelProto, length: int) -> int:
 
 
 def _node_flops(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
-    if node.op_type not in ("Gemm", "MatMul", "Conv", LAPLACE):
+    if node.op_type not in ("Gemm", "MatMul", "MatMulInteger", "Conv", LAPLACE):
         return 0
     try:
         first, second, out = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]

@@ -88,14 +88,15 @@ class Graph:
     def causal_mask(self, length: Length) -> ir.Value:
         """What is added to scores [batch, seq_len, seq_len]: -infinity for the future, 0 for the rest."""
         if isinstance(length, int):
-            future = lambda: np.triu(np.full((length, length), -np.inf, np.float32), 1)  # noqa: E731
-            return self._shared(f"causal_mask.{length}", future)
+            mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
+            return self._shared(f"causal_mask.{length}", lambda: mask)
         if self._mask is None:
             op = self.op
             position = op.Range(0, op.Squeeze(self.frames(length), [0]), 1)
             is_future = op.Less(op.Unsqueeze(position, [1]), op.Unsqueeze(position, [0]))  # [query, key]
-            minus, zero = (ir.tensor(np.array(value, self.dtype.numpy()), self.dtype) for value in (-np.inf, 0))
-            self._mask = op.Where(is_future, op.Constant(value=minus), op.Constant(value=zero))
+            future = self._shared("mask.future", lambda: np.array(-np.inf))
+            seen = self._shared("mask.seen", lambda: np.array(0.0))
+            self._mask = op.Where(is_future, future, seen)
         return self._mask
 
     def _shared(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> ir.Value:

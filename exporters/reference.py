@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mega_deploy.config import Precision
 from mega_deploy.errors import InputError, OptionError, QualityGateError
 from mega_deploy.models.edifice import Mega
-from mega_deploy.parity import ILL_CONDITIONED, BlockFloor, Case, Error, Reference, batches, measure, median, worst
+from mega_deploy.parity import (
+    ILL_CONDITIONED,
+    UNIT_ROUNDOFF,
+    BlockFloor,
+    Case,
+    Error,
+    Reference,
+    batches,
+    measure,
+    median,
+    worst,
+)
 from mega_deploy.signature import Range
 
 Array = npt.NDArray[Any]
@@ -32,6 +45,7 @@ LARGEST_BATCH = 256
 ADVERSARIAL_ELEMENTS = 1 << 18
 # Of the residual streams the last frames are kept: enough to find the first bad block, and a bound on a bundle's size.
 BLOCK_FRAMES = 256
+AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,8 @@ def record(
     *,
     samples: int = SAMPLES,
     seed: int = 0,
+    precision: Precision = "float32",
+    kept: Sequence[str] = (),
 ) -> Reference:
     """The reference for random and adversarial inputs and several batches; of a range of lengths several, too.
 
@@ -67,16 +83,27 @@ def record(
         seq_len: frames of the windows that it takes.
         samples: random windows, at least 1.
         seed: of the random windows.
+        precision: in which the noise floor is taken: for float16 and bfloat16 under autocast; for int8, which the
+            trained form does not have, in float32.
+        kept: modules of the trained form, by name, that stay float32 for the floor: the islands that were asked for.
     """
     longest = seq_len.max if isinstance(seq_len, Range) else seq_len
     elements = samples * longest * model.config.embed_dim
     if elements > LARGEST_POOL:
         raise OptionError(f"samples {samples} make {elements} numbers, more than {LARGEST_POOL}; ask for fewer")
     pool, cases = _cases(seq_len, model.config.embed_dim, batch, samples, seed)
-    return _measure(model, pool, cases, block_names)
+    return _measure(model, pool, cases, block_names, precision=precision, kept=kept)
 
 
-def record_for(model: Mega, block_names: Sequence[str], frames: Array, name: str = "given inputs") -> Reference:
+def record_for(
+    model: Mega,
+    block_names: Sequence[str],
+    frames: Array,
+    name: str = "given inputs",
+    *,
+    precision: Precision = "float32",
+    kept: Sequence[str] = (),
+) -> Reference:
     """The reference for inputs of one's own, [batch, seq_len, embed_dim], as a single case.
 
     Args:
@@ -84,9 +111,12 @@ def record_for(model: Mega, block_names: Sequence[str], frames: Array, name: str
         block_names: what the graph calls the residual stream behind each block.
         frames: float32.
         name: of the case.
+        precision: see `record`.
+        kept: see `record`.
     """
     pool = _Pool(frames, (frames.shape[1],) * len(frames))
-    return _measure(model, pool, {name: (list(range(len(frames))), len(frames))}, block_names)
+    cases = {name: (list(range(len(frames))), len(frames))}
+    return _measure(model, pool, cases, block_names, precision=precision, kept=kept)
 
 
 def _cases(seq_len: int | Range, features: int, batch: Range, samples: int, seed: int) -> tuple[_Pool, Cases]:
@@ -137,19 +167,28 @@ def _cycle(rows: list[int], size: int) -> list[int]:
     return [rows[index % len(rows)] for index in range(size)]
 
 
-def _measure(model: Mega, pool: _Pool, cases: Cases, block_names: Sequence[str]) -> Reference:
+def _measure(
+    model: Mega,
+    pool: _Pool,
+    cases: Cases,
+    block_names: Sequence[str],
+    *,
+    precision: Precision,
+    kept: Sequence[str],
+) -> Reference:
     exact = copy.deepcopy(model).double().eval()
     single = copy.deepcopy(model).float().eval()
+    _keep(single, kept)
     outputs = _outputs(exact, pool)
     if not np.isfinite(outputs).all():
         raise InputError("the trained model gives NaN or infinite features for ordinary inputs; it cannot be deployed")
-    floors = {name: _floor(single, pool, outputs, rows, size) for name, (rows, size) in cases.items()}
-    usable = {name: floor for name, floor in floors.items() if floor.relative_l2 <= ILL_CONDITIONED}
+    floors = _floors(single, pool, outputs, cases, precision)
+    usable = {name: floor for name, floor in floors.items() if floor.relative_l2 <= ILL_CONDITIONED[precision]}
     if not all(name in usable for name in cases if name.startswith("random")) or not usable:
         name, floor = max(floors.items(), key=lambda item: item[1].relative_l2)
         raise QualityGateError(
-            f'the trained model itself is off by {floor.relative_l2:.1e} in float32 in case "{name}": it is too '
-            "ill-conditioned for any deployment to be proven equal to it"
+            f"the trained model itself is off by {floor.relative_l2:.1e} in {_own(precision)} in case "
+            f'"{name}": it is too ill-conditioned for any deployment to be proven equal to it'
         )
     usual = median(list(usable.values()))
     measured = tuple(
@@ -159,7 +198,9 @@ def _measure(model: Mega, pool: _Pool, cases: Cases, block_names: Sequence[str])
     first = list(measured[0].rows)[: measured[0].batch]
     blocks = [
         (got[:, -BLOCK_FRAMES:], want[:, -BLOCK_FRAMES:])
-        for got, want in zip(_run(single, pool.take(first))[1], _run(exact, pool.take(first))[1], strict=True)
+        for got, want in zip(
+            _run(single, pool.take(first), precision)[1], _run(exact, pool.take(first))[1], strict=True
+        )
     ]
     if model.config.output == "last" and blocks:
         blocks[-1] = (blocks[-1][0][:, -1:], blocks[-1][1][:, -1:])  # the graph computes no more of the last block
@@ -171,6 +212,8 @@ def _measure(model: Mega, pool: _Pool, cases: Cases, block_names: Sequence[str])
             BlockFloor(name, measure(got, want)) for name, (got, want) in zip(block_names, blocks, strict=False)
         ),
         block_outputs={name: want for name, (_, want) in zip(block_names, blocks, strict=False)},
+        precision=precision,
+        kept=tuple(kept),
     )
 
 
@@ -191,13 +234,48 @@ def _fewer(pool: _Pool, rows: Sequence[int]) -> int | None:
     return None if frames == pool.windows.shape[1] else frames
 
 
-def _floor(single: Mega, pool: _Pool, outputs: Array, rows: list[int], size: int) -> Error:
+def _keep(model: Mega, names: Sequence[str]) -> None:
+    """Take modules, with all in them, out of autocast; the name of a folded layer, which none has, does nothing."""
+    for name, module in model.named_modules():
+        if any(f"{name}.".startswith(f"{kept}.") for kept in names):
+            module.forward = _without_autocast(module.forward)
+
+
+def _without_autocast(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def in_float32(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(x.float())
+
+    return in_float32
+
+
+def _own(precision: Precision) -> str:
+    """The precision that the trained form has for it."""
+    return precision if precision in AUTOCAST else "float32"
+
+
+def _floors(single: Mega, pool: _Pool, outputs: Array, cases: Cases, precision: Precision) -> dict[str, Error]:
+    """The noise floor of each case."""
+    if precision not in AUTOCAST:
+        return {name: _floor(single, pool, outputs, *case, precision=precision) for name, case in cases.items()}
+    # Which windows share a batch changes float32's last places and nothing that shows here; but PyTorch takes long for
+    # half precision on a CPU, so that each window is run in one batch only.
+    distinct = {name: tuple(sorted(set(rows))) for name, (rows, _) in cases.items()}
+    measured = {
+        rows: _floor(single, pool, outputs, list(rows), min(len(rows), ROWS_AT_ONCE), precision=precision)
+        for rows in set(distinct.values())
+    }
+    return {name: measured[rows] for name, rows in distinct.items()}
+
+
+def _floor(single: Mega, pool: _Pool, outputs: Array, rows: list[int], size: int, *, precision: Precision) -> Error:
     """The worst error of the trained form in its own precision, on a case and on inputs a last place away from it.
 
     One run alone may come near float64 by luck, and then no other implementation would be allowed what rounding costs.
     """
     random = np.random.default_rng(0)
-    last_place = np.float32(2.0**-23)
+    # Of a lower precision half a last place: what the trained form itself rounds its inputs by.
+    last_place = np.float32(max(2.0**-23, UNIT_ROUNDOFF[_own(precision)]))
     windows, want = pool.take(rows), pool.take(rows, outputs)
     nearby = [
         windows,
@@ -205,22 +283,39 @@ def _floor(single: Mega, pool: _Pool, outputs: Array, rows: list[int], size: int
     ]
     parts = list(batches(range(len(rows)), size))
     return worst(
-        [measure(np.concatenate([_run(single, inputs[part])[0] for part in parts]), want) for inputs in nearby]
+        [
+            measure(np.concatenate([_run(single, inputs[part], precision)[0] for part in parts]), want)
+            for inputs in nearby
+        ]
     )
 
 
 @torch.no_grad()
-def _run(model: Mega, frames: Array) -> tuple[Array, list[Array]]:
-    """The output, and the residual stream behind each block [batch, seq_len, hidden_size]."""
+def _run(model: Mega, frames: Array, precision: Precision = "float32") -> tuple[Array, list[Array]]:
+    """The output, and the residual stream behind each block [batch, seq_len, hidden_size].
+
+    Args:
+        model: in float32 or float64.
+        frames: [batch, seq_len, embed_dim].
+        precision: float16 and bfloat16 are those of autocast; otherwise the model's own holds.
+    """
     streams: list[Array] = []
     hooks = [
-        block.register_forward_hook(lambda _module, _inputs, output: streams.append(output.numpy()))
+        block.register_forward_hook(lambda _module, _inputs, output: streams.append(_numpy(output)))
         for block in model.blocks
     ]
     dtype = next(model.parameters()).dtype
+    lower = AUTOCAST.get(precision)
+    context: AbstractContextManager[Any] = torch.autocast("cpu", lower) if lower else nullcontext()
     try:
-        output = model(torch.from_numpy(frames).to(dtype))
+        with context:
+            output = model(torch.from_numpy(frames).to(dtype))
     finally:
         for hook in hooks:
             hook.remove()
-    return output.numpy(), streams
+    return _numpy(output), streams
+
+
+def _numpy(tensor: torch.Tensor) -> Array:
+    """An array of at least float32: numpy has no bfloat16."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).numpy()

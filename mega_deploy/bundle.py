@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import fastjsonschema
 
+from mega_deploy.config import Precision
 from mega_deploy.errors import BundleError, InputError
 from mega_deploy.signature import Signature
 
@@ -44,7 +45,7 @@ class Manifest:
     config: Mapping[str, Any]
     source: Mapping[str, str]
     signature: Signature
-    precision: str
+    precision: Precision
     ema: Mapping[str, Any]
     flops: Mapping[str, int]
     parity: Mapping[str, Any]
@@ -53,6 +54,7 @@ class Manifest:
     plugins: tuple[Mapping[str, Any], ...] = ()
     engines: tuple[Mapping[str, Any], ...] = ()
     float32_islands: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
     format_version: int = field(default=FORMAT_VERSION)
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +66,7 @@ class Manifest:
             "signature": self.signature.to_json(),
             "precision": self.precision,
             "float32_islands": list(self.float32_islands),
+            "advice": list(self.advice),
             "ema": dict(self.ema),
             "flops": dict(self.flops),
             "parity": dict(self.parity),
@@ -91,8 +94,8 @@ class Manifest:
         except (fastjsonschema.JsonSchemaValueException, InputError) as error:
             raise BundleError(str(error)) from error
         entries = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-        for name in ("plugins", "engines", "float32_islands"):
-            entries[name] = tuple(value[name])
+        for name in ("plugins", "engines", "float32_islands", "advice"):
+            entries[name] = tuple(value.get(name, ()))
         return cls(**{**entries, "signature": signature})
 
 

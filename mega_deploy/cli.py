@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from mega_deploy import show
-from mega_deploy.config import SourceName
+from mega_deploy.config import Precision, SourceName
 from mega_deploy.errors import InputError, MegaDeployError, QualityGateError
 
 app = typer.Typer(
@@ -63,6 +63,16 @@ def export(
         Literal["auto", "kernel", "blocked"],
         typer.Option(help="How the moving average is lowered; auto takes what is expected to be faster."),
     ] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of the deployed model, with float32 islands.")] = "float32",
+    float32: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Keep this layer or block in float32 as well, such as blocks.1; may be repeated."
+        ),
+    ] = None,
+    half_io: Annotated[
+        bool, typer.Option("--half-io", help="With --precision float16: inputs and outputs in it, too.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -82,6 +92,9 @@ def export(
             seq_range=seq_range,
             batch_range=batch_range,
             ema=ema,
+            precision=precision,
+            float32=float32 or (),
+            half_io=half_io,
             force=force,
             on_step=on_step,
         )

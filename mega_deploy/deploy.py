@@ -8,22 +8,22 @@ import importlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy.typing as npt
 
 from mega_deploy import bundle as files
 from mega_deploy.arrays import load_arrays
 from mega_deploy.bundle import Manifest
-from mega_deploy.config import Attention, EdificeConfig, Output
+from mega_deploy.config import Attention, EdificeConfig, Output, Precision
 from mega_deploy.engines import TARGETS
 from mega_deploy.errors import InputError, OptionError, QualityGateError, require
 from mega_deploy.parity import Reference, Report
-from mega_deploy.runtime import OpenBundle, Session
+from mega_deploy.runtime import OpenBundle, judging_session
 from mega_deploy.runtime.validate import compare, compare_blocks
 from mega_deploy.signature import Dim, Range, Signature, TensorSpec
 
@@ -34,7 +34,6 @@ Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
 OnStep = Callable[[str], None]
 DEFAULT_BATCH = Range(1, 1, 64)
-PRECISION = "float32"
 MAX_SEED = 2**32 - 1
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors")
 
@@ -55,6 +54,9 @@ def export(
     seq_range: Range | str | None = None,
     batch_range: Range | str = DEFAULT_BATCH,
     ema: str = "auto",
+    precision: Precision = "float32",
+    float32: Sequence[str] = (),
+    half_io: bool = False,
     force: bool = False,
     on_step: OnStep = _silent,
 ) -> OpenBundle:
@@ -72,6 +74,9 @@ def export(
         batch_range: batches that sessions take, also as "MIN:OPT:MAX".
         ema: how the moving average is lowered: "kernel", "blocked", or "auto", which chooses and says why in the
             manifest.
+        precision: "float32", "float16", "bfloat16" or "int8"; written into the graph, with float32 islands.
+        float32: further islands: layers, nodes or blocks by the names that the manifest and the report use.
+        half_io: float16 inputs and outputs, for precision "float16"; otherwise they are float32.
         force: replace a bundle that is there already.
         on_step: called with the name of each step as it begins.
 
@@ -91,6 +96,8 @@ def export(
         if seq_len is not None:
             raise OptionError("seq_len is for one length and seq_range for several; give one of them")
         seq_len = lengths.opt
+    if precision not in get_args(Precision):
+        raise OptionError(f"there is no precision {precision!r}; there are {', '.join(get_args(Precision))}")
     for module in EXPORT_PACKAGES:
         require(module, "export", "exporting")
     require("onnxruntime", "cpu", "verifying an export")
@@ -104,8 +111,9 @@ def export(
     else:
         model = _own_model(model, seq_len, {"attention": attention, "output": output, "config": config})
     with _workspace() as folder:
+        asked = _Precision(precision, tuple(float32), half_io)
         manifest = _make_files(
-            model, folder, batch=batch, seq_len=lengths or model.config.length, ema=ema, on_step=on_step
+            model, folder, batch, lengths or model.config.length, ema=ema, precision=asked, on_step=on_step
         )
         on_step("write the bundle")
         with files.writing(out, force=force) as staging:
@@ -156,7 +164,7 @@ def validate(
     if not isinstance(bundle, OpenBundle):
         bundle = open_bundle(bundle)
     signature = bundle.manifest.signature
-    session = bundle.session(backend)
+    session = bundle.judged_session(backend)
     if inputs is None and samples is None and seed is None:
         reference = bundle.reference()
     else:
@@ -183,14 +191,25 @@ def _fresh_reference(
         raise OptionError("samples and seed are for random windows; give them or inputs, not both")
     signature = bundle.manifest.signature
     model = load_checkpoint(bundle.file(files.TRAINED))
-    names = [block.name for block in bundle.reference().blocks]
+    recorded = bundle.reference()
+    names = [block.name for block in recorded.blocks]
     if inputs is None:
         batch, seq_len, _ = signature.inputs[0].dims
         assert isinstance(batch, Range)
-        return record(model, names, batch, seq_len, samples=samples or SAMPLES, seed=seed or 0)
+        return record(
+            model,
+            names,
+            batch,
+            seq_len,
+            samples=samples or SAMPLES,
+            seed=seed or 0,
+            precision=recorded.precision,
+            kept=recorded.kept,
+        )
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
-    return record_for(model, names, signature.feeds(inputs)["frames"])
+    frames = signature.feeds(inputs)["frames"].astype("float32")
+    return record_for(model, names, frames, precision=recorded.precision, kept=recorded.kept)
 
 
 def _own_model(model: Mega, seq_len: int | None, for_checkpoints: Mapping[str, object]) -> Mega:
@@ -226,42 +245,71 @@ def _workspace() -> Iterator[Path]:
         raise InputError(f"{where} cannot hold the bundle on its way: {error}; name another place in TMPDIR") from error
 
 
-def _make_files(model: Mega, folder: Path, *, batch: Range, seq_len: Dim, ema: str, on_step: OnStep) -> Manifest:
+@dataclasses.dataclass(frozen=True)
+class _Precision:
+    """What an export asks of exporters.precision."""
+
+    name: Precision
+    keep: tuple[str, ...]
+    half_io: bool
+
+
+def _make_files(
+    model: Mega, folder: Path, batch: Range, seq_len: Dim, *, ema: str, precision: _Precision, on_step: OnStep
+) -> Manifest:
     """Everything that a bundle holds, in `folder`, and its manifest."""
     from mega_deploy.checkpoints import model_source, save_checkpoint
     from mega_deploy.exporters import onnx as onnx_file
     from mega_deploy.exporters.edifice import mega_graph
     from mega_deploy.exporters.flops import graph_flops, trained_flops
     from mega_deploy.exporters.fold import fold
+    from mega_deploy.exporters.precision import lower
     from mega_deploy.exporters.reference import record
+    from mega_deploy.exporters.weighing import weigh_worst_block
 
     model_config = model.config
     on_step("fold the weights")
     graph = mega_graph(fold(model), ema=ema, seq_range=seq_len if isinstance(seq_len, Range) else None)
     on_step("write the ONNX graph")
-    proto = onnx_file.save(graph.model, folder / files.MODEL)
+    lowered = lower(graph.model, precision.name, keep=precision.keep, half_io=precision.half_io)
+    proto = onnx_file.save(lowered.model, folder / files.MODEL)
     save_checkpoint(model, folder / files.TRAINED)
     on_step("run the trained model in float64")
-    reference = record(model, graph.block_outputs, batch, seq_len)
+    reference = record(model, graph.block_outputs, batch, seq_len, precision=precision.name, kept=precision.keep)
     reference.save(folder / files.REFERENCE)
-    signature = _signature(model_config, batch, seq_len)
+    reference = Reference.load(folder / files.REFERENCE)
+    signature = _signature(model_config, batch, seq_len, "float16" if precision.half_io else "float32")
     on_step("compare the deployed model with it")
-    report = _judge(folder / files.MODEL, signature, Reference.load(folder / files.REFERENCE))
-    files.write_json(folder / files.PARITY, report.to_json())
-    summary = {key: value for key, value in report.to_json().items() if key not in ("cases", "blocks")}
+    report = _judge(folder / files.MODEL, signature, reference)
+    parity = report.to_json()
+    if precision.name != "float32":
+        on_step("weigh the worst block")
+        parity["worst_block_in_float32"] = weigh_worst_block(
+            graph.model,
+            report,
+            reference,
+            signature,
+            folder / files.MODEL,
+            keep=precision.keep,
+            half_io=precision.half_io,
+        )
+    files.write_json(folder / files.PARITY, parity)
+    summary = {key: value for key, value in parity.items() if key not in ("cases", "blocks")}
     source = model_source(model)
-    lowered = [block.to_json() for block in graph.lowering.blocks]
+    averages = [block.to_json() for block in graph.lowering.blocks]
     return Manifest(
         config={"architecture": "edifice", **model_config.to_dict()},
         source={"format": source.format, "sha256": source.sha256},
         signature=signature,
-        precision=PRECISION,
+        precision=precision.name,
+        float32_islands=lowered.islands,
+        advice=lowered.advice,
         ema={
             "lowering": graph.lowering.name,
             "reason": graph.lowering.reason,
-            "taps": max(block["taps"] for block in lowered),
-            "bound": max(block["bound"] for block in lowered),
-            "blocks": lowered,
+            "taps": max(average["taps"] for average in averages),
+            "bound": max(average["bound"] for average in averages),
+            "blocks": averages,
         },
         flops={"trained": trained_flops(model_config), "deployed": graph_flops(proto, model_config.length)},
         parity=summary,
@@ -275,15 +323,15 @@ def _make_files(model: Mega, folder: Path, *, batch: Range, seq_len: Dim, ema: s
     )
 
 
-def _signature(config: EdificeConfig, batch: Range, seq_len: Dim) -> Signature:
+def _signature(config: EdificeConfig, batch: Range, seq_len: Dim, dtype: str) -> Signature:
     """`frames` -> `features`."""
     inputs: dict[str, Dim] = {"batch": batch, "seq_len": seq_len, "embed_dim": config.embed_dim}
     outputs: dict[str, Dim] = {"batch": batch, "seq_len": seq_len, "hidden_size": config.hidden_size}
     if config.output == "last":
         del outputs["seq_len"]
     return Signature(
-        inputs=(TensorSpec("frames", PRECISION, tuple(inputs.values()), tuple(inputs)),),
-        outputs=(TensorSpec("features", PRECISION, tuple(outputs.values()), tuple(outputs)),),
+        inputs=(TensorSpec("frames", dtype, tuple(inputs.values()), tuple(inputs)),),
+        outputs=(TensorSpec("features", dtype, tuple(outputs.values()), tuple(outputs)),),
     )
 
 
@@ -293,7 +341,7 @@ def _judge(model: Path, signature: Signature, reference: Reference) -> Report:
     Raises:
         QualityGateError: it is not equal to the trained one.
     """
-    report = compare(Session(model, signature), reference, PRECISION)
+    report = compare(judging_session(model, signature, reference.precision), reference, reference.precision)
     report = dataclasses.replace(report, blocks=compare_blocks(model, signature, reference))
     if not report.passed:
         worst = report.worst
@@ -301,6 +349,17 @@ def _judge(model: Path, signature: Signature, reference: Reference) -> Report:
         raise QualityGateError(
             f'parity failed in case "{worst.name}": relative error {worst.error.relative_l2:.2g}, limit '
             f"{worst.limit.relative_l2:.2g} ({worst.floor.relative_l2:.2g} is PyTorch's own); first bad block: {bad}; "
-            "no bundle was written"
+            f"no bundle was written{_way_out(report)}"
         )
     return report
+
+
+def _way_out(report: Report) -> str:
+    """What to do about a lower precision that is not near enough."""
+    block = report.worst_block
+    if report.precision == "float32" or block is None:
+        return ""
+    name = block.name.removesuffix(".output")
+    return (
+        f"; keep blocks in float32, {name} first (--float32 {name}), or take a higher precision than {report.precision}"
+    )

@@ -31,7 +31,7 @@ def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
         bundle = OpenBundle.open(path)
         manifest = bundle.manifest.to_json()
         size = sum(entry["bytes"] for entry in bundle.manifest.files.values())
-        lacking = missing("onnxruntime")
+        lacking = [*missing("onnxruntime"), *filter(None, [bundle.lacking])]
         found = {"kind": "bundle", "path": str(path), "bytes": size, **manifest, "native_ops": _native_ops(bundle)}
     elif path.is_file() and (engine := _engine(path)):
         return engine
@@ -90,6 +90,8 @@ def export_report(bundle: OpenBundle, seconds: float) -> dict[str, Any]:
         "inputs": manifest["signature"]["inputs"],
         "outputs": manifest["signature"]["outputs"],
         "precision": manifest["precision"],
+        "float32_islands": manifest["float32_islands"],
+        "advice": manifest["advice"],
         "ema": manifest["ema"],
         "flops": manifest["flops"],
         "parity": manifest["parity"],

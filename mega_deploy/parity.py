@@ -11,6 +11,7 @@ A `Reference` is recorded where torch is and travels with the bundle, so that an
 
 from __future__ import annotations
 
+import itertools
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +23,20 @@ import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.arrays import DAMAGED
+from mega_deploy.config import Precision
 from mega_deploy.errors import BundleError
 
 Array = npt.NDArray[Any]
 
 LIMIT_FACTOR = 4.0
+# Half a unit in the last place of 1.0.
+UNIT_ROUNDOFF: Mapping[str, float] = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # No implementation owes an error below the last place of float32.
 SMALLEST_FLOOR = 2.0**-23
-ILL_CONDITIONED = 1e-3
+# A floor beyond this is no limit: the model is too ill-conditioned for the precision.
+ILL_CONDITIONED: Mapping[str, float] = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1, "int8": 1e-3}
+# int8 has no floor in PyTorch. On onnxruntime's CPU provider 7-bit weights gave 2e-2 to 3e-2, saturating ones 24e-2.
+INT8_LIMIT = 5e-2
 # A reference comes with a bundle, which may come from a stranger.
 MAX_REFERENCE_BYTES = 1 << 30
 
@@ -78,11 +85,14 @@ def median(errors: Sequence[Error]) -> Error:
     return Error(*(float(value) for value in np.median(table, axis=0)))
 
 
-def limit_for(floor: Error) -> Error:
-    """The largest error that passes beside a noise floor."""
+def limit_for(floor: Error, precision: Precision = "float32") -> Error:
+    """The largest error that passes beside a noise floor; for int8 a fixed one."""
+    if precision == "int8":
+        return Error(INT8_LIMIT, float("inf"), float("inf"))
+    smallest = SMALLEST_FLOOR if precision == "float32" else UNIT_ROUNDOFF[precision]
     return Error(
-        LIMIT_FACTOR * max(floor.relative_l2, SMALLEST_FLOOR),
-        LIMIT_FACTOR * max(floor.max_over_rms, SMALLEST_FLOOR),
+        LIMIT_FACTOR * max(floor.relative_l2, smallest),
+        LIMIT_FACTOR * max(floor.max_over_rms, smallest),
         float("inf"),
     )
 
@@ -103,7 +113,7 @@ class Case:
     batch: int
     """Divides the number of rows."""
     floor: Error
-    """Noise floor: what the trained form itself makes in the bundle's precision on these windows."""
+    """Noise floor: what the trained form itself makes in the bundle's precision on these windows (int8: in float32)."""
     frames: int | None = None
     """How many frames of the pool's windows count, where that is fewer than they have."""
 
@@ -132,6 +142,10 @@ class Reference:
     blocks: tuple[BlockFloor, ...] = ()
     block_outputs: Mapping[str, Array] | None = None
     """By name: float64 residual stream of the first case, its last frames: [batch, frames, features]."""
+    precision: Precision = "float32"
+    """In which the floors were taken."""
+    kept: tuple[str, ...] = ()
+    """Islands that were asked for, which were float32 for the floors too."""
 
     def feeds(self, case: Case) -> Iterator[dict[str, Array]]:
         """The inputs of a case, batch by batch."""
@@ -150,7 +164,12 @@ class Reference:
 
     def save(self, file: Path | BinaryIO) -> None:
         """Write as .npz; what it holds besides arrays is JSON."""
-        about = {"cases": [asdict(case) for case in self.cases], "blocks": [asdict(block) for block in self.blocks]}
+        about = {
+            "precision": self.precision,
+            "kept": self.kept,
+            "cases": [asdict(case) for case in self.cases],
+            "blocks": [asdict(block) for block in self.blocks],
+        }
         arrays: dict[str, Any] = {f"input/{name}": array for name, array in self.inputs.items()}
         arrays |= {f"output/{name}": array for name, array in self.outputs.items()}
         arrays |= {f"block/{name}": array for name, array in (self.block_outputs or {}).items()}
@@ -179,7 +198,15 @@ class Reference:
                 kind: {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{kind}/")}
                 for kind in ("input", "output", "block")
             }
-            reference = cls(named["input"], named["output"], cases, blocks, named["block"])
+            reference = cls(
+                named["input"],
+                named["output"],
+                cases,
+                blocks,
+                named["block"],
+                precision=about["precision"],
+                kept=tuple(map(str, about["kept"])),
+            )
             reference.check()
         except (OSError, KeyError, TypeError, *DAMAGED) as error:
             raise BundleError(f"{path} holds no parity reference: {error!r:.300}; export the bundle anew") from error
@@ -198,8 +225,9 @@ class Reference:
                 raise ValueError(f"the case {case.name!r} has no frames")
             if not all(isinstance(row, int) and row in rows for row in case.rows):
                 raise ValueError(f"the case {case.name!r} has rows beyond its pool")
+        largest = ILL_CONDITIONED[self.precision]
         for floor in [*(case.floor for case in self.cases), *(block.floor for block in self.blocks)]:
-            if not 0 <= floor.relative_l2 <= ILL_CONDITIONED or not np.isfinite(floor.max_over_rms):
+            if not 0 <= floor.relative_l2 <= largest or not np.isfinite(floor.max_over_rms):
                 raise ValueError(f"a floor of {floor} is no limit")
         for block in self.blocks:
             if (self.block_outputs or {})[block.name].ndim != 3:
@@ -214,10 +242,11 @@ class CaseResult:
     batch: int
     error: Error
     floor: Error
+    precision: Precision = "float32"
 
     @property
     def limit(self) -> Error:
-        return limit_for(self.floor)
+        return limit_for(self.floor, self.precision)
 
     @property
     def passed(self) -> bool:
@@ -240,7 +269,7 @@ class CaseResult:
             "max_abs": _json(self.error.max_abs),
             "max_over_rms": _json(self.error.max_over_rms),
             "max_over_rms_floor": self.floor.max_over_rms,
-            "max_over_rms_limit": self.limit.max_over_rms,
+            "max_over_rms_limit": _json(self.limit.max_over_rms),
         }
 
 
@@ -249,7 +278,7 @@ class Report:
     """The verdict on a backend: over its cases, and block by block, so that the first bad block shows."""
 
     backend: str
-    precision: str
+    precision: Precision
     cases: tuple[CaseResult, ...]
     blocks: tuple[CaseResult, ...] = ()
 
@@ -262,20 +291,28 @@ class Report:
         """The case that is nearest to its limit, or farthest beyond it."""
         return max(self.cases, key=lambda case: case.share)
 
+    @property
+    def worst_block(self) -> CaseResult | None:
+        """The block that adds most to the residual stream's error; those of independent roundings add in squares."""
+        squares = [0.0, *(block.error.relative_l2**2 for block in self.blocks)]
+        growth = [after - before for before, after in itertools.pairwise(squares)]
+        return self.blocks[int(np.argmax(growth))] if growth else None
+
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values; the measures at the top are those of the worst case."""
-        top = self.worst.to_json()
+        top, block = self.worst.to_json(), self.worst_block
         return {
             "passed": self.passed,
             "backend": self.backend,
             "precision": self.precision,
             "worst_case": top["name"],
             **{key: top[key] for key in top if key not in ("name", "batch", "passed")},
+            "worst_block": None if block is None else block.name,
             "cases": [case.to_json() for case in self.cases],
             "blocks": [block.to_json() for block in self.blocks],
         }
 
 
 def _json(value: float) -> float | None:
-    """JSON has no infinity: null stands for the error of an output that is not finite."""
+    """JSON has no infinity: null stands for the error of an output that is not finite, and for no limit."""
     return value if np.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,7 @@ def export_table(report: Report) -> None:
             **_tensors(report),
             "work of a window": _work(report["flops"]),
             "moving average": f"{ema['lowering']}, {ema['taps']} taps, {ema['bound']:.1e} of the kernel cut",
+            **_precision(report),
             "parity": _verdict(report["parity"]),
             "took": f"{report['seconds']:.1f} s",
         },
@@ -80,7 +82,7 @@ def inspect_table(report: Report) -> None:
         facts |= {
             "source": f"{report['source']['format']}, SHA-256 {report['source']['sha256'][:12]}",
             **_tensors(report["signature"]),
-            "precision": report["precision"],
+            **_precision(report),
             "parity": _verdict(report["parity"]),
             **_served(report),
             "engines": ", ".join(_engine_name(engine) for engine in report["engines"]) or "none",
@@ -203,6 +205,22 @@ def _tensors(signature: Report) -> dict[str, object]:
         for side in ("inputs", "outputs")
         for spec in map(TensorSpec.from_json, signature[side])
     }
+
+
+def _precision(report: Report) -> dict[str, object]:
+    """The precision, and for a lower one what its float32 islands are and what a further one would bring."""
+    facts: dict[str, object] = {"precision": report["precision"]}
+    if report["precision"] == "float32":
+        return facts
+    facts["in float32"] = ", ".join(dict.fromkeys(re.sub(r"\.\d+\b", ".*", name) for name in report["float32_islands"]))
+    if worst := report["parity"].get("worst_block_in_float32"):
+        error, size = worst["relative_l2"], worst["bytes"]
+        facts["worst block"] = (
+            f"{worst['block']}; with --float32 {worst['block']} the error ({worst['case']}) would be "
+            f"{error['then'] or 0:.1e} instead of {error['now'] or 0:.1e}, and model.onnx {size['then'] / 1e6:.1f} MB "
+            f"instead of {size['now'] / 1e6:.1f}"
+        )
+    return facts | ({"advice": "; ".join(report["advice"])} if report["advice"] else {})
 
 
 def _work(flops: Report) -> str:

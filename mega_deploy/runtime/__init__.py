@@ -1,7 +1,8 @@
 """Running bundles: sessions, and how their numbers compare with the trained model's. Never imports torch."""
 
+from mega_deploy.runtime.emulation import judging_session
 from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.opened import OpenBundle
 from mega_deploy.runtime.session import Session, SessionOptions
 
-__all__ = ["EngineSession", "OpenBundle", "Session", "SessionOptions"]
+__all__ = ["EngineSession", "OpenBundle", "Session", "SessionOptions", "judging_session"]

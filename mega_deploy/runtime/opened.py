@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from mega_deploy.bundle import MODEL, REFERENCE, Bundle
 from mega_deploy.engines import TARGETS
-from mega_deploy.errors import OptionError
+from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
+from mega_deploy.runtime.emulation import EmulatedSession
 from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
 
@@ -42,7 +43,8 @@ class OpenBundle(Bundle):
         Raises:
             OptionError: there is no such backend, or an option is impossible.
             BundleError: the bundle holds no engine for the backend, or none for this machine.
-            MissingComponentError: the backend's library, or the GPU that it needs, is not there.
+            MissingComponentError: the backend's library, or the GPU that it needs, is not there, or it has not the
+                bundle's precision.
         """
         if backend not in BACKENDS:
             raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
@@ -57,6 +59,8 @@ class OpenBundle(Bundle):
             if options != SessionOptions():
                 raise OptionError(f"threads and the other options of a session are onnxruntime's; {backend} takes none")
             return EngineSession(self, backend)
+        if lacking := self.lacking:
+            raise MissingComponentError(lacking)
         return Session(self.file(MODEL), self.manifest.signature, options, self.plugins)
 
     @property
@@ -64,6 +68,32 @@ class OpenBundle(Bundle):
         """Names of the operators in the model that a native kernel may serve."""
         return tuple(plugin["name"] for plugin in self.manifest.plugins)
 
+    @property
+    def lacking(self) -> str | None:
+        """Why onnxruntime's CPU provider cannot run the bundle, and what to do; None where it can."""
+        if self.manifest.precision != "bfloat16":
+            return None
+        return (
+            f"{self.path} is in bfloat16, for which onnxruntime's CPU provider has no kernels: it is for GPU engines; "
+            "for a CPU export it with --precision float32, float16 or int8"
+        )
+
+    def judged_session(self, backend: str = "onnxruntime") -> Session | EngineSession:
+        """The session whose numbers parity judges: `session`, or an emulation where the backend lacks the precision."""
+        if backend == "onnxruntime" and self.lacking:
+            return EmulatedSession(self.file(MODEL), self.manifest.signature)
+        return self.session(backend)
+
     def reference(self) -> Reference:
-        """The parity reference that was recorded at export."""
-        return Reference.load(self.file(REFERENCE))
+        """The parity reference that was recorded at export.
+
+        Raises:
+            BundleError: it is damaged, or is of another precision than the bundle.
+        """
+        reference = Reference.load(self.file(REFERENCE))
+        if reference.precision != self.manifest.precision:
+            raise BundleError(
+                f"{self.path} is in {self.manifest.precision}, but its parity reference is for {reference.precision}; "
+                "export the bundle anew"
+            )
+        return reference

@@ -74,7 +74,7 @@ class Session:
         BundleError: onnxruntime cannot load the model with these options.
     """
 
-    backend: Backend = "onnxruntime"
+    backend: str = "onnxruntime"
 
     def __init__(
         self,

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mega_deploy.config import Precision
 from mega_deploy.parity import CaseResult, Error, Reference, Report, measure
+from mega_deploy.runtime.emulation import emulated
 from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.session import Array, Session, SessionOptions
 from mega_deploy.signature import Signature, TensorSpec
@@ -16,7 +18,7 @@ from mega_deploy.signature import Signature, TensorSpec
 def compare(
     session: Session | EngineSession,
     reference: Reference,
-    precision: str,
+    precision: Precision,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> Report:
     """The verdict on a session, without a look into its blocks.
@@ -31,7 +33,7 @@ def compare(
     for case in reference.cases:
         on_case(case.name)
         error = reference.error(case, [session.run_named(feeds) for feeds in reference.feeds(case)])
-        results.append(CaseResult(case.name, case.batch, error, case.floor))
+        results.append(CaseResult(case.name, case.batch, error, case.floor, precision))
     return Report(session.backend, precision, tuple(results))
 
 
@@ -51,6 +53,8 @@ def compare_blocks(model: Path, signature: Signature, reference: Reference) -> t
     inner = Signature(signature.inputs, tuple(TensorSpec(name, "float32", ()) for name in names))
     options = SessionOptions(config={"session.model_external_initializers_file_folder_path": str(model.parent)})
     proto = onnx.load(model, load_external_data=False)
+    if reference.precision == "bfloat16":
+        proto = emulated(proto)
     for name in names:
         proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     session = Session(proto.SerializeToString(), inner, options)
@@ -58,7 +62,8 @@ def compare_blocks(model: Path, signature: Signature, reference: Reference) -> t
     results = []
     for block in reference.blocks:
         want = reference.block_outputs[block.name]
-        results.append(CaseResult(block.name, want.shape[0], block_error(outputs[block.name], want), block.floor))
+        error = block_error(outputs[block.name], want)
+        results.append(CaseResult(block.name, want.shape[0], error, block.floor, reference.precision))
     return tuple(results)
 
 

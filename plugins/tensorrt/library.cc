@@ -21,10 +21,13 @@ nvinfer1::IPluginCreatorInterface* Creator() {
 
 using GetRegistry = nvinfer1::IPluginRegistry*() noexcept;
 
-// TensorRT's function, if TensorRT is loaded; it is not loaded for this.
+// TensorRT's function, if TensorRT is loaded; it is neither loaded for this nor kept from being closed.
 GetRegistry* FindTensorRt() {
   void* const library = dlopen(kTensorRt, RTLD_LAZY | RTLD_NOLOAD);
-  return library == nullptr ? nullptr : reinterpret_cast<GetRegistry*>(dlsym(library, "getPluginRegistry"));
+  if (library == nullptr) return nullptr;
+  auto* const function = reinterpret_cast<GetRegistry*>(dlsym(library, "getPluginRegistry"));
+  dlclose(library);
+  return function;
 }
 
 bool Register(GetRegistry* tensorrt) {

@@ -1,0 +1,286 @@
+"""A float32 graph -> the same graph in a lower precision, with float32 islands where rounding would hurt.
+
+The precision stands in the graph itself, as casts and constants, so that every engine computes what parity was measured
+for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT below name them):
+
+1. Matrix products take and give the lower precision; int8 (exporters.quantise) lowers those with a constant factor.
+2. Float32 islands are: layer normalisation, softmax with the mask before it, Laplace attention as a whole, the residual
+   stream (every Add is of a mask or of the stream, every Where makes a mask), and the moving average but for the linear
+   layers around it, so that its sums accumulate in float32.
+3. The layer that reads an input of the model is an island too: nobody bounds the size of what comes in, whereas all
+   layers behind a normalisation read rows of norm sqrt(features).
+4. The results of a normalisation, a softmax and a Laplace attention are rounded once, as they are made, where a product
+   reads them; the residual stream and the moving average are never rounded.
+5. What moves numbers or works on them one by one takes the precision of its inputs, float32 where they differ.
+6. Inputs and outputs of the model stay float32, unless float16 ones are asked for.
+7. Whatever the caller keeps is an island.
+
+`lint` tells which constants a precision cannot hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from onnxscript import ir
+
+from mega_deploy.config import Precision
+from mega_deploy.errors import InputError, OptionError
+from mega_deploy.parity import UNIT_ROUNDOFF
+from mega_deploy.plugins.laplace import NAME as LAPLACE
+
+ISLANDS = frozenset({"LayerNormalization", "Softmax", LAPLACE, "Add", "Where"})
+ROUNDED_AT_ONCE = frozenset({"LayerNormalization", "Softmax", LAPLACE})
+PRODUCTS = frozenset({"Gemm", "MatMul"})
+MOVEMENT = frozenset(
+    {"Concat", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+LAYER_CONSTANTS = ("weight", "gamma", "weight_and_bias")
+MOVING_AVERAGE = "ema"
+DTYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+FLOAT32 = ir.DataType.FLOAT
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph in a lower precision, and what its bundle says of it."""
+
+    model: ir.Model
+    islands: tuple[str, ...] = ()
+    """Nodes that compute in float32, by `label`, in the graph's order."""
+    advice: tuple[str, ...] = ()
+    """What `lint` found and parity is left to judge."""
+
+
+def lower(model: ir.Model, precision: Precision, *, keep: Sequence[str] = (), half_io: bool = False) -> Lowered:
+    """The model in a lower precision; `model` itself stays as it is.
+
+    Args:
+        model: float32 throughout.
+        precision: of the result.
+        keep: further float32 islands: nodes by their `label`, or all nodes of a scope ("blocks.1", "blocks.1.ffn").
+        half_io: whether inputs and outputs are float16 as well; for that precision only.
+
+    Raises:
+        OptionError: nothing in the model is called so, or the options contradict the precision.
+        InputError: a constant exceeds the precision; the message names its node.
+    """
+    if half_io and precision != "float16":
+        raise OptionError(f"float16 inputs and outputs are for precision float16, not {precision}")
+    if keep and precision == "float32":
+        raise OptionError(f"nothing needs to be kept in float32 ({keep[0]}): that is the precision of all")
+    model = model.clone()
+    if precision == "float32":
+        return Lowered(model)
+    islands = Islands(model.graph, keep)
+    if precision == "int8":
+        from mega_deploy.exporters.quantise import quantise
+
+        lowered = quantise(model, islands.holds)
+        return Lowered(model, _labels(node for node in islands.nodes if node not in lowered))
+    writer = _Casts(model.graph, DTYPES[precision], islands)
+    advice = writer.run(half_io)
+    return Lowered(model, _labels(writer.in_float32), advice)
+
+
+def label(node: ir.Node) -> str:
+    """What a node is called in the list of islands: its layer if it has weights, otherwise its scope and operator.
+
+    "blocks.0.ffn.down", "final_norm", "blocks.0.attention.Softmax"; the nodes of a kind in a scope share a label.
+    """
+    for value in node.inputs:
+        if value is not None and value.is_initializer():
+            layer, _, constant = (value.name or "").rpartition(".")
+            if layer and constant in LAYER_CONSTANTS:
+                return layer
+    return ".".join((*_scope(node), node.op_type))
+
+
+def _scope(node: ir.Node) -> list[str]:
+    return (node.name or "").split("/")[:-1]
+
+
+def _labels(nodes: Iterable[ir.Node]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(label(node) for node in nodes))
+
+
+def _is_float(value: ir.Value) -> bool:
+    """Whether a value is of numbers that a precision applies to; sizes and indices are not."""
+    return value.dtype is None or value.dtype.is_floating_point()
+
+
+def lint(name: str, array: npt.NDArray[np.float32], dtype: ir.DataType, node: str) -> tuple[list[str], list[str]]:
+    """What a precision cannot hold of a constant: faults that make it unusable, and losses that parity may bear.
+
+    A fault is a finite value beyond the largest finite number; infinity itself, as in a mask, is none. A loss is when
+    what lies below the smallest normal number, rounded more coarsely than the rest, is off by more than half a last
+    place of the constant as a whole (L2 norm).
+
+    Args:
+        name: of the constant.
+        array: its values.
+        dtype: what they are stored in.
+        node: the node that reads it, by `label`.
+    """
+    limits = ml_dtypes.finfo(dtype.numpy())  # type: ignore[no-untyped-call]
+    size = np.abs(array[np.isfinite(array)].astype(np.float64))
+    remedy = f"keep it in float32 (--float32 {node})"
+    if (largest := size.max(initial=0.0)) > float(limits.max):
+        what = f"{name} of node {node} reaches {largest:.3g}, beyond {dtype.name.lower()}'s {float(limits.max):.6g}"
+        return [f"{what}; {remedy}, or take another precision"], []
+    small = array[np.abs(array) < float(limits.smallest_normal)].astype(np.float64)
+    lost = float(np.linalg.norm(small.astype(dtype.numpy()).astype(np.float64) - small))
+    share = lost / (float(np.linalg.norm(size)) or 1.0)
+    if share > UNIT_ROUNDOFF[dtype.name.lower()]:
+        what = f"{name} of node {node} loses {share:.1%} of itself below {dtype.name.lower()}'s smallest normal number"
+        return [], [f"{what}, {float(limits.smallest_normal):.2g}; {remedy}"]
+    return [], []
+
+
+class Islands:
+    """Which nodes of a graph stay float32: rules 2, 3 and 7.
+
+    Raises:
+        OptionError: nothing in the graph is called as something in `keep`.
+    """
+
+    def __init__(self, graph: ir.Graph, keep: Collection[str] = ()) -> None:
+        self.nodes = [node for node in graph if node.op_type not in MOVEMENT and any(map(_is_float, node.outputs))]
+        """All that compute with floating-point numbers, in the graph's order."""
+        self._keep = tuple(keep)
+        self._raw: set[ir.Value] = set(graph.inputs)
+        for node in graph:
+            if node.op_type in MOVEMENT and node.inputs[0] in self._raw:
+                self._raw.update(node.outputs)
+        for name in self._keep:
+            if not any(_called(node, name) for node in self.nodes):
+                known = ", ".join(_labels(self.nodes))
+                raise OptionError(f"the graph has nothing called {name!r} to keep in float32; it has {known}")
+
+    def kept(self, node: ir.Node) -> bool:
+        """Whether the caller keeps it."""
+        return any(_called(node, name) for name in self._keep)
+
+    def holds(self, node: ir.Node) -> bool:
+        """Whether a node stays float32, or may: what only moves numbers follows its inputs all the same."""
+        if node.op_type in ISLANDS or self.kept(node):
+            return True
+        if node.op_type in PRODUCTS and any(value in self._raw for value in node.inputs):
+            return True
+        return MOVING_AVERAGE in _scope(node) and node.op_type != "Gemm"
+
+
+def _called(node: ir.Node, name: str) -> bool:
+    return f"{label(node)}.".startswith(f"{name}.") or ".".join((*_scope(node), "")).startswith(f"{name}.")
+
+
+class _Casts:
+    """Gives each node its precision, and puts casts where values of another one come in."""
+
+    def __init__(self, graph: ir.Graph, dtype: ir.DataType, islands: Islands) -> None:
+        self.graph, self.dtype, self.islands = graph, dtype, islands
+        self.in_float32: list[ir.Node] = []
+        self._rounded: dict[ir.Value, ir.Value] = {}
+        """What consumers read instead of a value that is rounded as it is made."""
+        self._cast: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._overflows: list[str] = []
+        self._advice: list[str] = []
+
+    def run(self, half_io: bool) -> tuple[str, ...]:
+        """Lower the graph in place; returns the advice of `lint`."""
+        if half_io:
+            for given in self.graph.inputs:
+                given.type = ir.TensorType(self.dtype)
+        for node in [node for node in self.graph if any(map(_is_float, node.outputs))]:
+            dtype, name = self._dtype(node), label(node)
+            for index, value in enumerate(node.inputs):
+                if value is not None and _is_float(value):
+                    node.replace_input_with(index, self._as(value, dtype, name))
+            for output in filter(_is_float, node.outputs):
+                output.type = ir.TensorType(dtype)  # a type may be shared with the model that this is a clone of
+            if dtype == FLOAT32 and node.op_type not in MOVEMENT:
+                self.in_float32.append(node)
+            if node.op_type in ROUNDED_AT_ONCE and not self.islands.kept(node) and self._feeds_products(node):
+                self._rounded[node.outputs[0]] = self._convert(node.outputs[0], self.dtype)
+        if self._overflows:
+            raise InputError("; ".join(self._overflows))
+        for index, output in enumerate(self.graph.outputs):
+            self._give(index, output, self.dtype if half_io else FLOAT32)
+        self._drop_what_nobody_reads()
+        return tuple(self._advice)
+
+    def _dtype(self, node: ir.Node) -> ir.DataType:
+        if node.op_type not in MOVEMENT and self.islands.holds(node):
+            return FLOAT32
+        if node.op_type in PRODUCTS:
+            return self.dtype
+        variable = [value for value in node.inputs if value is not None and not value.is_initializer()]
+        return FLOAT32 if any(self._rounded.get(value, value).dtype == FLOAT32 for value in variable) else self.dtype
+
+    def _feeds_products(self, node: ir.Node) -> bool:
+        """Whether what a node gives goes, perhaps moved, into something that computes in the lower precision."""
+        return any(
+            self._feeds_products(user) if user.op_type in MOVEMENT else not self.islands.holds(user)
+            for output in node.outputs
+            for user, _ in output.uses()
+        )
+
+    def _as(self, value: ir.Value, dtype: ir.DataType, node: str) -> ir.Value:
+        value = self._rounded.get(value, value)
+        if value.dtype == dtype:
+            return value
+        if (value, dtype) not in self._cast:
+            if value.is_initializer():
+                self._cast[value, dtype] = self._constant(value, node)
+            else:
+                self._cast[value, dtype] = self._convert(value, dtype)
+        return self._cast[value, dtype]
+
+    def _convert(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """A cast right behind the value's producer, at the graph's start for an input."""
+        name = f"{value.name}.{dtype.name.lower()}"
+        cast = ir.node("Cast", [value], {"to": dtype}, name=name)
+        cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = name, dtype, value.shape
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], cast)
+        else:
+            self.graph.insert_after(producer, cast)
+        return cast.outputs[0]
+
+    def _constant(self, value: ir.Value, node: str) -> ir.Value:
+        """A constant in the lower precision; what others still read in float32 stays beside it."""
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        overflow, advice = lint(value.name or "", array, self.dtype, node)
+        self._overflows += overflow
+        self._advice += advice
+        with np.errstate(over="ignore"):
+            tensor = ir.tensor(array.astype(self.dtype.numpy()), self.dtype)
+        lowered = ir.Value(name=f"{value.name}.{self.dtype.name.lower()}", type=ir.TensorType(self.dtype))
+        lowered.shape, lowered.const_value = value.shape, tensor
+        self.graph.register_initializer(lowered)
+        return lowered
+
+    def _give(self, index: int, output: ir.Value, dtype: ir.DataType) -> None:
+        """Makes an output of the graph one of this dtype, under the name that it has."""
+        if output.dtype == dtype:
+            return
+        name, output.name = output.name, f"{output.name}.{output.dtype.name.lower() if output.dtype else ''}"
+        converted = self._convert(output, dtype)
+        converted.name = name
+        self.graph.outputs[index] = converted
+
+    def _drop_what_nobody_reads(self) -> None:
+        """Constants that are lowered everywhere go, and their names to those that stand for them."""
+        for (value, _), lowered in self._cast.items():
+            if value.is_initializer() and not value.uses():
+                name = value.name
+                assert name is not None and lowered.name is not None
+                del self.graph.initializers[name], self.graph.initializers[lowered.name]
+                lowered.name = name
+                self.graph.register_initializer(lowered)
