@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from onnxscript import ir
@@ -43,6 +42,8 @@ LAYER_CONSTANTS = ("weight", "gamma", "weight_and_bias")
 MOVING_AVERAGE = "ema"
 DTYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 FLOAT32 = ir.DataType.FLOAT
+LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: (2 - 2.0**-7) * 2.0**127}
+SMALLEST_NORMAL = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-126}
 
 
 @dataclass(frozen=True)
@@ -126,18 +127,18 @@ def lint(name: str, array: npt.NDArray[np.float32], dtype: ir.DataType, node: st
         dtype: what they are stored in.
         node: the node that reads it, by `label`.
     """
-    limits = ml_dtypes.finfo(dtype.numpy())  # type: ignore[no-untyped-call]
+    called, smallest = dtype.name.lower(), SMALLEST_NORMAL[dtype]
     size = np.abs(array[np.isfinite(array)].astype(np.float64))
     remedy = f"keep it in float32 (--float32 {node})"
-    if (largest := size.max(initial=0.0)) > float(limits.max):
-        what = f"{name} of node {node} reaches {largest:.3g}, beyond {dtype.name.lower()}'s {float(limits.max):.6g}"
+    if (largest := size.max(initial=0.0)) > LARGEST[dtype]:
+        what = f"{name} of node {node} reaches {largest:.3g}, beyond {called}'s {LARGEST[dtype]:.6g}"
         return [f"{what}; {remedy}, or take another precision"], []
-    small = array[np.abs(array) < float(limits.smallest_normal)].astype(np.float64)
+    small = array[np.abs(array) < smallest].astype(np.float64)
     lost = float(np.linalg.norm(small.astype(dtype.numpy()).astype(np.float64) - small))
     share = lost / (float(np.linalg.norm(size)) or 1.0)
-    if share > UNIT_ROUNDOFF[dtype.name.lower()]:
-        what = f"{name} of node {node} loses {share:.1%} of itself below {dtype.name.lower()}'s smallest normal number"
-        return [], [f"{what}, {float(limits.smallest_normal):.2g}; {remedy}"]
+    if share > UNIT_ROUNDOFF[called]:
+        what = f"{name} of node {node} loses {share:.1%} of itself below {called}'s smallest normal number"
+        return [], [f"{what}, {smallest:.2g}; {remedy}"]
     return [], []
 
 
