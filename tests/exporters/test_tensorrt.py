@@ -69,6 +69,26 @@ def test_the_library_itself_says_that_the_engine_has_the_manifests_types_and_sha
     assert "Half" not in layers and "BFloat" not in layers
 
 
+@pytest.mark.parametrize(("precision", "written"), [("float16", "Half"), ("bfloat16", "BFloat16")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_types_of_the_graph_are_those_of_the_engine(tmp_path, caplog, kind, precision, written):
+    torch.manual_seed(0)
+    model = Mega.build(**SMALL, laplace_attention=kind == "laplace").eval()
+    path = md.export(model, tmp_path / "x.mega", precision=precision).path
+    with caplog.at_level(logging.DEBUG, "mega_deploy.tensorrt"):
+        assert md.build(path, target="tensorrt-rtx").precision == precision
+    layers = next(text for text in caplog.messages if text.startswith("Layers:"))
+    assert set(re.findall(r"Name: (?:frames|features), [^}]*Datatype: (\w+)", layers)) == {"Float"}
+    assert f"Datatype: {written}" in layers
+
+
+def test_an_int8_graph_is_refused_by_its_node(tmp_path):
+    path = md.export(Mega.build(**SMALL).eval(), tmp_path / "x.mega", precision="int8").path
+    with pytest.raises(BundleError, match=r"at node .*Quantize.*another precision"):
+        md.build(path, target="tensorrt-rtx")
+    assert md.open_bundle(path).manifest.engines == ()
+
+
 def test_capabilities_are_taken_as_asked_and_declared_in_order(bundle):
     options = md.EngineOptions(compute_capabilities=("12.0", "8.9", "8.9"))
     assert md.build(bundle, target="tensorrt-rtx", options=options).compute_capabilities == ("8.9", "12.0")
