@@ -108,8 +108,14 @@ class Graph:
 
     def windows(self, x: ir.Value, length: Length, features: int) -> ir.Value:
         """[batch * seq_len, features] -> [batch, seq_len, features]."""
-        shape = [-1, length, features] if isinstance(length, int) else self.op.Concat(length, [features], axis=0)
+        shape = (
+            [-1, length, features] if isinstance(length, int) else self.op.Concat(length, self.sizes(features), axis=0)
+        )
         return self.op.Reshape(x, shape)
+
+    def sizes(self, *values: int) -> ir.Value:
+        """A vector of sizes; where all inputs of an operator are of one type, the builder casts plain lists."""
+        return self.op.Constant(value_ints=list(values))
 
     def frames(self, length: Length) -> Any:
         """seq_len as a vector of one element."""

@@ -34,13 +34,15 @@ def _blocks(graph: Graph, u: ir.Value, lowered: Blocked, length: Length) -> ir.V
     y = op.MatMul(graph.constant("inside", lowered.inside), x)
     if states:
         y, state = op.Split(y, [size, states], axis=1, _outputs=2)
-        state = op.Reshape(state, op.Concat([channels, states], extent, axis=0))  # [channels, N, batch, blocks]
+        state = op.Reshape(
+            state, op.Concat(graph.sizes(channels, states), extent, axis=0)
+        )  # [channels, N, batch, blocks]
         for step, factor in enumerate(lowered.carry):
             factors = graph.constant(f"carry.{step}", factor[:, :, None, None])
             state = op.Add(state, op.Mul(factors, _later(graph, state, 2**step)))
         before = op.Reshape(_later(graph, state, 1), [channels, states, -1])
         y = op.Add(y, op.MatMul(graph.constant("readout", lowered.readout), before))
-    y = op.Reshape(y, op.Concat([channels, size], extent, axis=0))
+    y = op.Reshape(y, op.Concat(graph.sizes(channels, size), extent, axis=0))
     y = op.Transpose(y, perm=[2, 3, 1, 0])  # [batch, blocks, C, channels]
     y = op.Reshape(y, [0, -1, channels])
     if not (isinstance(length, int) and length % size == 0):
@@ -52,9 +54,9 @@ def _missing(graph: Graph, length: Length, size: int) -> ir.Value:
     """Pads of [batch, seq_len, channels] that make seq_len a multiple of `size`."""
     op = graph.op
     if isinstance(length, int):
-        return op.Constant(value_ints=[0, 0, 0, 0, -length % size, 0])
-    missing = op.Mod(op.Neg(graph.frames(length)), [size])  # of the divisor's sign: 0 to size - 1
-    return op.Concat([0, 0, 0, 0], missing, [0], axis=0)
+        return graph.sizes(0, 0, 0, 0, -length % size, 0)
+    missing = op.Mod(op.Neg(graph.frames(length)), graph.sizes(size))  # of the divisor's sign: 0 to size - 1
+    return op.Concat(graph.sizes(0, 0, 0, 0), missing, graph.sizes(0), axis=0)
 
 
 def _later(graph: Graph, state: ir.Value, blocks: int) -> ir.Value:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from onnx_ir.passes.common import ShapeInferencePass
 from onnxscript import ir
 
 from mega_deploy.config import Precision
@@ -77,6 +78,7 @@ def lower(model: ir.Model, precision: Precision, *, keep: Sequence[str] = (), ha
     model = model.clone()
     if precision == "float32":
         return Lowered(model)
+    ShapeInferencePass()(model)  # in place: sizes and indices are told from numbers by their types
     islands = Islands(model.graph, keep)
     if precision == "int8":
         from mega_deploy.exporters.quantise import quantise
@@ -111,7 +113,8 @@ def _labels(nodes: Iterable[ir.Node]) -> tuple[str, ...]:
 
 def _is_float(value: ir.Value) -> bool:
     """Whether a value is of numbers that a precision applies to; sizes and indices are not."""
-    return value.dtype is None or value.dtype.is_floating_point()
+    assert value.dtype is not None, value.name
+    return value.dtype.is_floating_point()
 
 
 def lint(name: str, array: npt.NDArray[np.float32], dtype: ir.DataType, node: str) -> tuple[list[str], list[str]]:

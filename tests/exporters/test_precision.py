@@ -461,3 +461,21 @@ def test_the_emulation_keeps_the_names_of_values(graph):
     model = emulated(lowered)
     onnx.checker.check_model(model, full_check=True)
     assert names <= {name for node in model.graph.node for name in node.output}
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("seq_range", [None, Range(1, 40, 100)], ids=["static", "dynamic"])
+@pytest.mark.parametrize("laplace", [False, True])
+def test_sizes_are_no_numbers_to_lower(tmp_path, laplace, seq_range, precision):
+    """The blocked moving average and ranges of lengths compute shapes in the graph."""
+    model = build(laplace, window_size=40)
+    graph = mega_graph(fold(model), ema="blocked", seq_range=seq_range)
+    lowered = lower(graph.model, precision)
+    onnx_file.save(lowered.model, tmp_path / "model.onnx")  # whose checks tell where a type does not fit
+    frames = np.random.default_rng(0).standard_normal((2, 40, model.config.embed_dim), np.float32)
+    signature = Signature((TensorSpec("frames", "float32", frames.shape),), (TensorSpec("features", "float32", ()),))
+    got = judging_session(tmp_path / "model.onnx", signature, precision).run(frames)
+    want = model.double()(torch.from_numpy(frames).double()).detach().numpy()
+    assert np.linalg.norm(got - want) <= {"float16": 5e-3, "bfloat16": 4e-2, "int8": 2e-1}[precision] * np.linalg.norm(
+        want
+    )
