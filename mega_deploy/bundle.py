@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -314,6 +315,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
     Linux can, on most of its file systems.
     """
+    if sys.platform != "linux":
+        return False
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     names = (os.fsencode(one), os.fsencode(other))
