@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mega_deploy.checkpoints import load_checkpoint, save_checkpoint
-    from mega_deploy.deploy import export, open_bundle, validate
+    from mega_deploy.deploy import export
     from mega_deploy.errors import (
         BundleError,
         CheckpointError,
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from mega_deploy.exporters.tensorrt.engine import build
     from mega_deploy.exporters.tensorrt.options import EngineOptions
     from mega_deploy.parity import Report
-    from mega_deploy.runtime import EngineSession, OpenBundle, Session, SessionOptions
+    from mega_deploy.runtime import EngineSession, OpenBundle, Session, SessionOptions, open_bundle
     from mega_deploy.signature import Range
+    from mega_deploy.validation import validate
 
 _HOMES = {
     "mega_deploy.checkpoints": ("load_checkpoint", "save_checkpoint"),
-    "mega_deploy.deploy": ("export", "open_bundle", "validate"),
+    "mega_deploy.deploy": ("export",),
     "mega_deploy.errors": (
         "BundleError",
         "CheckpointError",
@@ -47,8 +48,9 @@ _HOMES = {
     "mega_deploy.exporters.tensorrt.engine": ("build",),
     "mega_deploy.exporters.tensorrt.options": ("EngineOptions",),
     "mega_deploy.parity": ("Report",),
-    "mega_deploy.runtime": ("EngineSession", "OpenBundle", "Session", "SessionOptions"),
+    "mega_deploy.runtime": ("EngineSession", "OpenBundle", "Session", "SessionOptions", "open_bundle"),
     "mega_deploy.signature": ("Range",),
+    "mega_deploy.validation": ("validate",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

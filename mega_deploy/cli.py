@@ -112,10 +112,12 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Hold a bundle on this machine against the trained model. Exit code 3 where it fails."""
-    from mega_deploy import deploy
+    from mega_deploy import validation
 
     with show.progress() as on_step:
-        report = deploy.validate(bundle, backend=backend, inputs=inputs, samples=samples, seed=seed, on_step=on_step)
+        report = validation.validate(
+            bundle, backend=backend, inputs=inputs, samples=samples, seed=seed, on_step=on_step
+        )
     _print(report.to_json(), as_json, show.parity_table)
     if not report.passed:
         raise QualityGateError(

@@ -2,7 +2,7 @@
 
 from mega_deploy.runtime.emulation import judging_session
 from mega_deploy.runtime.engine import EngineSession
-from mega_deploy.runtime.opened import OpenBundle
+from mega_deploy.runtime.opened import OpenBundle, open_bundle
 from mega_deploy.runtime.session import Session, SessionOptions
 
-__all__ = ["EngineSession", "OpenBundle", "Session", "SessionOptions", "judging_session"]
+__all__ = ["EngineSession", "OpenBundle", "Session", "SessionOptions", "judging_session", "open_bundle"]

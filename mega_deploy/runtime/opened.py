@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from mega_deploy.bundle import MODEL, REFERENCE, Bundle
@@ -97,3 +98,12 @@ class OpenBundle(Bundle):
                 "export the bundle anew"
             )
         return reference
+
+
+def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:
+    """Open a bundle and verify the hashes of all its files.
+
+    Raises:
+        BundleError: it is no bundle, is damaged, or is of another format version.
+    """
+    return OpenBundle.open(path)

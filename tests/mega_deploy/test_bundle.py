@@ -307,7 +307,8 @@ def test_an_export_that_is_killed_at_work_leaves_no_bundle_and_is_not_in_the_way
     if code == 0:  # the bundle was there before the signal came
         assert left == [out]
     elif number != signal.SIGKILL:
-        assert reached and (code, left, list(work.glob("mega-deploy-*"))) == (128 + number, [], [])
+        assert reached and (code, list(work.glob("mega-deploy-*"))) == (128 + number, [])
+        assert left == [] or (left == [out] and pattern.startswith("out"))  # it came right behind the rename
     else:
         assert reached and code == -signal.SIGKILL
         # Nobody can clean up behind SIGKILL: in the moment of copying a hidden folder stays, which is no bundle.

@@ -16,7 +16,7 @@ import torch
 import mega_deploy as md
 from mega_deploy.bundle import REFERENCE
 from mega_deploy.errors import BundleError, InputError, OptionError, QualityGateError
-from mega_deploy.exporters import fold as fold_module
+from mega_deploy.exporters import assemble
 from mega_deploy.exporters.fold import fold
 from mega_deploy.models.edifice import Mega
 from mega_deploy.parity import LIMIT_FACTOR, SMALLEST_FLOOR, Error, Reference, limit_for, measure
@@ -86,7 +86,7 @@ def shaken(array):
     ids=str,
 )
 def test_a_hundredth_of_a_percent_off_one_folded_weight_is_found(tmp_path, monkeypatch, options, path):
-    monkeypatch.setattr(fold_module, "fold", lambda model: spoilt(fold(model), path, shaken))
+    monkeypatch.setattr(assemble, "fold", lambda model: spoilt(fold(model), path, shaken))
     with pytest.raises(QualityGateError, match="parity failed"):
         md.export(small(options), tmp_path / "x.mega")
     assert list(tmp_path.iterdir()) == []

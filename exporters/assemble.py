@@ -1,0 +1,156 @@
+"""Everything that a bundle holds, made from a trained model and held against it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mega_deploy import bundle as files
+from mega_deploy.bundle import Manifest
+from mega_deploy.checkpoints import model_source, save_checkpoint
+from mega_deploy.config import EdificeConfig, Precision
+from mega_deploy.errors import QualityGateError
+from mega_deploy.exporters import PACKAGES
+from mega_deploy.exporters import onnx as onnx_file
+from mega_deploy.exporters.edifice import mega_graph
+from mega_deploy.exporters.flops import graph_flops, trained_flops
+from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.precision import lower
+from mega_deploy.exporters.reference import record
+from mega_deploy.exporters.weighing import weigh_worst_block
+from mega_deploy.parity import Reference, Report
+from mega_deploy.runtime import judging_session
+from mega_deploy.runtime.validate import compare, compare_blocks
+from mega_deploy.signature import Dim, Range, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from mega_deploy.models.edifice import Mega
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Form:
+    """What is asked of the deployed model."""
+
+    batch: Range
+    seq_len: Dim
+    ema: str
+    """How the moving average is lowered: see exporters.ema.choose."""
+    precision: Precision
+    keep: tuple[str, ...]
+    """Further float32 islands: see exporters.precision.lower."""
+    half_io: bool
+
+
+def assemble(model: Mega, form: Form, folder: Path, on_step: Callable[[str], None]) -> Manifest:
+    """Write all files of a bundle but the manifest into `folder`, and return that.
+
+    Args:
+        model: trained, in eval mode.
+        form: what is asked of the deployed model.
+        folder: empty.
+        on_step: called with the name of each step as it begins.
+
+    Raises:
+        OptionError: the model has no such form.
+        QualityGateError: the deployed model is not equal to the trained one.
+    """
+    model_config = model.config
+    on_step("fold the weights")
+    graph = mega_graph(fold(model), ema=form.ema, seq_range=form.seq_len if isinstance(form.seq_len, Range) else None)
+    on_step("write the ONNX graph")
+    lowered = lower(graph.model, form.precision, keep=form.keep, half_io=form.half_io)
+    proto = onnx_file.save(lowered.model, folder / files.MODEL)
+    save_checkpoint(model, folder / files.TRAINED)
+    on_step("run the trained model in float64")
+    reference = record(model, graph.block_outputs, form.batch, form.seq_len, precision=form.precision, kept=form.keep)
+    reference.save(folder / files.REFERENCE)
+    reference = Reference.load(folder / files.REFERENCE)
+    signature = _signature(model_config, form.batch, form.seq_len, "float16" if form.half_io else "float32")
+    on_step("compare the deployed model with it")
+    report = _judge(folder / files.MODEL, signature, reference)
+    parity = report.to_json()
+    if form.precision != "float32":
+        on_step("weigh the worst block")
+        parity["worst_block_in_float32"] = weigh_worst_block(
+            graph.model,
+            report,
+            reference,
+            signature,
+            folder / files.MODEL,
+            keep=form.keep,
+            half_io=form.half_io,
+        )
+    files.write_json(folder / files.PARITY, parity)
+    summary = {key: value for key, value in parity.items() if key not in ("cases", "blocks")}
+    source = model_source(model)
+    averages = [block.to_json() for block in graph.lowering.blocks]
+    return Manifest(
+        config={"architecture": "edifice", **model_config.to_dict()},
+        source={"format": source.format, "sha256": source.sha256},
+        signature=signature,
+        precision=form.precision,
+        float32_islands=lowered.islands,
+        advice=lowered.advice,
+        ema={
+            "lowering": graph.lowering.name,
+            "reason": graph.lowering.reason,
+            "taps": max(average["taps"] for average in averages),
+            "bound": max(average["bound"] for average in averages),
+            "blocks": averages,
+        },
+        flops={"trained": trained_flops(model_config), "deployed": graph_flops(proto, model_config.length)},
+        parity=summary,
+        tools={"mega-deploy": metadata.version("mega-deploy")}
+        | {name: importlib.import_module(name).__version__ for name in (*PACKAGES, "onnxruntime", "numpy")},
+        files=files.describe_files(folder),
+        plugins=tuple(
+            {"name": function.name, "version": "1", "namespace": function.domain, "function": True}
+            for function in proto.functions[:1]
+        ),
+    )
+
+
+def _signature(config: EdificeConfig, batch: Range, seq_len: Dim, dtype: str) -> Signature:
+    """`frames` -> `features`."""
+    inputs: dict[str, Dim] = {"batch": batch, "seq_len": seq_len, "embed_dim": config.embed_dim}
+    outputs: dict[str, Dim] = {"batch": batch, "seq_len": seq_len, "hidden_size": config.hidden_size}
+    if config.output == "last":
+        del outputs["seq_len"]
+    return Signature(
+        inputs=(TensorSpec("frames", dtype, tuple(inputs.values()), tuple(inputs)),),
+        outputs=(TensorSpec("features", dtype, tuple(outputs.values()), tuple(outputs)),),
+    )
+
+
+def _judge(model: Path, signature: Signature, reference: Reference) -> Report:
+    """The report on a model that is about to be shipped.
+
+    Raises:
+        QualityGateError: it is not equal to the trained one.
+    """
+    report = compare(judging_session(model, signature, reference.precision), reference, reference.precision)
+    report = dataclasses.replace(report, blocks=compare_blocks(model, signature, reference))
+    if not report.passed:
+        worst = report.worst
+        bad = next((block.name for block in report.blocks if not block.passed), "none of the blocks by itself")
+        raise QualityGateError(
+            f'parity failed in case "{worst.name}": relative error {worst.error.relative_l2:.2g}, limit '
+            f"{worst.limit.relative_l2:.2g} ({worst.floor.relative_l2:.2g} is PyTorch's own); first bad block: {bad}; "
+            f"no bundle was written{_way_out(report)}"
+        )
+    return report
+
+
+def _way_out(report: Report) -> str:
+    """What to do about a lower precision that is not near enough."""
+    block = report.worst_block
+    if report.precision == "float32" or block is None:
+        return ""
+    name = block.name.removesuffix(".output")
+    return (
+        f"; keep blocks in float32, {name} first (--float32 {name}), or take a higher precision than {report.precision}"
+    )

@@ -1,0 +1,104 @@
+"""Holding a bundle's backend on this machine against the trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from mega_deploy import bundle as files
+from mega_deploy.arrays import load_arrays
+from mega_deploy.engines import TARGETS
+from mega_deploy.errors import OptionError, require
+from mega_deploy.parity import Reference, Report
+from mega_deploy.runtime import OpenBundle, open_bundle
+from mega_deploy.runtime.validate import compare, compare_blocks
+from mega_deploy.signature import Range
+
+Array = npt.NDArray[Any]
+PathLike = str | os.PathLike[str]
+MAX_SEED = 2**32 - 1
+
+
+def validate(
+    bundle: OpenBundle | PathLike,
+    *,
+    backend: str = "onnxruntime",
+    inputs: PathLike | Array | Mapping[str, Array] | None = None,
+    samples: int | None = None,
+    seed: int | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Report:
+    """Hold a backend on this machine against the trained model.
+
+    Without `inputs`, `samples` and `seed` the cases recorded at export are run, for which no torch is needed; with any
+    of them the trained model, whose weights the bundle holds, is run anew.
+
+    Args:
+        bundle: opened, or its path.
+        backend: what is judged: see OpenBundle.session.
+        inputs: of one's own: an array, arrays by name, or the path of an .npz or .npy that holds them.
+        samples: number of random windows (default 8).
+        seed: of the random windows (default 0).
+        on_step: called with the name of each step as it begins.
+
+    Returns:
+        The report; its `passed` is the verdict.
+
+    Raises:
+        InputError: an option or input does not fit.
+        MissingComponentError: the backend, or torch where the trained model must be run, is not installed.
+    """
+    if not isinstance(bundle, OpenBundle):
+        bundle = open_bundle(bundle)
+    signature = bundle.manifest.signature
+    session = bundle.judged_session(backend)
+    if inputs is None and samples is None and seed is None:
+        reference = bundle.reference()
+    else:
+        on_step("run the trained model in float64")
+        reference = _fresh_reference(bundle, inputs, samples, seed)
+    report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
+    # An engine shows nothing of its blocks.
+    engine = backend in TARGETS
+    blocks = () if engine else compare_blocks(bundle.file(files.MODEL), signature, reference)
+    return dataclasses.replace(report, blocks=blocks)
+
+
+def _fresh_reference(
+    bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
+) -> Reference:
+    require("torch", "export", "validating on fresh inputs")
+    from mega_deploy.checkpoints import load_checkpoint
+    from mega_deploy.exporters.reference import SAMPLES, record, record_for
+
+    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
+        if value is not None and (type(value) is not int or not least <= value <= MAX_SEED):
+            raise OptionError(f"{name} must be a whole number from {least} to {MAX_SEED}, got {value!r}")
+    if inputs is not None and (samples is not None or seed is not None):
+        raise OptionError("samples and seed are for random windows; give them or inputs, not both")
+    signature = bundle.manifest.signature
+    model = load_checkpoint(bundle.file(files.TRAINED))
+    recorded = bundle.reference()
+    names = [block.name for block in recorded.blocks]
+    if inputs is None:
+        batch, seq_len, _ = signature.inputs[0].dims
+        assert isinstance(batch, Range)
+        return record(
+            model,
+            names,
+            batch,
+            seq_len,
+            samples=samples or SAMPLES,
+            seed=seed or 0,
+            precision=recorded.precision,
+            kept=recorded.kept,
+        )
+    if isinstance(inputs, str | os.PathLike):
+        inputs = load_arrays(Path(inputs))
+    frames = signature.feeds(inputs)["frames"].astype("float32")
+    return record_for(model, names, frames, precision=recorded.precision, kept=recorded.kept)
