@@ -10,6 +10,9 @@ Everything is computed in float64 and exact in real arithmetic. The rules, for E
    and projects the weighted sum of n instead of weighting the projected values. The softmax weights sum to 1; those of
    Laplace attention sum to s / (s + epsilon), by which the bias of the value projection is scaled.
 
+Layers with one input stay apart: the results of one joint layer would have to be copied apart again, and three smaller
+matrix products take no longer than one.
+
 Weights are [in, out] here, so that a layer reads x @ weight + bias.
 """
 
