@@ -105,30 +105,26 @@ class _Writer:
     def all_rows_attention(self, n: ir.Value, attention: FoldedAttention) -> ir.Value:
         """n: [rows, H] -> [rows, H]."""
         op, graph = self.op, self.graph
-        joint = graph.linear(n, attention.joint, "joint")
-        if attention.kind == "softmax":
-            query, value, gate = graph.split(joint, 3)
-            scores = op.MatMul(self.windows(query), op.Transpose(self.windows(n), perm=[0, 2, 1]))
+        query = self.windows(graph.linear(n, attention.query, "query"))
+        value = self.windows(graph.linear(n, attention.value, "value"))
+        if attention.key is None:
+            scores = op.MatMul(query, op.Transpose(self.windows(n), perm=[0, 2, 1]))
             weights = op.Softmax(op.Add(scores, graph.causal_mask(self.length)), axis=-1)
-            context = op.MatMul(weights, self.windows(value))  # [batch, seq_len, H]
+            context = op.MatMul(weights, value)  # [batch, seq_len, H]
         else:
-            query, key, value, gate = graph.split(joint, 4)
-            context = self.laplace(self.windows(query), self.windows(key), self.windows(value))
-        gated = op.Mul(graph.rows(context, self.hidden), op.Sigmoid(gate))
-        return graph.linear(gated, attention.out, "out")
+            context = self.laplace(query, self.windows(graph.linear(n, attention.key, "key")), value)
+        return self.gated(n, graph.rows(context, self.hidden), attention)
 
     def last_row_attention(self, n: ir.Value, attention: FoldedAttention) -> ir.Value:
         """n: [rows, H] -> [batch, H]: the last row attends to all rows, whose values are projected behind the sum."""
         op, graph = self.op, self.graph
-        assert attention.value is not None
-        query, gate = graph.split(graph.linear(self.last_row(n), attention.joint, "joint"), 2)
-        query = graph.windows(query, 1, self.hidden)
-        if attention.kind == "softmax":
+        last = self.last_row(n)
+        query = graph.windows(graph.linear(last, attention.query, "query"), 1, self.hidden)
+        if attention.key is None:
             scores = op.MatMul(query, op.Transpose(self.windows(n), perm=[0, 2, 1]))
             context = op.MatMul(op.Softmax(scores, axis=-1), self.windows(n))  # [batch, 1, H]
             value = graph.linear(graph.rows(context, self.hidden), attention.value, "value")
         else:
-            assert attention.key is not None
             # The weights sum to s / (s + epsilon), by which the value's bias is scaled: a column of ones beside n turns
             # into that sum, and the bias is its row of the projection.
             key = self.windows(graph.linear(n, attention.key, "key"))
@@ -136,12 +132,17 @@ class _Writer:
             context = graph.rows(self.laplace(query, key, with_ones, last_row=True), self.hidden + 1)
             stacked = np.vstack([attention.value.weight, attention.value.bias])
             value = op.MatMul(context, graph.constant("value.weight_and_bias", stacked))
-        return graph.linear(op.Mul(value, op.Sigmoid(gate)), attention.out, "out")
+        return self.gated(last, value, attention)
+
+    def gated(self, n: ir.Value, context: ir.Value, attention: FoldedAttention) -> ir.Value:
+        """out(sigmoid(gate(n)) * context): n, context [rows, H] -> [rows, H]."""
+        gate = self.graph.linear(n, attention.gate, "gate")
+        return self.graph.linear(self.op.Mul(context, self.op.Sigmoid(gate)), attention.out, "out")
 
     def feed_forward(self, n: ir.Value, ffn: FoldedFFN) -> ir.Value:
         """down(silu(gate) * up): [rows, H] -> [rows, H]."""
         op, graph = self.op, self.graph
-        gate, up = graph.split(graph.linear(n, ffn.joint, "joint"), 2)
+        gate, up = graph.linear(n, ffn.gate, "gate"), graph.linear(n, ffn.up, "up")
         return graph.linear(op.Mul(op.Mul(gate, op.Sigmoid(gate)), up), ffn.down, "down")
 
     def laplace(self, q: ir.Value, k: ir.Value, v: ir.Value, *, last_row: bool = False) -> ir.Value:

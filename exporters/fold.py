@@ -3,13 +3,15 @@
 Everything is computed in float64 and exact in real arithmetic. The rules, for Edifice's Mega:
 
 1. A norm's gamma and beta go into the linear layers behind it; what remains is the bare normalisation, written n below.
-2. Linear layers with one input become one: query, value and gate; SwiGLU's gate and up.
-3. Softmax attention needs no keys. The scores of a single head are (n_i Q + a).(n_j K + b) / sqrt(H), and what of
+2. Softmax attention needs no keys. The scores of a single head are (n_i Q + a).(n_j K + b) / sqrt(H), and what of
    them does not depend on j drops out of the softmax: q'_i . n_j remains, with q' = (n Q + a) K^T / sqrt(H).
    (Not so for the l1 distance of Laplace attention, which keeps its keys.)
-4. Where only the last frame is wanted, the last block computes query, gate, output and feed-forward for that one row,
+3. Where only the last frame is wanted, the last block computes query, gate, output and feed-forward for that one row,
    and projects the weighted sum of n instead of weighting the projected values. The softmax weights sum to 1; those of
    Laplace attention sum to s / (s + epsilon), by which the bias of the value projection is scaled.
+
+Layers with one input stay apart: the results of one joint layer would have to be copied apart again, and three smaller
+matrix products take no longer than one.
 
 Weights are [in, out] here, so that a layer reads x @ weight + bias.
 """
@@ -57,15 +59,15 @@ class FoldedEMA:
 
 @dataclass(frozen=True)
 class FoldedAttention:
-    """n -> out(gate * attention); which layers there are depends on the attention function and on the rows wanted."""
+    """n -> out(sigmoid(gate) * attention)."""
 
     kind: Literal["softmax", "laplace"]
-    joint: Linear
-    """All rows: [query | value | gate], for laplace [query | key | value | gate]. The last row only: [query | gate]."""
+    query: Linear
     key: Linear | None
-    """Laplace with the last row only: the keys of all rows."""
-    value: Linear | None
-    """The last row only: the value projection, behind the weighted sum."""
+    """Laplace only."""
+    value: Linear
+    """Before the weighted sum; behind it where only the last row is computed."""
+    gate: Linear
     out: Linear
 
 
@@ -73,8 +75,8 @@ class FoldedAttention:
 class FoldedFFN:
     """n -> down(silu(gate) * up)."""
 
-    joint: Linear
-    """[gate | up]."""
+    gate: Linear
+    up: Linear
     down: Linear
 
 
@@ -141,29 +143,30 @@ def _fold_block(block: edifice.MegaBlock, config: EdificeConfig, *, last_row: bo
             ema=DecaySum(weight=weight[:, None], decay=decay[:, None]),
             out=_linear(block.ema.out),
         ),
-        attention=_fold_attention(block, config, last_row=last_row),
+        attention=_fold_attention(block, config),
         ffn=FoldedFFN(
-            joint=_join(_behind(block.ffn_norm, block.ffn.gate), _behind(block.ffn_norm, block.ffn.up)),
+            gate=_behind(block.ffn_norm, block.ffn.gate),
+            up=_behind(block.ffn_norm, block.ffn.up),
             down=_linear(block.ffn.down),
         ),
         last_row=last_row,
     )
 
 
-def _fold_attention(block: edifice.MegaBlock, config: EdificeConfig, *, last_row: bool) -> FoldedAttention:
+def _fold_attention(block: edifice.MegaBlock, config: EdificeConfig) -> FoldedAttention:
     attention = block.attention
     query, key, value, gate = (
         _behind(block.attention_norm, layer) for layer in (attention.q, attention.k, attention.v, attention.gate)
     )
-    keys: tuple[Linear, ...] = (key,)
-    if config.attention == "softmax":
+    softmax = config.attention == "softmax"
+    if softmax:
         query = Linear(query.weight @ key.weight.T, query.bias @ key.weight.T).scaled(config.hidden_size**-0.5)
-        keys = ()
     return FoldedAttention(
         kind=config.attention,
-        joint=_join(query, gate) if last_row else _join(query, *keys, value, gate),
-        key=keys[0] if keys and last_row else None,
-        value=value if last_row else None,
+        query=query,
+        key=None if softmax else key,
+        value=value,
+        gate=gate,
         out=_linear(attention.out),
     )
 
@@ -172,13 +175,6 @@ def _behind(norm: nn.LayerNorm, layer: nn.Linear) -> Linear:
     """`layer` behind `norm`, as one layer behind the bare normalisation."""
     linear = _linear(layer)
     return Linear(_array(norm.weight)[:, None] * linear.weight, _array(norm.bias) @ linear.weight + linear.bias)
-
-
-def _join(*layers: Linear) -> Linear:
-    """Layers with one input as one layer with their outputs side by side."""
-    return Linear(
-        np.concatenate([layer.weight for layer in layers], axis=1), np.concatenate([layer.bias for layer in layers])
-    )
 
 
 def _linear(layer: nn.Linear) -> Linear:

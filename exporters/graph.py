@@ -70,10 +70,6 @@ class Graph:
         weight, bias = self.constant(f"{name}.weight", layer.weight), self.constant(f"{name}.bias", layer.bias)
         return self.op.Gemm(x, weight, bias)
 
-    def split(self, x: ir.Value, parts: int) -> Sequence[ir.Value]:
-        """Equal parts of the features: [rows, parts * F] -> parts of [rows, F]."""
-        return self.op.Split(x, axis=-1, num_outputs=parts, _outputs=parts)
-
     def normalise(
         self, x: ir.Value, features: int, gamma: ir.Value | None = None, beta: ir.Value | None = None
     ) -> ir.Value:

@@ -14,12 +14,16 @@ def moving_average(graph: Graph, u: ir.Value, lowered: Lowered, length: Length) 
 
 
 def _kernel(graph: Graph, u: ir.Value, lowered: Kernel, length: Length) -> ir.Value:
-    """One depthwise convolution, for which the length does not matter."""
+    """One depthwise convolution, for which the length does not matter.
+
+    It has two dimensions, of which one is 1: onnxruntime has a fast kernel for those, and none for one dimension.
+    """
     op, (channels, count) = graph.op, lowered.taps.shape
-    weight = graph.constant("kernel", lowered.taps[:, None, ::-1])  # Conv correlates: the kernel is turned round
-    x = op.Transpose(graph.windows(u, length, channels), perm=[0, 2, 1])  # [batch, channels, seq_len]
-    y = op.Conv(x, weight, group=channels, kernel_shape=[count], pads=[count - 1, 0])
-    return graph.rows(op.Transpose(y, perm=[0, 2, 1]), channels)
+    weight = graph.constant("kernel", lowered.taps[:, None, None, ::-1])  # Conv correlates: the kernel is turned round
+    x = op.Unsqueeze(graph.windows(u, length, channels), [1])
+    x = op.Transpose(x, perm=[0, 3, 1, 2])  # [batch, channels, 1, seq_len]
+    y = op.Conv(x, weight, group=channels, kernel_shape=[1, count], pads=[0, count - 1, 0, 0])
+    return graph.rows(op.Transpose(y, perm=[0, 2, 3, 1]), channels)
 
 
 def _blocks(graph: Graph, u: ir.Value, lowered: Blocked, length: Length) -> ir.Value:

@@ -44,11 +44,16 @@ def test_the_signature_is_frames_to_features_with_a_dynamic_batch(proto):
 def test_there_is_no_projection_more_than_folding_leaves(proto, model):
     kinds = [node.op_type for node in proto.graph.node]
     assert kinds.count("Conv") == 3
-    # The input's; each block's ema.proj, ema.out, joint, out and the two of SwiGLU; and in the last block one more, for
-    # softmax the value behind the weighted sum, for laplace the keys.
-    assert kinds.count("Gemm") == 1 + 3 * 6 + 1
+    # The input's; each block's ema.proj, ema.out, query, value, gate, out, and SwiGLU's three. Laplace attention has
+    # keys as well, and in the last block no Gemm for the value.
+    laplace = model.config.laplace_attention
+    assert kinds.count("Gemm") == 1 + 3 * 9 + (3 - 1 if laplace else 0)
     # softmax: scores and weighted sum; laplace: the value behind the weighted sum, with its bias as a row.
-    assert kinds.count("MatMul") == (1 if model.config.laplace_attention else 2 * 3)
+    assert kinds.count("MatMul") == (1 if laplace else 2 * 3)
+
+
+def test_nothing_is_copied_apart(proto):
+    assert "Split" not in {node.op_type for node in proto.graph.node}
 
 
 def test_every_laplace_attention_is_one_node_of_the_op(model, proto):

@@ -66,10 +66,10 @@ PATHS = [
     ("blocks", 0, "ema", "proj", "weight"),
     ("blocks", 0, "ema", "ema", "decay"),
     ("blocks", 1, "ema", "out", "bias"),
-    ("blocks", 0, "attention", "joint", "weight"),
-    ("blocks", 1, "attention", "joint", "bias"),
+    ("blocks", 0, "attention", "value", "weight"),
+    ("blocks", 1, "attention", "gate", "bias"),
     ("blocks", 1, "attention", "out", "weight"),
-    ("blocks", 0, "ffn", "joint", "weight"),
+    ("blocks", 0, "ffn", "up", "weight"),
     ("blocks", 1, "ffn", "down", "bias"),
 ]
 
