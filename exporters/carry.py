@@ -71,7 +71,7 @@ def _later(
 def _recurrence(graph: Graph, rows: ir.Value, decay: Array, blocks: Length, most: int, *, ahead: bool) -> ir.Value:
     """Over all blocks: the recurrence written out within groups of blocks, and a sum of groups between those."""
     op, size, groups = graph.op, min(GROUP, most), -(-most // GROUP)
-    filled = pieces.fill(graph, rows, blocks, size)
+    filled = pieces.fill(graph, rows, blocks, size, axis=1)
     parts = list(op.Split(op.Reshape(filled, [-1, size, decay.size]), axis=1, num_outputs=size, _outputs=size))
     if ahead:
         parts.reverse()
@@ -96,7 +96,7 @@ def _recurrence(graph: Graph, rows: ir.Value, decay: Array, blocks: Length, most
         rows = op.Add(rows, op.Mul(before, graph.constant("powers", powers[::-1] if ahead else powers)))
         length = count * size if isinstance(count, int) else count
         rows = op.Reshape(rows, pieces.shape(graph, length, decay.size))
-    return pieces.unfill(graph, rows, blocks, size)
+    return pieces.unfill(graph, rows, blocks, size, axis=1)
 
 
 def _side_by_side(graph: Graph, states: Sequence[ir.Value], *, ahead: bool) -> ir.Value:

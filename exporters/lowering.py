@@ -24,6 +24,10 @@ class Lowering:
     blocks: tuple[Lowered, ...]
 
 
+def best_block(ema: MovingAverage, length: int) -> int:
+    return BLOCK
+
+
 def choose(asked: str, emas: Sequence[MovingAverage], length: int, cut: float = FLOAT32_HALF_ULP) -> Lowering:
     """The lowering of a model's moving averages, the same form for all of them.
 
