@@ -102,7 +102,7 @@ def build(contender: str, task: Task, x: Array) -> Call:
     """The call that is timed.
 
     Args:
-        contender: one of CONTENDERS; "conv" is a depthwise convolution with all taps, "torch-fft" has its spectrum ready.
+        contender: one of CONTENDERS; "conv" is a depthwise convolution with all taps; the FFT has its spectrum ready.
         task: what is computed.
         x: float32, [batch * seq_len, channels] or [batch, channels, seq_len] as `task.layout` says; so is the result.
     """
@@ -203,12 +203,14 @@ class _Worker:
         self.rounds.append(self.answer())
 
     def close(self) -> None:
-        self.pipe.close()
         self.process.terminate()
         self.process.join()
+        self.pipe.close()
 
 
-def compare(task: Task, contenders: tuple[str, ...] = CONTENDERS, *, rounds: int = 7, samples: int = 20) -> list[Result]:
+def compare(
+    task: Task, contenders: tuple[str, ...] = CONTENDERS, *, rounds: int = 7, samples: int = 20
+) -> list[Result]:
     """Time the contenders, the first of which sets the ratios.
 
     Args:
@@ -246,7 +248,9 @@ def _main(  # noqa: PLR0917 (typer's options)
     seq_len: Annotated[list[int], typer.Option(min=2)] = [4096],  # noqa: B006 (typer copies it)
     batch: Annotated[int, typer.Option(min=1)] = 1,
     bidirectional: Annotated[bool, typer.Option("--bidirectional")] = False,
-    block: Annotated[int | None, typer.Option(min=1, help="Frames of a block; by default what an export takes.")] = None,
+    block: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a block; by default what an export takes.")
+    ] = None,
     channels_first: Annotated[bool, typer.Option("--channels-first", help="[batch, channels, seq_len]")] = False,
     without: Annotated[list[str], typer.Option(help="Leave a contender out.")] = [],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1)] = 7,
@@ -264,7 +268,9 @@ def _main(  # noqa: PLR0917 (typer's options)
     if as_json:
         print(json.dumps([asdict(result) for result in results]))
         return
-    sizes = f"{channels} channels x {states} states{', bidirectional' if bidirectional else ''}, batch {batch}, {layout}"
+    sizes = (
+        f"{channels} channels x {states} states{', bidirectional' if bidirectional else ''}, batch {batch}, {layout}"
+    )
     table = Table(title=f"{sizes}; {threads} threads, {rounds} alternating rounds of {samples} calls, a process each")
     for column in ("frames", "contender", "p50 ms", "p90 ms", "error", "time over that of blocks"):
         table.add_column(column, justify="left" if column == "contender" else "right")
