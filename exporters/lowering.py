@@ -59,7 +59,7 @@ def choose(asked: str, emas: Sequence[MovingAverage], length: int, cut: float = 
     kernels = tuple(lower_to_kernel(ema, length, cut) for ema in emas)
     if asked == "kernel":
         return Lowering("kernel", "as asked", kernels)
-    as_kernels = sum(kernel_cost(*kernel.taps.shape, length) for kernel in kernels)
+    as_kernels = sum(kernel_cost(len(kernel.taps), kernel.taps.shape[1], length) for kernel in kernels)
     as_blocks = sum(blocks_cost(ema, length, best_block(ema, length)) for ema in emas)
     taps = sum(kernel.taps.shape[1] for kernel in kernels) / max(1, len(kernels))
     reason = (
