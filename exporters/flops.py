@@ -13,6 +13,7 @@ import onnx
 from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import MegaDeployError
 from mega_deploy.plugins.laplace import NAME as LAPLACE
+from mega_deploy.signature import Signature, usual
 
 L1_OPERATIONS = 3
 
@@ -31,13 +32,15 @@ def trained_flops(config: EdificeConfig) -> int:
     return projection + config.num_layers * block
 
 
-def graph_flops(model: onnx.ModelProto, length: int) -> int:
-    """Of a graph for one window of `length` frames, from the shapes that it works on."""
+def graph_flops(model: onnx.ModelProto, signature: Signature) -> int:
+    """Of a graph for one row of the usual length, from the shapes that it works on."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
+    specs = {spec.name: spec for spec in signature.inputs}
     for value in fixed.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-        value.type.tensor_type.shape.dim[1].dim_value = length
+        spec = specs[value.name]
+        for dim, size, axis in zip(value.type.tensor_type.shape.dim, spec.dims, spec.axes, strict=True):
+            dim.dim_value = 1 if axis == "batch" else usual(size)
     inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
     shapes = {

@@ -340,8 +340,8 @@ def test_a_range_of_lengths_is_served_verified_and_kept(checkpoint, frames, tmp_
     assert report["inputs"][0]["dims"] == [{"min": 1, "opt": 1, "max": 64}, {"min": 2, "opt": 8, "max": 40}, 6]
     assert report["ema"]["lowering"] == "blocked" and report["ema"]["blocks"][0]["block"] == 32
     verdict = answer("validate", tmp_path / "x.mega")
-    lengths = {case["name"].split(",")[1] for case in verdict["cases"] if "frames" in case["name"]}
-    assert verdict["passed"] and lengths == {" 2 frames", " 25 frames", " 40 frames"}
+    lengths = {case["name"].split(",")[1] for case in verdict["cases"] if "length" in case["name"]}
+    assert verdict["passed"] and lengths == {" length 2", " length 25", " length 40"}
     assert answer("validate", tmp_path / "x.mega", "--samples", "2", "--seed", "3")["passed"]
     for length in (2, 13, 40):
         np.save(tmp_path / "x.npy", np.resize(frames, (2, length, 6)))
