@@ -72,7 +72,9 @@ class MegaConfig:
     attention_dropout: float = 0.0
     """Of attention weights, in training."""
     hidden_dropout: float = 0.0
-    """Of values and inside the feed-forward network, in training."""
+    """Of values, in training."""
+    activation_dropout: float = 0.0
+    """Inside the feed-forward network, in training."""
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "z_dim", "hidden_dim", "ema_dim", "num_layers", "max_positions"):
@@ -87,7 +89,7 @@ class MegaConfig:
         for name in ("causal", "ffn_prenorm", "final_norm"):
             if getattr(self, name) is not None:
                 check_flag(name, getattr(self, name))
-        for name in ("dropout", "attention_dropout", "hidden_dropout"):
+        for name in ("dropout", "attention_dropout", "hidden_dropout", "activation_dropout"):
             check_rate(name, getattr(self, name))
         if self.position == "rotary" and self.z_dim % 2:
             raise OptionError(f"z_dim must be even with rotary positions, whose halves turn together, got {self.z_dim}")

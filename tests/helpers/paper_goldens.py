@@ -89,3 +89,37 @@ def close(got: torch.Tensor | np.ndarray, want: np.ndarray) -> None:
     array = got.detach().numpy() if isinstance(got, torch.Tensor) else got
     assert array.shape == want.shape
     assert np.abs(array - want).max() <= TOLERANCE * max(1.0, np.abs(want).max())
+
+
+class Model:
+    """One case of a whole model: its checkpoint, and arrays in and out by the source's names."""
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self.source = source
+        packed = folder / "golden.safetensors"
+        if packed.is_file():
+            golden = load_file(packed)
+            self.inputs = {k.split("/", 1)[1]: v for k, v in golden.items() if k.startswith("inputs/")}
+            self.outputs = {k.split("/", 1)[1]: v for k, v in golden.items() if k.startswith("outputs/")}
+            self.checkpoint = folder / "checkpoint.pt" if source == "fairseq" else folder
+        else:
+            self.inputs, self.outputs = (load_file(folder / f"{part}.safetensors") for part in ("inputs", "outputs"))
+            self.checkpoint = folder / ("checkpoint.pt" if source == "fairseq" else "pretrained")
+
+    def tensors(self, *names: str) -> dict[str, torch.Tensor]:
+        """These inputs, or all, real values in float64."""
+        found = {name: torch.from_numpy(self.inputs[name]) for name in names or self.inputs}
+        return {name: value.double() if value.is_floating_point() else value for name, value in found.items()}
+
+
+def models(source: str, prefix: str = "") -> dict[str, Model]:
+    """Cases of "fairseq" or "huggingface" whose names begin so, by name."""
+    found = {}
+    roots = [DATA / source]
+    if ELSEWHERE is not None:
+        roots.append(ELSEWHERE / {"huggingface": "hf"}.get(source, source))
+    for root in filter(Path.is_dir, roots):
+        for folder in sorted(root.glob(f"{prefix}*")):
+            if source == "huggingface" or (folder / "checkpoint.pt").is_file():
+                found.setdefault(folder.name, Model(folder, source))
+    return found

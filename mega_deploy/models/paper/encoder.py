@@ -22,11 +22,11 @@ class FeedForward(nn.Module):
         self.fc1 = nn.Linear(config.embed_dim, ffn_dim)
         self.fc2 = nn.Linear(ffn_dim, config.embed_dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.hidden_dropout = nn.Dropout(config.hidden_dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.norm(x) if self.prenorm else x
-        h = self.hidden_dropout(ACTIVATIONS[self.activation](self.fc1(n)))
+        h = self.activation_dropout(ACTIVATIONS[self.activation](self.fc1(n)))
         out = x + self.dropout(self.fc2(h))
         return out if self.prenorm else self.norm(out)
 
