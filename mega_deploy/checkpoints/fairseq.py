@@ -75,7 +75,8 @@ def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig
             differ in the file.
     """
     told = _Arguments(args)
-    arch = told.text("arch", "no arch")
+    if not any(".mega_layer." in name for name in tensors):
+        raise CheckpointError(f"its architecture is {told.text('arch', 'unnamed')}, none of fairseq's Mega models")
     try:
         if "sentence_projection_layer.weight" in tensors:
             config: PaperConfig = _classifier(told, tensors)
@@ -85,7 +86,7 @@ def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig
         elif any(name.startswith("decoder.embed_tokens.") for name in tensors):
             config, patterns = _language_model(told, tensors), _LANGUAGE_MODEL
         else:
-            raise CheckpointError(f"its architecture {arch} is none of fairseq's Mega models")
+            raise CheckpointError(f"its architecture is {told.text('arch', 'unnamed')}, none of fairseq's Mega models")
     except OptionError as error:
         raise CheckpointError(f"its arguments make an impossible model: {error}") from error
     weights: dict[str, Array] = {}
