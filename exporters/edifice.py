@@ -8,9 +8,10 @@ import numpy as np
 from onnxscript import ir
 
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, Lowered, Lowering, choose
+from mega_deploy.exporters.ema import FLOAT32_HALF_ULP
 from mega_deploy.exporters.fold import FoldedAttention, FoldedBlock, FoldedFFN, FoldedMega
 from mega_deploy.exporters.graph import OPSET, Graph, Length
+from mega_deploy.exporters.lowering import Lowered, Lowering, choose
 from mega_deploy.exporters.moving_average import moving_average
 from mega_deploy.plugins.laplace.function import l1_function
 from mega_deploy.signature import Range
@@ -43,7 +44,7 @@ def mega_graph(
 
     Args:
         folded: the deployment form.
-        ema: how the moving average is lowered (exporters.ema.choose).
+        ema: how the moving average is lowered (exporters.lowering.choose).
         seq_range: lengths that the graph serves, instead of the one.
         dtype: of the inputs, the constants and the arithmetic.
         cut: share of a kernel's L1 norm that may be cut off its tail (exporters.ema.lower_to_kernel).
@@ -93,7 +94,8 @@ class _Writer:
         op, graph = self.op, self.graph
         with graph.scope("ema"):
             u = graph.linear(self.normalise(x), block.ema.proj, "proj")
-            x = op.Add(x, graph.linear(moving_average(graph, u, lowered, self.length), block.ema.out, "out"))
+            u = moving_average(graph, u, lowered, self.length, self.longest)
+            x = op.Add(x, graph.linear(u, block.ema.out, "out"))
         with graph.scope("attention"):
             if block.last_row:
                 x = op.Add(self.last_row(x), self.last_row_attention(self.normalise(x), block.attention))

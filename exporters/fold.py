@@ -26,7 +26,7 @@ from torch import nn
 
 from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import InputError, OptionError
-from mega_deploy.exporters.ema import DecaySum
+from mega_deploy.exporters.ema import DecaySum, MovingAverage
 from mega_deploy.models import edifice
 
 Array = npt.NDArray[np.float64]
@@ -51,7 +51,7 @@ class FoldedEMA:
     """n -> out(ema(proj(n)))."""
 
     proj: Linear
-    ema: DecaySum
+    ema: MovingAverage
     out: Linear
 
 
@@ -138,7 +138,7 @@ def _fold_block(block: edifice.MegaBlock, config: EdificeConfig, *, last_row: bo
     return FoldedBlock(
         ema=FoldedEMA(
             proj=_behind(block.ema_norm, block.ema.proj),
-            ema=DecaySum(weight=weight[:, None], decay=decay[:, None]),
+            ema=MovingAverage(DecaySum(weight=weight[:, None], decay=decay[:, None])),
             out=_linear(block.ema.out),
         ),
         attention=_fold_attention(block, config, last_row=last_row),

@@ -4,62 +4,53 @@ from __future__ import annotations
 
 from onnxscript import ir
 
-from mega_deploy.exporters.ema import Blocked, Kernel, Lowered
+from mega_deploy.exporters import pieces
+from mega_deploy.exporters.blocks import Blocked
+from mega_deploy.exporters.carry import END, carry
+from mega_deploy.exporters.ema import Kernel
 from mega_deploy.exporters.graph import Graph, Length
+from mega_deploy.exporters.lowering import Lowered
 
 
-def moving_average(graph: Graph, u: ir.Value, lowered: Lowered, length: Length) -> ir.Value:
-    """Write the nodes for windows of `length` frames."""
-    return _kernel(graph, u, lowered, length) if isinstance(lowered, Kernel) else _blocks(graph, u, lowered, length)
+def moving_average(graph: Graph, u: ir.Value, lowered: Lowered, length: Length, longest: int) -> ir.Value:
+    """Write the nodes for windows of `length` frames, `longest` at most."""
+    if isinstance(lowered, Kernel):
+        return _kernel(graph, u, lowered, length)
+    return _blocks(graph, u, lowered, length, longest)
 
 
 def _kernel(graph: Graph, u: ir.Value, lowered: Kernel, length: Length) -> ir.Value:
     """One depthwise convolution, for which the length does not matter."""
-    op, (channels, count) = graph.op, lowered.taps.shape
+    op, (channels, count), ahead = graph.op, lowered.taps.shape, lowered.ahead
     weight = graph.constant("kernel", lowered.taps[:, None, ::-1])  # Conv correlates: the kernel is turned round
     x = op.Transpose(graph.windows(u, length, channels), perm=[0, 2, 1])  # [batch, channels, seq_len]
-    y = op.Conv(x, weight, group=channels, kernel_shape=[count], pads=[count - 1, 0])
+    y = op.Conv(x, weight, group=channels, kernel_shape=[count], pads=[count - 1 - ahead, ahead])
     return graph.rows(op.Transpose(y, perm=[0, 2, 1]), channels)
 
 
-def _blocks(graph: Graph, u: ir.Value, lowered: Blocked, length: Length) -> ir.Value:
-    """Two matrix products per channel, and between them the carry: Pad, Slice, Mul and Add, log2(blocks) times."""
-    op, size = graph.op, lowered.block
-    channels, _, states = lowered.readout.shape
-    x = graph.windows(u, length, channels)
-    x = op.Pad(x, _missing(graph, length, size))  # [batch, blocks * C, channels], zeros behind the end
-    x = op.Reshape(x, [0, -1, size, channels])
-    extent = op.Shape(x, start=0, end=2)  # batch, blocks
-    x = op.Reshape(op.Transpose(x, perm=[3, 2, 0, 1]), [channels, size, -1])  # [channels, C, batch * blocks]
-    y = op.MatMul(graph.constant("inside", lowered.inside), x)
-    if states:
-        y, state = op.Split(y, [size, states], axis=1, _outputs=2)
-        state = op.Reshape(
-            state, op.Concat(graph.sizes(channels, states), extent, axis=0)
-        )  # [channels, N, batch, blocks]
-        for step, factor in enumerate(lowered.carry):
-            factors = graph.constant(f"carry.{step}", factor[:, :, None, None])
-            state = op.Add(state, op.Mul(factors, _later(graph, state, 2**step)))
-        before = op.Reshape(_later(graph, state, 1), [channels, states, -1])
-        y = op.Add(y, op.MatMul(graph.constant("readout", lowered.readout), before))
-    y = op.Reshape(y, op.Concat(graph.sizes(channels, size), extent, axis=0))
-    y = op.Transpose(y, perm=[2, 3, 1, 0])  # [batch, blocks, C, channels]
-    y = op.Reshape(y, [0, -1, channels])
-    if not (isinstance(length, int) and length % size == 0):
-        y = op.Slice(y, [0], graph.frames(length), [1])
+def _blocks(graph: Graph, u: ir.Value, lowered: Blocked, length: Length, longest: int) -> ir.Value:
+    """Matrix products per channel, whose rows are blocks; the carry goes between them."""
+    op, size, channels = graph.op, lowered.block, len(lowered.inside)
+    count, most = pieces.count(graph, length, size), -(-longest // size)
+    x = pieces.fill(graph, graph.windows(u, length, channels), length, size)
+    # Two plain transposes around products of contiguous matrices: any other order of axes costs onnxruntime more.
+    x = op.Transpose(x, perm=[2, 0, 1])  # [channels, batch, blocks * C]
+    blocks = op.Reshape(x, [channels, -1, size])  # [channels, batch * blocks, C]
+    y = op.MatMul(blocks, graph.constant("inside", lowered.inside))
+    for side in lowered.sides:
+        with graph.scope("ahead" if side.ahead else "behind"):
+            left = op.MatMul(blocks, graph.constant("states", side.states))
+            before = carry(graph, left, side, count, most)
+            y = op.Add(y, op.MatMul(before, graph.constant("readout", side.readout)))
+    for edge in lowered.edges:
+        frames = abs(edge.lag) * size
+        if edge.lag > 0:
+            moved = op.Slice(op.Pad(x, [0, 0, frames, 0, 0, 0]), [0], [-frames], [2])
+        else:
+            moved = op.Slice(op.Pad(x, [0, 0, 0, 0, 0, frames]), [frames], [END], [2])
+        with graph.scope("ahead" if edge.lag < 0 else "behind"):
+            matrix = graph.constant(f"edge.{abs(edge.lag)}", edge.matrix)
+        y = op.Add(y, op.MatMul(op.Reshape(moved, [channels, -1, size]), matrix))
+    y = op.Reshape(y, [channels, -1, count * size] if isinstance(count, int) else op.Shape(x))
+    y = pieces.unfill(graph, op.Transpose(y, perm=[1, 2, 0]), length, size)  # [batch, seq_len, channels]
     return graph.rows(y, channels)
-
-
-def _missing(graph: Graph, length: Length, size: int) -> ir.Value:
-    """Pads of [batch, seq_len, channels] that make seq_len a multiple of `size`."""
-    op = graph.op
-    if isinstance(length, int):
-        return graph.sizes(0, 0, 0, 0, -length % size, 0)
-    missing = op.Mod(op.Neg(graph.frames(length)), graph.sizes(size))  # of the divisor's sign: 0 to size - 1
-    return op.Concat(graph.sizes(0, 0, 0, 0), missing, graph.sizes(0), axis=0)
-
-
-def _later(graph: Graph, state: ir.Value, blocks: int) -> ir.Value:
-    """State [channels, N, batch, blocks] moved back by so many blocks, with zeros in front."""
-    padded = graph.op.Pad(state, [0, 0, 0, blocks, 0, 0, 0, 0])
-    return graph.op.Slice(padded, [0], [-blocks], [3])
