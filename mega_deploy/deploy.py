@@ -105,8 +105,8 @@ def export(
         from mega_deploy.checkpoints import load_checkpoint
 
         on_step("read the checkpoint")
-        model = load_checkpoint(
-            model, source=source, config=config, attention=attention, seq_len=seq_len, output=output
+        model = _exportable(
+            load_checkpoint(model, source=source, config=config, attention=attention, seq_len=seq_len, output=output)
         )
     else:
         model = _own_model(model, seq_len, {"attention": attention, "output": output, "config": config})
@@ -190,7 +190,7 @@ def _fresh_reference(
     if inputs is not None and (samples is not None or seed is not None):
         raise OptionError("samples and seed are for random windows; give them or inputs, not both")
     signature = bundle.manifest.signature
-    model = load_checkpoint(bundle.file(files.TRAINED))
+    model = _exportable(load_checkpoint(bundle.file(files.TRAINED)))
     recorded = bundle.reference()
     names = [block.name for block in recorded.blocks]
     if inputs is None:
@@ -216,13 +216,7 @@ def _own_model(model: Mega, seq_len: int | None, for_checkpoints: Mapping[str, o
     """A model that came as a module, for windows of `seq_len` frames."""
     import torch
 
-    from mega_deploy.models.edifice import Mega
-
-    if type(model) is not Mega:  # a subclass may compute anything, and what torch.compile returns is no Mega
-        raise OptionError(
-            f"a model must be a mega_deploy.models.edifice.Mega itself or the path of a checkpoint, got {type(model)}; "
-            "of a compiled model pass the one that was compiled"
-        )
+    model = _exportable(model)
     if given := [name for name, value in for_checkpoints.items() if value is not None]:
         raise OptionError(f"{given[0]} is for checkpoints that do not say; this model has options of its own")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
@@ -232,6 +226,27 @@ def _own_model(model: Mega, seq_len: int | None, for_checkpoints: Mapping[str, o
     longer = copy.copy(model)  # shares the weights
     longer.config = dataclasses.replace(model.config, seq_len=seq_len)
     return longer
+
+
+def _exportable(model: object) -> Mega:
+    """The model, where this version exports such.
+
+    Raises:
+        OptionError: it does not.
+    """
+    from mega_deploy.models.edifice import Mega
+    from mega_deploy.models.paper import PaperModel
+
+    if isinstance(model, PaperModel):
+        raise OptionError(
+            "this version loads and inspects the paper's Mega, but does not export it; it exports Edifice's"
+        )
+    if type(model) is not Mega:  # a subclass may compute anything, and what torch.compile returns is no Mega
+        raise OptionError(
+            f"a model must be a mega_deploy.models.edifice.Mega itself or the path of a checkpoint, got {type(model)}; "
+            "of a compiled model pass the one that was compiled"
+        )
+    return model
 
 
 @contextmanager

@@ -51,11 +51,12 @@ _LANGUAGE_MODEL = [
     *_DECODER,
 ]
 _TRANSLATION = [
-    (r"^(encoder|decoder)\.embed_tokens\.", lambda match: f"{_SIDES[match[1]]}_table."),
-    (r"^(encoder|decoder)\.embed_norm\.", lambda match: f"{_SIDES[match[1]]}_embedding.norm."),
+    (r"^encoder\.embed_tokens\.", "source_table."),
+    (r"^decoder\.embed_tokens\.", "target_table."),
+    (r"^encoder\.embed_norm\.", "source_embedding.norm."),
+    (r"^decoder\.embed_norm\.", "target_embedding.norm."),
     *_DECODER,
 ]
-_SIDES = {"encoder": "source", "decoder": "target"}
 
 
 def is_fairseq(header: Mapping[str, Any]) -> bool:
@@ -80,7 +81,7 @@ def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig
     try:
         if "sentence_projection_layer.weight" in tensors:
             config: PaperConfig = _classifier(told, tensors)
-            patterns: list[Any] = _CLASSIFIER
+            patterns = _CLASSIFIER
         elif "encoder.embed_tokens.weight" in tensors:
             config, patterns = _translation(told, tensors), _TRANSLATION
         elif any(name.startswith("decoder.embed_tokens.") for name in tensors):

@@ -36,8 +36,8 @@ _NAMES = [
     (r"^(lm_head|mlm_head)\.weight$", "output.weight"),
     (r"^(lm_head|mlm_head)\.bias$", "output_bias"),
 ]
-_NORMS = {"rmsnorm": "scaling", "syncbatchnorm": "batchnorm"}
-_ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate"}
+_NORMS: dict[str, Any] = {"rmsnorm": "scaling", "syncbatchnorm": "batchnorm"}
+_ACTIVATIONS: dict[str, Any] = {"swish": "silu", "gelu_new": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate"}
 # Buffers of transformers' embeddings.
 _NO_WEIGHT = re.compile(r"(^|\.)embedding_layer\.(token_type_ids|position_ids)$")
 
@@ -103,7 +103,8 @@ def _config(options: Mapping[str, Any], head: Head, weights: Mapping[str, Array]
     chunked = flag("use_chunking", False)
     if chunked and chunk < 1:
         raise OptionError(f"use_chunking needs a chunk_size of at least 1, got {chunk}")
-    norm, activation = get("normalization_type", "scalenorm"), get("activation", "silu")
+    norm: Any = get("normalization_type", "scalenorm")
+    activation: Any = get("activation", "silu")
     # A chunk's size also bounds a simple bias where chunks are off.
     reach = chunk if chunk >= 0 else get("max_positions", 2048)
     decoder, crossed = flag("is_decoder", False), flag("add_cross_attention", False)
@@ -116,13 +117,13 @@ def _config(options: Mapping[str, Any], head: Head, weights: Mapping[str, Array]
         num_layers=get("num_hidden_layers", 4),
         attention=get("attention_activation", "softmax"),
         position=get("relative_positional_bias", "rotary"),
-        norm=_NORMS.get(norm, norm) if isinstance(norm, str) else norm,
+        norm=_NORMS.get(str(norm), norm),
         prenorm=flag("normalize_before_mega", True),
         bidirectional=flag("bidirectional", True),
         chunk_size=chunk if chunked else None,
         truncation=get("truncation"),
         max_positions=reach,
-        activation=_ACTIVATIONS.get(activation, activation) if isinstance(activation, str) else activation,
+        activation=_ACTIVATIONS.get(str(activation), activation),
         causal=decoder,
         norm_affine=flag("norm_affine", True),
         ffn_prenorm=flag("normalize_before_ffn", True),
