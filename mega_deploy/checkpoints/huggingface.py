@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
 
-from mega_deploy.checkpoints.paper_names import own_name, own_shape
+from mega_deploy.checkpoints.paper_names import rename
 from mega_deploy.errors import CheckpointError, OptionError
 from mega_deploy.paper.config import MegaConfig
 from mega_deploy.paper.tasks import Head, HuggingFaceConfig
@@ -38,8 +37,6 @@ _NAMES = [
 ]
 _NORMS: dict[str, Any] = {"rmsnorm": "scaling", "syncbatchnorm": "batchnorm"}
 _ACTIVATIONS: dict[str, Any] = {"swish": "silu", "gelu_new": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate"}
-# Buffers of transformers' embeddings.
-_NO_WEIGHT = re.compile(r"(^|\.)embedding_layer\.(token_type_ids|position_ids)$")
 
 
 def read_hugging_face(
@@ -62,15 +59,7 @@ def read_hugging_face(
         raise CheckpointError(
             f"its config.json says architectures {architectures!r:.100}, expected one of {', '.join(HEADS)}"
         )
-    weights: dict[str, Array] = {}
-    names: dict[str, str] = {}
-    for theirs, tensor in tensors.items():
-        ours = own_name(theirs)
-        if ours is None or _NO_WEIGHT.search(theirs):
-            continue
-        for pattern, replacement in _NAMES:
-            ours = re.sub(pattern, replacement, ours)
-        weights[ours], names[ours] = tensor.reshape(own_shape(ours, tensor.shape)), theirs
+    weights, names = rename(tensors, _NAMES)
     try:
         config = _config(options, HEADS[name], weights)
     except OptionError as error:
