@@ -6,14 +6,13 @@ checkpoints lack have the official code's defaults.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.checkpoints.paper_names import own_name, own_shape
+from mega_deploy.checkpoints.paper_names import rename
 from mega_deploy.errors import CheckpointError, OptionError
 from mega_deploy.paper.config import MegaConfig
 from mega_deploy.paper.tasks import (
@@ -51,11 +50,12 @@ _LANGUAGE_MODEL = [
     *_DECODER,
 ]
 _TRANSLATION = [
-    (r"^(encoder|decoder)\.embed_tokens\.", lambda match: f"{_SIDES[match[1]]}_table."),
-    (r"^(encoder|decoder)\.embed_norm\.", lambda match: f"{_SIDES[match[1]]}_embedding.norm."),
+    (r"^encoder\.embed_tokens\.", "source_table."),
+    (r"^decoder\.embed_tokens\.", "target_table."),
+    (r"^encoder\.embed_norm\.", "source_embedding.norm."),
+    (r"^decoder\.embed_norm\.", "target_embedding.norm."),
     *_DECODER,
 ]
-_SIDES = {"encoder": "source", "decoder": "target"}
 
 
 def is_fairseq(header: Mapping[str, Any]) -> bool:
@@ -80,7 +80,7 @@ def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig
     try:
         if "sentence_projection_layer.weight" in tensors:
             config: PaperConfig = _classifier(told, tensors)
-            patterns: list[Any] = _CLASSIFIER
+            patterns = _CLASSIFIER
         elif "encoder.embed_tokens.weight" in tensors:
             config, patterns = _translation(told, tensors), _TRANSLATION
         elif any(name.startswith("decoder.embed_tokens.") for name in tensors):
@@ -89,15 +89,7 @@ def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig
             raise CheckpointError(f"its architecture is {told.text('arch', 'unnamed')}, none of fairseq's Mega models")
     except OptionError as error:
         raise CheckpointError(f"its arguments make an impossible model: {error}") from error
-    weights: dict[str, Array] = {}
-    names: dict[str, str] = {}
-    for theirs, tensor in _untied_head(tensors, config).items():
-        ours = own_name(theirs)
-        if ours is None:
-            continue
-        for pattern, replacement in patterns:
-            ours = re.sub(pattern, replacement, ours)
-        weights[ours], names[ours] = tensor.reshape(own_shape(ours, tensor.shape)), theirs
+    weights, names = rename(_untied_head(tensors, config), patterns)
     _take_aliases_out(config, weights, names)
     return config, weights, names
 
@@ -122,7 +114,8 @@ class _Arguments:
         return int(self._get(name, (int,), default, "a whole number"))
 
     def number(self, name: str, default: float | None = None) -> float:
-        return float(self._get(name, (int, float), default, "a number"))
+        value: float = self._get(name, (int, float), default, "a number")
+        return value
 
     def flag(self, name: str, default: bool = False) -> bool:
         return bool(self._get(name, (bool,), default, "True or False"))
@@ -142,7 +135,7 @@ class _Arguments:
         try:
             return tuple(int(part) for part in parts)
         except (TypeError, ValueError):
-            raise CheckpointError(f"its argument {name} is {value!r:.100}, expected numbers with commas") from None
+            raise CheckpointError(f"its argument {name} is no list of whole numbers, such as 20000,60000") from None
 
 
 def _stack(told: _Arguments, side: str, *, max_positions: int, **options: Any) -> MegaConfig:

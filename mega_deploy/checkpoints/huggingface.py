@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
 
-from mega_deploy.checkpoints.paper_names import own_name, own_shape
+from mega_deploy.checkpoints.paper_names import rename
 from mega_deploy.errors import CheckpointError, OptionError
 from mega_deploy.paper.config import MegaConfig
 from mega_deploy.paper.tasks import Head, HuggingFaceConfig
@@ -36,10 +35,8 @@ _NAMES = [
     (r"^(lm_head|mlm_head)\.weight$", "output.weight"),
     (r"^(lm_head|mlm_head)\.bias$", "output_bias"),
 ]
-_NORMS = {"rmsnorm": "scaling", "syncbatchnorm": "batchnorm"}
-_ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate"}
-# Buffers of transformers' embeddings.
-_NO_WEIGHT = re.compile(r"(^|\.)embedding_layer\.(token_type_ids|position_ids)$")
+_NORMS: dict[str, Any] = {"rmsnorm": "scaling", "syncbatchnorm": "batchnorm"}
+_ACTIVATIONS: dict[str, Any] = {"swish": "silu", "gelu_new": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate"}
 
 
 def read_hugging_face(
@@ -62,15 +59,7 @@ def read_hugging_face(
         raise CheckpointError(
             f"its config.json says architectures {architectures!r:.100}, expected one of {', '.join(HEADS)}"
         )
-    weights: dict[str, Array] = {}
-    names: dict[str, str] = {}
-    for theirs, tensor in tensors.items():
-        ours = own_name(theirs)
-        if ours is None or _NO_WEIGHT.search(theirs):
-            continue
-        for pattern, replacement in _NAMES:
-            ours = re.sub(pattern, replacement, ours)
-        weights[ours], names[ours] = tensor.reshape(own_shape(ours, tensor.shape)), theirs
+    weights, names = rename(tensors, _NAMES)
     try:
         config = _config(options, HEADS[name], weights)
     except OptionError as error:
@@ -103,7 +92,8 @@ def _config(options: Mapping[str, Any], head: Head, weights: Mapping[str, Array]
     chunked = flag("use_chunking", False)
     if chunked and chunk < 1:
         raise OptionError(f"use_chunking needs a chunk_size of at least 1, got {chunk}")
-    norm, activation = get("normalization_type", "scalenorm"), get("activation", "silu")
+    norm: Any = get("normalization_type", "scalenorm")
+    activation: Any = get("activation", "silu")
     # A chunk's size also bounds a simple bias where chunks are off.
     reach = chunk if chunk >= 0 else get("max_positions", 2048)
     decoder, crossed = flag("is_decoder", False), flag("add_cross_attention", False)
@@ -116,13 +106,13 @@ def _config(options: Mapping[str, Any], head: Head, weights: Mapping[str, Array]
         num_layers=get("num_hidden_layers", 4),
         attention=get("attention_activation", "softmax"),
         position=get("relative_positional_bias", "rotary"),
-        norm=_NORMS.get(norm, norm) if isinstance(norm, str) else norm,
+        norm=_NORMS.get(str(norm), norm),
         prenorm=flag("normalize_before_mega", True),
         bidirectional=flag("bidirectional", True),
         chunk_size=chunk if chunked else None,
         truncation=get("truncation"),
         max_positions=reach,
-        activation=_ACTIVATIONS.get(activation, activation) if isinstance(activation, str) else activation,
+        activation=_ACTIVATIONS.get(str(activation), activation),
         causal=decoder,
         norm_affine=flag("norm_affine", True),
         ffn_prenorm=flag("normalize_before_ffn", True),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from mega_deploy.errors import CheckpointError, OptionError, require
+from mega_deploy.paper.config import MegaConfig
 from mega_deploy.paper.signatures import check_lengths, longest, pads_to_chunks, signature, stacks
 from mega_deploy.paper.tasks import HuggingFaceConfig, PaperConfig, architecture, to_dict
 from mega_deploy.signature import LARGEST_SIZE, Range
@@ -94,6 +95,7 @@ def describe(config: PaperConfig) -> dict[str, Any]:
         "layers": [_layers(stack) for stack in stacks(config)],
         "lengths": {"max": limit, "chunks": _chunks(config)},
         **shape.to_json(),
+        "export_needs": "--seq-len N, or --seq-range MIN:OPT:MAX",
     }
 
 
@@ -105,10 +107,11 @@ _TASKS = {
 }
 
 
-def _layers(stack: Any) -> dict[str, Any]:
+def _layers(stack: MegaConfig) -> dict[str, Any]:
     names = ("num_layers", "embed_dim", "z_dim", "hidden_dim", "ffn_dim", "ema_dim", "attention", "position", "norm")
     told = {name: getattr(stack, name) for name in (*names, "chunk_size", "truncation", "bidirectional")}
-    return told | {"causal": stack.is_causal, "cross_attention": stack.cross_positions is not None}
+    name = "decoder" if stack.is_causal else "encoder"
+    return {"name": name} | told | {"causal": stack.is_causal, "cross_attention": stack.cross_positions is not None}
 
 
 def _chunks(config: PaperConfig) -> str | None:

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from mega_deploy.errors import CheckpointError
+
+Array = npt.NDArray[Any]
 
 # In this order: what stands for one thing in a name, and what we call it.
 _PARTS = [
@@ -25,6 +33,32 @@ _PARTS = [
 ]
 # Buffers that carry no weight: versions, an anchor for the device, and a counter that only training reads.
 _NO_WEIGHT = re.compile(r"(^|\.)(version|_float_tensor|num_batches_tracked)$")
+
+
+def rename(
+    tensors: Mapping[str, Array], patterns: Sequence[tuple[str, str]]
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """The weights under our names and in our shapes, and for each of those names the file's.
+
+    Args:
+        tensors: by the file's names.
+        patterns: regular expressions and what stands instead, for names outside of the layers.
+
+    Raises:
+        CheckpointError: two tensors are one weight.
+    """
+    weights: dict[str, Array] = {}
+    names: dict[str, str] = {}
+    for theirs, tensor in tensors.items():
+        ours = own_name(theirs)
+        if ours is None:
+            continue
+        for pattern, replacement in patterns:
+            ours = re.sub(pattern, replacement, ours)
+        if ours in weights:
+            raise CheckpointError(f"the tensors {names[ours]} and {theirs} are the same weight of the model")
+        weights[ours], names[ours] = tensor.reshape(own_shape(ours, tensor.shape)), theirs
+    return weights, names
 
 
 def own_name(name: str) -> str | None:

@@ -13,6 +13,7 @@ from mega_deploy.paper.tasks import (
 )
 from mega_deploy.signature import Dim, Range, Signature, TensorSpec
 
+Dims = dict[str, Dim]
 CHOICES = Range(1, 2, 64)
 """Answers that a multiple-choice model takes: no checkpoint says how many."""
 
@@ -25,13 +26,11 @@ def signature(config: PaperConfig, seq_len: Dim, batch: Range) -> Signature:
         seq_len: steps of every sequence, one number or a range; `check_lengths` tells whether the model can take them.
         batch: rows that are computed together.
     """
-    steps: dict[str, Dim] = {"batch": batch, "seq_len": seq_len}
+    steps: Dims = {"batch": batch, "seq_len": seq_len}
     match config:
         case MegaConfig():
-            width = {"embed_dim": config.embed_dim}
-            return Signature(
-                (_spec("frames", "float32", steps | width),), (_spec("features", "float32", steps | width),)
-            )
+            sides: Dims = {**steps, "embed_dim": config.embed_dim}
+            return Signature((_spec("frames", "float32", sides),), (_spec("features", "float32", sides),))
         case ClassifierConfig():
             dtype = "float32" if config.embedding.vocab_size is None else "int64"
             inputs = []
@@ -53,9 +52,9 @@ def signature(config: PaperConfig, seq_len: Dim, batch: Range) -> Signature:
 
 def optional_inputs(config: PaperConfig) -> tuple[str, ...]:
     """Inputs that may be left out: an attention mask is then all ones, token types are zeros."""
-    return (
-        ("attention_mask", "token_type_ids", "encoder_attention_mask") if isinstance(config, HuggingFaceConfig) else ()
-    )
+    if isinstance(config, HuggingFaceConfig):
+        return "attention_mask", "token_type_ids", "encoder_attention_mask"
+    return ()
 
 
 def longest(config: PaperConfig) -> int | None:
@@ -121,41 +120,41 @@ def check_lengths(config: PaperConfig, seq_len: Dim) -> None:
             )
 
 
-def _spec(name: str, dtype: str, dims: dict[str, Dim]) -> TensorSpec:
+def _spec(name: str, dtype: str, dims: Dims) -> TensorSpec:
     return TensorSpec(name, dtype, tuple(dims.values()), tuple(dims))
 
 
-def _scores(config: LanguageModelConfig | TranslationConfig, steps: dict[str, Dim]) -> TensorSpec:
+def _scores(config: LanguageModelConfig | TranslationConfig, steps: Dims) -> TensorSpec:
     """Scores of the vocabulary: logarithms of probabilities where an adaptive softmax makes them."""
     embedding = config.embedding if isinstance(config, LanguageModelConfig) else config.target
     assert embedding.vocab_size is not None
     name = "log_probs" if config.output.cutoffs else "logits"
-    return _spec(name, "float32", steps | {"vocabulary": embedding.vocab_size})
+    return _spec(name, "float32", {**steps, "vocabulary": embedding.vocab_size})
 
 
 def _hugging_face(config: HuggingFaceConfig, seq_len: Dim, batch: Range) -> Signature:
-    rows: dict[str, Dim] = {"batch": batch}
-    steps: dict[str, Dim] = {"batch": batch, "seq_len": seq_len}
-    each = {"batch": batch, "choices": CHOICES, "seq_len": seq_len} if config.head == "multiple_choice" else steps
+    rows: Dims = {"batch": batch}
+    steps: Dims = {"batch": batch, "seq_len": seq_len}
+    each: Dims = {"batch": batch, "choices": CHOICES, "seq_len": seq_len} if config.head == "multiple_choice" else steps
     names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (config.token_types is not None)
     inputs = [_spec(name, "int64", each) for name in names]
-    hidden = {"hidden_size": config.encoder.embed_dim}
+    hidden: Dims = {"hidden_size": config.encoder.embed_dim}
     if config.encoder.cross_positions is not None:
         inputs.append(_spec("encoder_hidden_states", "float32", steps | hidden))
         inputs.append(_spec("encoder_attention_mask", "int64", steps))
-    outputs: list[tuple[str, dict[str, Dim]]]
+    outputs: list[tuple[str, Dims]]
     match config.head:
         case "model":
             outputs = [("last_hidden_state", steps | hidden)]
             outputs += [("pooler_output", rows | hidden)] * config.pooler
         case "masked_lm" | "causal_lm":
-            outputs = [("logits", steps | {"vocabulary": config.vocab_size})]
+            outputs = [("logits", {**steps, "vocabulary": config.vocab_size})]
         case "sequence_classification":
-            outputs = [("logits", rows | {"labels": config.labels})]
+            outputs = [("logits", {**rows, "labels": config.labels})]
         case "token_classification":
-            outputs = [("logits", steps | {"labels": config.labels})]
+            outputs = [("logits", {**steps, "labels": config.labels})]
         case "question_answering":
             outputs = [("start_logits", steps), ("end_logits", steps)]
         case "multiple_choice":
-            outputs = [("logits", rows | {"choices": CHOICES})]
+            outputs = [("logits", {**rows, "choices": CHOICES})]
     return Signature(tuple(inputs), tuple(_spec(name, "float32", dims) for name, dims in outputs))

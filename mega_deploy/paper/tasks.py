@@ -27,7 +27,7 @@ Head = Literal[
     "question_answering",
     "multiple_choice",
 ]
-MAX_BANDS = 64
+MAX_PARTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,8 @@ class EmbeddingConfig:
         _check_bands(self.cutoffs, self.factor)
         if self.cutoffs and (self.vocab_size is None or self.cutoffs[-1] >= self.vocab_size):
             raise OptionError(f"cutoffs must lie below the vocabulary of {self.vocab_size}, got {list(self.cutoffs)}")
+        if any(width < 1 for _, width in self.bands):
+            raise OptionError(f"the factor {self.factor} leaves nothing of dim {self.dim} in the last band")
 
     @property
     def bands(self) -> tuple[tuple[int, int], ...]:
@@ -110,6 +112,8 @@ class ClassifierConfig:
         check_choice("pooling", self.pooling, Pooling)
         check_flag("pair", self.pair)
         check_choice("head_activation", self.head_activation, Activation)
+        if not isinstance(self.widths, tuple) or len(self.widths) > MAX_PARTS:
+            raise OptionError(f"widths must be a list of at most {MAX_PARTS} sizes")
         for width in self.widths:
             check_size("widths", width)
 
@@ -249,8 +253,8 @@ def band_sizes(cutoffs: tuple[int, ...], vocab_size: int, dim: int, factor: floa
 
 
 def _check_bands(cutoffs: object, factor: object) -> None:
-    if not isinstance(cutoffs, tuple) or len(cutoffs) > MAX_BANDS:
-        raise OptionError(f"cutoffs must be a list of at most {MAX_BANDS} tokens")
+    if not isinstance(cutoffs, tuple) or len(cutoffs) > MAX_PARTS:
+        raise OptionError(f"cutoffs must be a list of at most {MAX_PARTS} tokens")
     for cutoff in cutoffs:
         check_size("cutoffs", cutoff)
     if any(second <= first for first, second in pairwise(cutoffs)):
@@ -266,6 +270,10 @@ def _check_tied(output: OutputConfig, embedding: EmbeddingConfig, decoder: MegaC
         raise OptionError(
             f"cutoffs must lie below the vocabulary of {embedding.vocab_size}, got {list(output.cutoffs)}"
         )
+    if output.cutoffs and any(
+        width < 1 for _, width in band_sizes(output.cutoffs, embedding.vocab_size, decoder.embed_dim, output.factor)
+    ):
+        raise OptionError(f"the factor {output.factor} leaves nothing of {decoder.embed_dim} in the last band")
     if output.tied and embedding.dim != decoder.embed_dim:
         raise OptionError(f"a tied output needs a table of the layers' width {decoder.embed_dim}, got {embedding.dim}")
     if output.tied and (output.cutoffs, bool(output.cutoffs) * output.factor) != (

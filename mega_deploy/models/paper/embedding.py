@@ -30,16 +30,24 @@ class AdaptiveEmbedding(nn.Module):
     def __init__(self, config: EmbeddingConfig, dim: int) -> None:
         super().__init__()
         self.starts = (0, *config.cutoffs)
+        self.sizes = [size for size, _ in config.bands]
         self.tables = nn.ModuleList(_table(size, width) for size, width in config.bands)
         self.projections = nn.ModuleList(nn.Linear(width, dim, bias=False) for _, width in config.bands)
 
     def forward(self, tokens: Tensor) -> Tensor:
         out: Tensor | None = None
-        for start, table, projection in zip(self.starts, self.tables, self.projections, strict=True):
-            band = projection(table((tokens - start).clamp(0, table.num_embeddings - 1)))
+        bands = zip(self.starts, self.sizes, self.tables, self.projections, strict=True)
+        for start, size, table, projection in bands:
+            band = projection(table((tokens - start).clamp(0, size - 1)))
             out = band if out is None else torch.where((tokens >= start)[..., None], band, out)
         assert out is not None
         return out
+
+    def band(self, index: int) -> tuple[Tensor, Tensor]:
+        """A band's table [words, width] and projection [D, width], for an output that is tied to them."""
+        table, projection = self.tables[index], self.projections[index]
+        assert isinstance(table, nn.Embedding) and isinstance(projection, nn.Linear)
+        return table.weight, projection.weight
 
 
 class Embedding(nn.Module):

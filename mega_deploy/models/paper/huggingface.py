@@ -32,14 +32,14 @@ class MegaHuggingFace(nn.Module):
         self.words = nn.Embedding(config.vocab_size, dim)
         self.token_types = None if config.token_types is None else nn.Embedding(config.token_types, dim)
         self.encoder = MegaStack(config.encoder)
-        self.pooler = nn.Linear(dim, dim) if config.has_pooler else None
-        self.dense = nn.Linear(dim, dim) if config.has_dense else None
+        self.pooler = nn.Linear(dim, dim) if config.has_pooler else nn.Identity()
+        self.dense = nn.Linear(dim, dim) if config.has_dense else nn.Identity()
         self.dropout = nn.Dropout(config.encoder.hidden_dropout)
-        self.output: nn.Module | None = None
+        self.output: nn.Module = nn.Identity()
         self.output_bias: nn.Parameter | None = None
         match config.head:
             case "masked_lm" | "causal_lm":
-                self.output = None if config.tied else nn.Linear(dim, config.vocab_size, bias=False)
+                self.output = nn.Identity() if config.tied else nn.Linear(dim, config.vocab_size, bias=False)
                 self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
             case "sequence_classification" | "token_classification":
                 self.output = nn.Linear(dim, config.labels)
@@ -57,26 +57,24 @@ class MegaHuggingFace(nn.Module):
         encoder_attention_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         shape = input_ids.shape
-        flat = (
-            None if given is None else given.flatten(0, -2) for given in (input_ids, attention_mask, token_type_ids)
-        )
-        ids, mask, types = flat
-        assert ids is not None
+        ids = input_ids.flatten(0, -2)
         x = self.words(ids)
         if self.token_types is not None:
-            x = x + self.token_types(torch.zeros_like(ids) if types is None else types)
+            x = x + self.token_types(torch.zeros_like(ids) if token_type_ids is None else token_type_ids.flatten(0, -2))
+        keep = None if attention_mask is None else attention_mask.flatten(0, -2) != 0
         memory_keep = None if encoder_attention_mask is None else encoder_attention_mask != 0
         if (encoder_hidden_states is None) != (self.config.encoder.cross_positions is None):
             raise OptionError("encoder_hidden_states go with cross attention, and only with it")
-        x = self.encoder(x, None if mask is None else mask != 0, encoder_hidden_states, memory_keep)
+        x = self.encoder(x, keep, encoder_hidden_states, memory_keep)
         return self._headed(x, shape)
 
     def _headed(self, x: Tensor, shape: torch.Size) -> dict[str, Tensor]:
         """What the class returns, of the last layer's output [rows, L, D] for ids of `shape`."""
         match self.config.head:
             case "masked_lm" | "causal_lm":
-                x = x if self.dense is None else torch.tanh(self.dense(x))
-                scores = F.linear(x, self.words.weight) if self.output is None else self.output(x)
+                x = torch.tanh(self.dense(x)) if self.config.dense else x
+                assert self.output_bias is not None
+                scores = F.linear(x, self.words.weight) if self.config.tied else self.output(x)
                 return {"logits": scores + self.output_bias}
             case "token_classification":
                 return {"logits": self.output(self.dropout(x))}
@@ -86,7 +84,9 @@ class MegaHuggingFace(nn.Module):
             case "sequence_classification":
                 first = torch.tanh(self.dense(self.dropout(x[:, 0])))
                 return {"logits": self.output(self.dropout(first))}
-        pooled = None if self.pooler is None else torch.tanh(self.pooler(x[:, 0]))
-        if self.config.head == "multiple_choice":
-            return {"logits": self.output(self.dropout(pooled)).reshape(shape[:-1])}
-        return {"last_hidden_state": x} | ({} if pooled is None else {"pooler_output": pooled})
+            case "multiple_choice":
+                pooled = torch.tanh(self.pooler(x[:, 0]))
+                return {"logits": self.output(self.dropout(pooled)).reshape(shape[:-1])}
+            case "model":
+                found = {"last_hidden_state": x}
+                return found | {"pooler_output": torch.tanh(self.pooler(x[:, 0]))} if self.config.pooler else found

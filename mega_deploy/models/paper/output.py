@@ -18,7 +18,10 @@ class Output(nn.Module):
         self.linear = None if config.tied else nn.Linear(dim, vocab_size, bias=False)
 
     def forward(self, x: Tensor, table: nn.Module) -> Tensor:
-        return F.linear(x, table.weight) if self.linear is None else self.linear(x)
+        if self.linear is not None:
+            return self.linear(x)
+        assert isinstance(table, nn.Embedding)
+        return F.linear(x, table.weight)
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -44,16 +47,19 @@ class AdaptiveSoftmax(nn.Module):
         self.tails = nn.ModuleList(nn.Linear(width, size, bias=False) for size, width in tails if not config.tied)
 
     def forward(self, x: Tensor, table: nn.Module) -> Tensor:
-        assert not self.tied or isinstance(table, AdaptiveEmbedding)
-        words = F.linear(x, table.tables[0].weight) if self.words is None else self.words(x)
+        words = F.linear(x, self._tied(table, 0)[0]) if self.words is None else self.words(x)
         head = torch.cat([words, self.bands(x)], -1).log_softmax(-1)
         count = words.shape[-1]
         scores = [head[..., :count]]
         for band in range(self.bands.out_features):
-            narrow = x @ table.projections[band + 1].weight if self.tied_projections else self.projections[band](x)
-            tail = F.linear(narrow, table.tables[band + 1].weight) if self.tied else self.tails[band](narrow)
+            narrow = x @ self._tied(table, band + 1)[1] if self.tied_projections else self.projections[band](x)
+            tail = F.linear(narrow, self._tied(table, band + 1)[0]) if self.tied else self.tails[band](narrow)
             scores.append(tail.log_softmax(-1) + head[..., count + band, None])
         return torch.cat(scores, -1)
+
+    def _tied(self, table: nn.Module, band: int) -> tuple[Tensor, Tensor]:
+        assert isinstance(table, AdaptiveEmbedding)
+        return table.band(band)
 
 
 def make_output(config: OutputConfig, vocab_size: int, dim: int) -> Output | AdaptiveSoftmax:
