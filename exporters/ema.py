@@ -61,7 +61,9 @@ class MovingAverage:
 
     def __post_init__(self) -> None:
         if self.truncation is not None and self.truncation < 0:
-            raise OptionError(f"a moving average cannot be truncated to {self.truncation} frames; None means not at all")
+            raise OptionError(
+                f"a moving average cannot be truncated to {self.truncation} frames; None means not at all"
+            )
 
     @property
     def sides(self) -> tuple[DecaySum, ...]:
