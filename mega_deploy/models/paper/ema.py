@@ -50,8 +50,9 @@ class MultiHeadEMA(nn.Module):
         """The first lags of every row, at most `truncation`: [rows, lags]."""
         lags = length if self.truncation is None else min(length, self.truncation)
         p = torch.sigmoid(self.delta)
-        # log1p keeps the decays next to 1 apart, which log(1 - p sigmoid(alpha)) does not.
-        log_q = torch.log1p(-p * torch.sigmoid(self.alpha))  # [rows, h]
+        # log1p keeps the decays next to 1 apart, which log(1 - p sigmoid(alpha)) does not. One of 0 has the logarithm
+        # -inf, and lag 0 of it would be NaN: at -1e4 the powers are 1, 0, 0, ... as they should be.
+        log_q = torch.log1p(-p * torch.sigmoid(self.alpha)).clamp(min=-1e4)  # [rows, h]
         weight = p * self.beta * self.gamma * self.gamma.shape[1] ** -0.5
         # q^(i w + j) = q^(i w) q^j: two tables of sqrt(lags) powers each instead of one of [rows, h, lags].
         width = math.isqrt(lags - 1) + 1
