@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from attacks import saved
+from paper_attacks import GONE, fairseq, with_args
 from paper_goldens import DATA, close, models
 
 from mega_deploy.checkpoints import describe_checkpoint, load_checkpoint, read_checkpoint
+from mega_deploy.checkpoints.pickled import read_pt
 from mega_deploy.errors import CheckpointError, InputError, OptionError
-from mega_deploy.paper.signatures import optional_inputs
+from mega_deploy.paper.signatures import optional_inputs, stacks
 
 FAIRSEQ = DATA / "fairseq"
 HUGGING_FACE = DATA / "huggingface"
@@ -116,3 +120,56 @@ def test_a_matching_model_needs_both_documents():
     case = models("fairseq", "model_lra_aan")["model_lra_aan_dual"]
     with pytest.raises(InputError, match="src1_tokens"):
         load_checkpoint(case.checkpoint)(**case.tensors("src_tokens", "src_lengths"))
+
+
+@pytest.mark.parametrize(
+    ("case", "lags"),
+    [
+        ("model_lm_enwik8", 2048),
+        ("model_nmt_wmt_base", 1024),
+        ("model_lra_listops_mp", 1024),
+        ("model_lra_pf128_syncbn", 4096),
+        ("model_sc_raw", 1000),
+    ],
+)
+def test_an_argument_that_older_runs_lack_has_the_official_default(case, lags, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for value, expected in [(GONE, lags), (None, None)]:
+        path.write_bytes(with_args(case, truncation_length=value)())
+        config = read_checkpoint(path).paper
+        assert {stack.truncation for stack in stacks(config)} == {expected}
+
+
+def test_a_language_model_without_the_optional_arguments_is_the_plain_one(tmp_path):
+    names = ["activation_dropout", "adaptive_softmax_cutoff", "tie_adaptive_weights", "normalize_embedding"]
+    names += ["adaptive_input", "decoder_input_dim", "feature_dropout", "no_scale_embedding", "activation_fn"]
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(with_args("model_lm_enwik8", **dict.fromkeys(names, GONE))())
+    told = read_checkpoint(FAIRSEQ / "model_lm_enwik8" / "checkpoint.pt").paper
+    assert read_checkpoint(path).paper == replace(told, decoder=replace(told.decoder, activation_dropout=0.0))
+
+
+def test_weights_that_are_one_are_counted_and_kept_once(tmp_path):
+    """A stripped checkpoint holds less than its tensors together: an embedding has three names there."""
+    content = fairseq("model_nmt_wmt_base")
+    weights = dict(content["model"])
+    giant = torch.randn(47, 24)
+    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight"):
+        weights[name] = giant
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(saved({"args": content["args"], "model": weights}))
+    model = load_checkpoint(path)
+    assert torch.equal(model.target_table.weight, giant) and model.source_table is None
+    tensors, _ = read_pt(saved({"a": torch.ones(1 << 16), "b": (one := torch.ones(1 << 18)), "c": one, "d": one}))
+    assert tensors["b"] is tensors["c"] is tensors["d"]
+
+
+def test_half_precision_becomes_float32(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    content = fairseq()
+    halves = {name: value.half() for name, value in content["model"].items()}
+    path.write_bytes(saved({**content, "model": halves}))
+    weights = read_checkpoint(path).weights
+    assert all(weight.dtype == "float32" for weight in weights.values())
+    table = halves["encoder.encoder.embed_tokens.embed.weight"]
+    assert torch.equal(torch.from_numpy(weights["table.weight"]), table.float())
