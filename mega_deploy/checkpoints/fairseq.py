@@ -117,18 +117,27 @@ class _Arguments:
         value: float = self._get(name, (int, float), default, "a number")
         return value
 
-    def flag(self, name: str, default: bool = False) -> bool:
+    def flag(self, name: str, default: bool | None = False) -> bool:
         return bool(self._get(name, (bool,), default, "True or False"))
 
     def text(self, name: str, default: str | None = None) -> str:
         return str(self._get(name, (str,), default, "a word"))
 
-    def has(self, name: str) -> bool:
-        return self._args.get(name) is not None
+    def truncation(self, default: int) -> int | None:
+        """Lags of the moving average that are kept; None there keeps all, and older runs had the default."""
+        if self._args.get("truncation_length", default) is None:
+            return None
+        lags = self.size("truncation_length", default)
+        if lags < 1:
+            raise CheckpointError(
+                f"its argument truncation_length is {lags}, which leaves no lag of the moving average: fairseq fails "
+                "on it in encoders, and has no average in decoders; a run without truncation has None there"
+            )
+        return lags
 
     def cutoffs(self, name: str) -> tuple[int, ...]:
         """Written "20000,60000", or as a list."""
-        if not self.has(name):
+        if self._args.get(name) is None:
             return ()
         value = self._get(name, (str, list, tuple), None, "numbers with commas")
         parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
@@ -138,50 +147,85 @@ class _Arguments:
             raise CheckpointError(f"its argument {name} is no list of whole numbers, such as 20000,60000") from None
 
 
-def _stack(told: _Arguments, side: str, *, max_positions: int, **options: Any) -> MegaConfig:
-    """A stack of a language model or translation; the classifiers name theirs otherwise, with `side` empty."""
-    classifier = not side
-    prefix = side or "encoder_"
-    inner = "" if classifier else prefix
-    hidden = told.size(f"{prefix}hidden_dim")
-    norm = told.text("norm_type" if classifier else "normalization_type", "layernorm")
-    ffn = told.size(f"{prefix}ffn_embed_dim", hidden)
-    truncation = told.size("truncation_length") if told.has("truncation_length") else None
-    if truncation is not None and truncation < 1:
-        raise CheckpointError(
-            f"its argument truncation_length is {truncation}, which leaves no lag of the moving average: fairseq fails "
-            "on it in encoders, and has no average in decoders; a run without truncation has None there"
-        )
-    chunk = told.size(f"{inner}chunk_size", -1)
+# What an option is called, which differs between the tasks. Without a default it must be there: the classifiers' differ
+# from one architecture to another, and fairseq writes them all into its checkpoints.
+_OF_CLASSIFIERS = {
+    "side": "encoder",
+    "z_dim": "z_dim",
+    "n_dim": "n_dim",
+    "chunk_size": "chunk_size",
+    "norm": "norm_type",
+    "prenorm": "encoder_normalize_before",
+    "hidden_dropout": "act_dropout",
+    "activation_dropout": "act_dropout",
+}
+_OF_DECODERS = {
+    "side": "decoder",
+    "z_dim": "decoder_z_dim",
+    "n_dim": "decoder_n_dim",
+    "chunk_size": "decoder_chunk_size",
+    "norm": "normalization_type",
+    "prenorm": "normalize_before",
+    "hidden_dropout": "hidden_dropout",
+    "activation_dropout": "activation_dropout",
+}
+_OF_ENCODERS = {option: name.replace("decoder", "encoder") for option, name in _OF_DECODERS.items()}
+_DEFAULTS: dict[str, Any] = {
+    "chunk_size": -1,
+    "norm": "layernorm",
+    "prenorm": False,
+    "attention": "softmax",
+    "activation": "silu",
+}
+
+
+def _stack(
+    told: _Arguments,
+    called: Mapping[str, str],
+    defaults: Mapping[str, Any],
+    *,
+    truncation: int,
+    max_positions: int,
+    **options: Any,
+) -> MegaConfig:
+    """A stack of layers; `truncation` is the default of its task."""
+    side = called["side"]
+    hidden = told.size(f"{side}_hidden_dim")
+    ffn = told.size(f"{side}_ffn_embed_dim", hidden)
+    chunk = told.size(called["chunk_size"], defaults.get("chunk_size"))
+    norm: Any = told.text(called["norm"], defaults.get("norm"))
+    attention: Any = told.text("attention_activation_fn", defaults.get("attention"))
+    activation: Any = told.text("activation_fn", defaults.get("activation"))
+    position: Any = told.text("rel_pos_bias", "simple")
     return MegaConfig(
-        embed_dim=told.size(f"{prefix}embed_dim"),
-        z_dim=told.size(f"{inner}z_dim"),
+        embed_dim=told.size(f"{side}_embed_dim"),
+        z_dim=told.size(called["z_dim"]),
         hidden_dim=hidden,
         ffn_dim=ffn if ffn > 0 else None,
-        ema_dim=told.size(f"{inner}n_dim"),
-        num_layers=told.size(f"{prefix}layers"),
-        attention=told.text("attention_activation_fn", "softmax"),  # type: ignore[arg-type]  # MegaConfig checks
-        position=told.text("rel_pos_bias", "simple"),  # type: ignore[arg-type]
-        norm="batchnorm" if norm == "syncbatchnorm" else norm,  # type: ignore[arg-type]
-        prenorm=told.flag("encoder_normalize_before" if classifier else "normalize_before"),
-        chunk_size=chunk if chunk > 0 else None,
-        truncation=truncation,
+        ema_dim=told.size(called["n_dim"]),
+        num_layers=told.size(f"{side}_layers"),
+        attention=attention,
+        position=position,
+        norm="batchnorm" if norm == "syncbatchnorm" else norm,
+        prenorm=told.flag(called["prenorm"], defaults.get("prenorm")),
+        chunk_size=chunk if chunk >= 0 else None,
+        truncation=told.truncation(truncation),
         max_positions=max_positions,
-        activation=told.text("activation_fn", "silu"),  # type: ignore[arg-type]
+        activation=activation,
         dropout=told.number("dropout", 0.0),
         attention_dropout=told.number("attention_dropout", 0.0),
-        hidden_dropout=told.number("act_dropout" if classifier else "hidden_dropout", 0.0),
-        activation_dropout=told.number("act_dropout" if classifier else "activation_dropout", 0.0),
+        hidden_dropout=told.number(called["hidden_dropout"], 0.0),
+        activation_dropout=told.number(called["activation_dropout"], 0.0),
         **options,
     )
 
 
-def _rows(tensors: Weights, name: str, axes: int = 2) -> int:
+def _rows(tensors: Weights, name: str) -> int:
     """Rows of a matrix, which tell what the arguments do not."""
     if name not in tensors:
         raise CheckpointError(f"the tensor {name} is missing")
-    if tensors[name].ndim != axes:
-        raise CheckpointError(f"the tensor {name} has the shape {list(tensors[name].shape)}, not {axes} axes")
+    if tensors[name].ndim != 2:
+        raise CheckpointError(f"the tensor {name} has the shape {list(tensors[name].shape)}, not two axes")
     return int(tensors[name].shape[0])
 
 
@@ -191,7 +235,15 @@ def _classifier(told: _Arguments, tensors: Weights) -> ClassifierConfig:
     for name in ("use_p", "mfcc"):
         if told.flag(name):
             raise CheckpointError(f"it was trained with {name}, which this version does not read")
-    encoder = _stack(told, "", max_positions=told.size("max_positions"), bidirectional=True)
+    arch = told.text("arch", "unnamed")
+    encoder = _stack(
+        told,
+        _OF_CLASSIFIERS,
+        {},
+        truncation=1000 if arch.startswith("mega_sc_raw") else 4096 if arch == "mega_lra_pf128" else 1024,
+        max_positions=told.size("max_positions"),
+        bidirectional=True,
+    )
     words = "encoder.encoder.embed_tokens.embed.weight"
     widths = []
     for index in range(told.size("classifier_layers", 1)):
@@ -236,7 +288,9 @@ def _below(cutoffs: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
 def _language_model(told: _Arguments, tensors: Weights) -> LanguageModelConfig:
     decoder = _stack(
         told,
-        "decoder_",
+        _OF_DECODERS,
+        _DEFAULTS,
+        truncation=2048,
         max_positions=told.size("max_target_positions", 1024),
         final_norm_affine=not told.flag("no_affine_final_norm"),
     )
@@ -262,8 +316,15 @@ def _language_model(told: _Arguments, tensors: Weights) -> LanguageModelConfig:
 
 def _translation(told: _Arguments, tensors: Weights) -> TranslationConfig:
     reach = {side: told.size(f"max_{side}_positions", 1024) for side in ("source", "target")}
-    encoder = _stack(told, "encoder_", max_positions=reach["source"], bidirectional=True)
-    decoder = _stack(told, "decoder_", max_positions=reach["target"], cross_positions=max(reach.values()))
+    encoder = _stack(told, _OF_ENCODERS, _DEFAULTS, truncation=1024, max_positions=reach["source"], bidirectional=True)
+    decoder = _stack(
+        told,
+        _OF_DECODERS,
+        _DEFAULTS,
+        truncation=1024,
+        max_positions=reach["target"],
+        cross_positions=max(reach.values()),
+    )
 
     def embedding(side: str, stack: MegaConfig) -> EmbeddingConfig:
         return EmbeddingConfig(

@@ -41,7 +41,7 @@ def read_pt(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
         found = re.search(r"GLOBAL ([\w.]{1,100}) was not an allowed global", str(error))
         raise CheckpointError(
             f"it holds Python objects{f' ({found[1]})' if found else ''}, which can run code when read; save "
-            "model.state_dict(), or use mega_deploy.save_checkpoint"
+            "model.state_dict(), of fairseq's args and model alone, or use mega_deploy.save_checkpoint"
         ) from None
     except Exception as error:  # on corrupt bytes the unpickler raises whatever its last step did
         raise CheckpointError(

@@ -129,11 +129,20 @@ def test_there_are_many_attacks():
         ("pickle: bare, protocol 0, with code", ["pickle", "save_checkpoint"]),
         ("pt: compressed entries", ["compressed"]),
         ("empty file", ["empty"]),
+        ("fairseq: code beside the weights", ["Python objects", "args and model alone"]),
+        ("fairseq: no z_dim", ["arguments lack z_dim"]),
+        ("fairseq: truncation of 0", ["truncation_length is 0", "None"]),
+        ("fairseq: another layer type", ["lstm"]),
+        ("fairseq: one layer too few", ["1 layers", "2"]),
+        ("fairseq: tied weights differ", ["decoder.output_projection.weight", "decoder.embed_tokens.weight"]),
+        ("fairseq: max_positions beyond the table", ["rel_pos_bias", "[119]", "[121]"]),
+        ("fairseq: weights alone", ["without their configuration", "args"]),
+        ("native paper: endless widths", ["widths", "64"]),
     ],
 )
 def test_the_refusal_names_what_is_wrong(name, tells, tmp_path):
     path = tmp_path / "file"
-    path.write_bytes(ATTACKS[name]())
+    path.write_bytes({**ATTACKS, **FILES}[name]())
     with pytest.raises(InputError) as refusal:
         read_checkpoint(path)
     for part in tells:

@@ -201,6 +201,16 @@ def test_a_slow_decay_keeps_its_digits_in_float32():
     assert ((single - double).abs() / double).max() < 1e-6
 
 
+def test_an_average_that_forgets_at_once_is_finite():
+    """The official code makes NaN of it: 0 times the logarithm of 0."""
+    ema = MultiHeadEMA(dataclasses.replace(BASE, embed_dim=1, ema_dim=1))
+    with torch.no_grad():
+        ema.delta.fill_(200.0)
+        ema.alpha.fill_(200.0)
+    kernel = ema.kernel(5)
+    assert torch.equal(kernel, (ema.beta * ema.gamma) * torch.tensor([[1.0, 0, 0, 0, 0]]))
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("truncation", [None, 5])
 def test_the_moving_average_is_its_recurrence(bidirectional, truncation):

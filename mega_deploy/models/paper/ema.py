@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,11 +50,15 @@ class MultiHeadEMA(nn.Module):
         """The first lags of every row, at most `truncation`: [rows, lags]."""
         lags = length if self.truncation is None else min(length, self.truncation)
         p = torch.sigmoid(self.delta)
-        # log1p keeps the decays next to 1 apart, which log(1 - p sigmoid(alpha)) does not.
-        log_q = torch.log1p(-p * torch.sigmoid(self.alpha))  # [rows, h]
-        decay = torch.exp(log_q[..., None] * torch.arange(lags, dtype=log_q.dtype, device=log_q.device))
-        scale = self.gamma.shape[1] ** -0.5
-        return torch.einsum("rn,rnl->rl", p * self.beta * self.gamma * scale, decay)
+        # log1p keeps the decays next to 1 apart, which log(1 - p sigmoid(alpha)) does not. One of 0 has the logarithm
+        # -inf, and lag 0 of it would be NaN: at -1e4 the powers are 1, 0, 0, ... as they should be.
+        log_q = torch.log1p(-p * torch.sigmoid(self.alpha)).clamp(min=-1e4)  # [rows, h]
+        weight = p * self.beta * self.gamma * self.gamma.shape[1] ** -0.5
+        # q^(i w + j) = q^(i w) q^j: two tables of sqrt(lags) powers each instead of one of [rows, h, lags].
+        width = math.isqrt(lags - 1) + 1
+        steps = torch.arange(width, dtype=log_q.dtype, device=log_q.device)
+        coarse, fine = torch.exp(log_q[..., None] * (steps * width)), torch.exp(log_q[..., None] * steps)
+        return torch.einsum("rni,rnj->rij", weight[..., None] * coarse, fine).flatten(1)[:, :lags]
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """The average; steps that `keep` [B, L] leaves out enter no other step, but keep their residual."""
