@@ -4,8 +4,9 @@ Where u_k is block k of C frames, a row, for every channel:
 
     y_k = u_k T + h_k L,    h_k = sum_(j >= 1) decay^(C (j - 1)) s_(k - j),    s_k = u_k R
 
-T is the Toeplitz matrix of the kernel within a block, s_k what block k leaves behind, h_k what all blocks before k left,
-and L reads it out. The future is the same in the mirror: its T joins that of the past, the rest is a side of its own.
+T is the Toeplitz matrix of the kernel within a block, s_k what block k leaves behind, h_k what all blocks before k
+left, and L reads it out. The future is the same in the mirror: its T joins that of the past, the rest is a side of its
+own.
 
 A kernel that is truncated to t frames ends inside a block. Its h sums floor(t / C) blocks, and the one or two blocks
 where it ends are set right by a matrix each, an `Edge`: nothing that was summed is subtracted again but the few taps of
@@ -79,7 +80,8 @@ class Blocked:
 
     def to_json(self) -> dict[str, float]:
         """For the manifest."""
-        return {"taps": self.reach, "bound": self.bound, "block": self.block}
+        carried = sum(side.decay.shape[1] for side in self.sides)
+        return {"taps": self.reach, "bound": self.bound, "block": self.block, "carried": carried}
 
 
 def lower_to_blocks(ema: MovingAverage, length: int, block: int, cut: float = FLOAT32_HALF_ULP) -> Blocked:
@@ -119,18 +121,18 @@ def _lower_side(ema: MovingAverage, side: DecaySum, length: int, size: int, cut:
     needed = needed_taps(beyond, cut)
     most = math.ceil(length / size) - 1  # blocks behind the last one
     behind = min(most, math.ceil((needed - 1) / size))
-    # Is there anything beyond the truncation that the recurrence would bring back?
-    truncated = ema.truncation is not None and ema.truncation < min(
-        length, needed_taps(beyond_taps(side.taps(length)), cut)
-    )
+    # A truncation matters where the recurrence would bring back more than may be cut.
+    excess = 0.0 if ema.truncation is None else _excess(side.taps(length), ema.truncation)
+    truncation = None if excess <= cut else ema.truncation
     span: int | None = behind
-    if truncated:
-        assert ema.truncation is not None
-        span = min(most, ema.truncation // size)
+    if truncation is not None:
+        span = min(most, truncation // size)
     elif behind > 1 and math.ceil(math.log2(behind)) > MOST_DOUBLINGS:
         span = None
-    reach = length if truncated or span is None or span >= most else 1 + size * span  # of the first frame of a block
-    edges = _edges(ema.truncation, side, size, span, most) if truncated and span is not None else ()
+    exact = truncation is not None or span is None or span >= most
+    reach = length if exact else 1 + size * (span or 0)  # of the first frame of a block
+    edges = () if truncation is None else _edges(side, truncation, size, most)
+    bound = max(float(beyond[reach]), 0.0 if truncation is not None else excess)
     position = np.arange(size)
     lag = position - position[:, None]  # [frame that is read, frame that is written]
     inside = np.where(lag >= 0, taps[:, np.abs(lag)], 0.0)
@@ -143,15 +145,21 @@ def _lower_side(ema: MovingAverage, side: DecaySum, length: int, size: int, cut:
             span=span,
             ahead=False,
         )
-    part = _Part(inside, carried, edges, reach, float(beyond[reach]))
+    part = _Part(inside, carried, edges, reach, bound)
     return _mirrored(part) if ahead else part
 
 
-def _edges(truncation: int | None, side: DecaySum, size: int, span: int, most: int) -> tuple[Edge, ...]:
-    """The difference between the taps that count and those that a sum of `span` whole blocks brings."""
-    assert truncation is not None
-    position = np.arange(size)
-    taps = side.taps((span + 2) * size + size)
+def _excess(taps: Array, truncation: int) -> float:
+    """The largest share, over the channels, that the taps from `truncation` on have in the L1 norm of those before."""
+    kept, rest = (np.abs(part).sum(axis=1) for part in (taps[:, :truncation], taps[:, truncation:]))
+    share = np.divide(rest, kept, out=np.full_like(rest, np.inf), where=kept > 0)
+    return float(np.where(rest > 0, share, 0.0).max())
+
+
+def _edges(side: DecaySum, truncation: int, size: int, most: int) -> tuple[Edge, ...]:
+    """The difference between the taps that count and those of truncation // size whole blocks."""
+    span, position = min(most, truncation // size), np.arange(size)
+    taps = side.taps((span + 3) * size)
     edges = []
     for block in range(max(1, span), min(span + 1, most) + 1):
         lag = block * size + position - position[:, None]

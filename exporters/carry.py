@@ -1,7 +1,7 @@
 """The nodes of what blocks hand on: what each leaves behind -> what those before it left, without any loop.
 
-Values are [batch, blocks, states], with the states of all channels side by side, so that a step in time is one long row:
-onnxruntime then shifts, multiplies and adds at the speed of memory.
+Values are [batch, blocks, states], with the states of all channels side by side, so that a step in time is one long
+row: onnxruntime then shifts, multiplies and adds at the speed of memory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from mega_deploy.exporters.ema import Array
 from mega_deploy.exporters.graph import Graph, Length
 
 GROUP = 16
-"""Blocks whose recurrence is written out, a multiplication and an addition each. Of 4, 8, 16, 32 and all blocks, 8 to 32
-were equally fast in onnxruntime, for 1024 to 16384 frames."""
+"""Blocks whose recurrence is written out, a multiplication and an addition each. Of 4, 8, 16, 32 and all blocks, 8 to
+32 were equally fast in onnxruntime, for 1024 to 16384 frames."""
 END = int(np.iinfo(np.int64).max)
 
 
@@ -52,14 +52,14 @@ def _sum(graph: Graph, rows: ir.Value, decay: Array, span: int, *, ahead: bool) 
     rows = op.Pad(rows, [0, 0, 0, 0, span, 0] if ahead else [0, span, 0, 0, 0, 0])
     sums, width = rows, 1
     for bit in f"{span:b}"[1:]:
-        sums, width = _later(graph, sums, sums, decay, width, width, ahead=ahead), 2 * width
+        sums, width = _later(graph, sums, sums, decay, skip=width, blocks=width, ahead=ahead), 2 * width
         if bit == "1":
-            sums, width = _later(graph, rows, sums, decay, width, 1, ahead=ahead), width + 1
+            sums, width = _later(graph, rows, sums, decay, skip=width, blocks=1, ahead=ahead), width + 1
     return op.Slice(sums, [1], [END], [1]) if ahead else op.Slice(sums, [0], [-1], [1])
 
 
 def _later(
-    graph: Graph, near: ir.Value, far: ir.Value, decay: Array, skip: int, blocks: int, *, ahead: bool
+    graph: Graph, near: ir.Value, far: ir.Value, decay: Array, *, skip: int, blocks: int, ahead: bool
 ) -> ir.Value:
     """near[skip:] + decay^blocks far[:-blocks], or in the mirror near[:-skip] + decay^blocks far[blocks:]."""
     op = graph.op
@@ -71,7 +71,7 @@ def _later(
 def _recurrence(graph: Graph, rows: ir.Value, decay: Array, blocks: Length, most: int, *, ahead: bool) -> ir.Value:
     """Over all blocks: the recurrence written out within groups of blocks, and a sum of groups between those."""
     op, size, groups = graph.op, min(GROUP, most), -(-most // GROUP)
-    filled = pieces.fill(graph, rows, blocks, size)
+    filled = pieces.fill(graph, rows, blocks, size, axis=1)
     parts = list(op.Split(op.Reshape(filled, [-1, size, decay.size]), axis=1, num_outputs=size, _outputs=size))
     if ahead:
         parts.reverse()
@@ -96,7 +96,7 @@ def _recurrence(graph: Graph, rows: ir.Value, decay: Array, blocks: Length, most
         rows = op.Add(rows, op.Mul(before, graph.constant("powers", powers[::-1] if ahead else powers)))
         length = count * size if isinstance(count, int) else count
         rows = op.Reshape(rows, pieces.shape(graph, length, decay.size))
-    return pieces.unfill(graph, rows, blocks, size)
+    return pieces.unfill(graph, rows, blocks, size, axis=1)
 
 
 def _side_by_side(graph: Graph, states: Sequence[ir.Value], *, ahead: bool) -> ir.Value:

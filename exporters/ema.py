@@ -51,7 +51,7 @@ class DecaySum:
 
 @dataclass(frozen=True)
 class MovingAverage:
-    """y_t = sum_s past[s] x_(t - s) + sum_s future[s] x_(t + s), where s runs from 0 in both, and up to `truncation`."""
+    """y_t = sum_s past[s] x_(t - s) + sum_s future[s] x_(t + s), where s runs from 0 in both sums."""
 
     past: DecaySum
     future: DecaySum | None = None
@@ -87,8 +87,8 @@ class Kernel:
     ahead: int
     """Taps of the future."""
     bound: float
-    """The largest share, over the channels, of a kernel's L1 norm within the window that lies beyond its taps: an output
-    is off by at most this share times that norm times max|x|. 0 where nothing is cut."""
+    """The largest share, over the channels, of a kernel's L1 norm within the window that lies beyond its taps: an
+    output is off by at most this share times that norm times max|x|. 0 where nothing is cut."""
 
     def to_json(self) -> dict[str, float]:
         """For the manifest."""

@@ -14,27 +14,31 @@ from mega_deploy.exporters.lowering import Lowered
 
 def moving_average(graph: Graph, u: ir.Value, lowered: Lowered, length: Length, longest: int) -> ir.Value:
     """Write the nodes for windows of `length` frames, `longest` at most."""
+    op = graph.op
+    channels = len(lowered.taps) if isinstance(lowered, Kernel) else len(lowered.inside)
+    x = graph.windows(u, length, channels)
     if isinstance(lowered, Kernel):
-        return _kernel(graph, u, lowered, length)
-    return _blocks(graph, u, lowered, length, longest)
+        y = convolution(graph, op.Transpose(x, perm=[0, 2, 1]), lowered)
+        return graph.rows(op.Transpose(y, perm=[0, 2, 1]), channels)
+    y = in_blocks(graph, op.Transpose(x, perm=[2, 0, 1]), lowered, length, longest)
+    return graph.rows(op.Transpose(y, perm=[1, 2, 0]), channels)
 
 
-def _kernel(graph: Graph, u: ir.Value, lowered: Kernel, length: Length) -> ir.Value:
-    """One depthwise convolution, for which the length does not matter."""
-    op, (channels, count), ahead = graph.op, lowered.taps.shape, lowered.ahead
+def convolution(graph: Graph, x: ir.Value, lowered: Kernel) -> ir.Value:
+    """One depthwise convolution, for which the length does not matter: [batch, channels, seq_len] twice."""
+    (channels, count), ahead = lowered.taps.shape, lowered.ahead
     weight = graph.constant("kernel", lowered.taps[:, None, ::-1])  # Conv correlates: the kernel is turned round
-    x = op.Transpose(graph.windows(u, length, channels), perm=[0, 2, 1])  # [batch, channels, seq_len]
-    y = op.Conv(x, weight, group=channels, kernel_shape=[count], pads=[count - 1 - ahead, ahead])
-    return graph.rows(op.Transpose(y, perm=[0, 2, 1]), channels)
+    return graph.op.Conv(x, weight, group=channels, kernel_shape=[count], pads=[count - 1 - ahead, ahead])
 
 
-def _blocks(graph: Graph, u: ir.Value, lowered: Blocked, length: Length, longest: int) -> ir.Value:
-    """Matrix products per channel, whose rows are blocks; the carry goes between them."""
+def in_blocks(graph: Graph, x: ir.Value, lowered: Blocked, length: Length, longest: int) -> ir.Value:
+    """Matrix products per channel, whose rows are blocks, and the carry between them: [channels, batch, seq_len] twice.
+
+    Of all orders of the axes, onnxruntime is the fastest at plain transposes before and behind, and blocks as rows.
+    """
     op, size, channels = graph.op, lowered.block, len(lowered.inside)
     count, most = pieces.count(graph, length, size), -(-longest // size)
-    x = pieces.fill(graph, graph.windows(u, length, channels), length, size)
-    # Two plain transposes around products of contiguous matrices: any other order of axes costs onnxruntime more.
-    x = op.Transpose(x, perm=[2, 0, 1])  # [channels, batch, blocks * C]
+    x = pieces.fill(graph, x, length, size, axis=2)
     blocks = op.Reshape(x, [channels, -1, size])  # [channels, batch * blocks, C]
     y = op.MatMul(blocks, graph.constant("inside", lowered.inside))
     for side in lowered.sides:
@@ -48,9 +52,7 @@ def _blocks(graph: Graph, u: ir.Value, lowered: Blocked, length: Length, longest
             moved = op.Slice(op.Pad(x, [0, 0, frames, 0, 0, 0]), [0], [-frames], [2])
         else:
             moved = op.Slice(op.Pad(x, [0, 0, 0, 0, 0, frames]), [frames], [END], [2])
-        with graph.scope("ahead" if edge.lag < 0 else "behind"):
-            matrix = graph.constant(f"edge.{abs(edge.lag)}", edge.matrix)
+        matrix = graph.constant(f"edge.{edge.lag}", edge.matrix)
         y = op.Add(y, op.MatMul(op.Reshape(moved, [channels, -1, size]), matrix))
     y = op.Reshape(y, [channels, -1, count * size] if isinstance(count, int) else op.Shape(x))
-    y = pieces.unfill(graph, op.Transpose(y, perm=[1, 2, 0]), length, size)  # [batch, seq_len, channels]
-    return graph.rows(y, channels)
+    return pieces.unfill(graph, y, length, size, axis=2)

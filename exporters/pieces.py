@@ -1,4 +1,4 @@
-"""Cutting the second axis of a value, [batch, length, features], into pieces of one size, whatever the length."""
+"""Cutting an axis of a value of three axes into pieces of one size, whatever its length."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ def count(graph: Graph, length: Length, size: int) -> Length:
     return op.Concat(op.Slice(length, [0], [1]), pieces, axis=0)
 
 
-def fill(graph: Graph, x: ir.Value, length: Length, size: int) -> ir.Value:
-    """With zeros behind the end, up to a whole number of pieces."""
+def fill(graph: Graph, x: ir.Value, length: Length, size: int, axis: int) -> ir.Value:
+    """With zeros behind the end of `axis`, up to a whole number of pieces."""
     op = graph.op
+    if isinstance(length, int) and length % size == 0:
+        return x
+    before, after = [0] * (3 + axis), [0] * (2 - axis)
     if isinstance(length, int):
-        return op.Pad(x, [0, 0, 0, 0, -length % size, 0]) if length % size else x
+        return op.Pad(x, [*before, -length % size, *after])
     missing = op.Mod(op.Neg(graph.frames(length)), graph.sizes(size))  # of the divisor's sign: 0 to size - 1
-    return op.Pad(x, op.Concat(graph.sizes(0, 0, 0, 0), missing, graph.sizes(0), axis=0))
+    parts = [graph.sizes(*before), missing, *([graph.sizes(*after)] if after else [])]
+    return op.Pad(x, op.Concat(*parts, axis=0))
 
 
-def unfill(graph: Graph, x: ir.Value, length: Length, size: int) -> ir.Value:
+def unfill(graph: Graph, x: ir.Value, length: Length, size: int, axis: int) -> ir.Value:
     """Without what `fill` added."""
     if isinstance(length, int) and length % size == 0:
         return x
-    return graph.op.Slice(x, [0], graph.frames(length), [1])
+    return graph.op.Slice(x, [0], graph.frames(length), [axis])
 
 
 def shape(graph: Graph, length: Length, features: int) -> ir.Value | list[int]:

@@ -1,134 +1,120 @@
-"""The convolution kernel and the blocks are the recurrence, and what is cut off is bounded."""
+"""The moving average as a convolution: its closed form, where it may be cut, and which lowering is chosen."""
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from averages import averages, decay_sums, recurrence
 from hypothesis import given, settings
 
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters.ema import (
-    FLOAT32_HALF_ULP,
-    MOST_KERNEL_TAPS,
-    Blocked,
-    DecaySum,
-    choose,
-    lower_to_blocks,
-    lower_to_kernel,
-)
-
-decays = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.5, 1 - 1e-9, 1e-9]))
+from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, DecaySum, Kernel, MovingAverage, lower_to_kernel
+from mega_deploy.exporters.lowering import best_block, blocks_cost, choose, kernel_cost
 
 
-def recurrence(ema: DecaySum, u: np.ndarray) -> np.ndarray:
-    """The definition: h <- decay h + u, read out by the weights. u: [channels, seq_len]."""
-    state = np.zeros_like(ema.decay)
-    out = np.empty_like(u)
-    for t in range(u.shape[1]):
-        state = ema.decay * state + u[:, t : t + 1]
-        out[:, t] = (ema.weight * state).sum(1)
-    return out
+def convolve(kernel: Kernel, x: np.ndarray) -> np.ndarray:
+    """x: [batch, channels, seq_len]."""
+    length = x.shape[-1]
+    taps = kernel.taps
+    return np.stack([[np.convolve(u, k)[kernel.ahead :][:length] for u, k in zip(row, taps, strict=True)] for row in x])
 
 
-def convolve(taps: np.ndarray, u: np.ndarray) -> np.ndarray:
-    return np.stack([np.convolve(x, k)[: u.shape[1]] for x, k in zip(u, taps, strict=True)])
+def norms(ema: MovingAverage, length: int) -> np.ndarray:
+    """L1 norms of the kernels of all sides together: [channels]."""
+    return sum(np.abs(ema.taps(side, length)).sum(1) for side in ema.sides)
 
 
-@st.composite
-def cases(draw):
-    channels, states, length = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 80))
-    decay = np.array(draw(st.lists(decays, min_size=channels * states, max_size=channels * states)))
-    random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    weight = random.standard_normal((channels, states))
-    return DecaySum(weight, decay.reshape(channels, states)), random.standard_normal((channels, length))
+def rounding(ema: MovingAverage, x: np.ndarray) -> float:
+    """What float64 may round off: x of size 1 or so, summed."""
+    return 1e-14 * sum(np.abs(side.weight).sum() for side in ema.sides) * x.shape[-1] * np.abs(x).max()
 
 
 @settings(max_examples=200, deadline=None)
-@given(cases())
+@given(decay_sums(), st.integers(1, 200))
+def test_taps_are_the_powers_of_the_decays(side, length):
+    want = (side.weight[:, :, None] * side.decay[:, :, None] ** np.arange(length)).sum(1)
+    np.testing.assert_allclose(side.taps(length), want, rtol=0, atol=1e-13 * np.abs(side.weight).sum())
+
+
+@settings(max_examples=200, deadline=None)
+@given(averages())
 def test_the_uncut_kernel_is_the_recurrence(case):
-    ema, u = case
-    kernel = lower_to_kernel(ema, u.shape[1], cut=0.0)
-    want = recurrence(ema, u)
-    scale = np.abs(ema.weight).sum() * u.shape[1]
+    ema, x = case
+    kernel = lower_to_kernel(ema, x.shape[-1], cut=0.0)
     assert kernel.bound == 0.0
-    assert np.abs(convolve(kernel.taps, u) - want).max() <= 1e-14 * scale
+    assert np.abs(convolve(kernel, x) - recurrence(ema, x)).max() <= rounding(ema, x)
 
 
 @settings(max_examples=200, deadline=None)
-@given(cases(), st.sampled_from([FLOAT32_HALF_ULP, 1e-3]))
+@given(averages(), st.sampled_from([FLOAT32_HALF_ULP, 1e-3]))
 def test_the_bound_holds_for_every_input(case, cut):
-    ema, u = case
-    kernel = lower_to_kernel(ema, u.shape[1], cut)
-    norms = np.abs(ema.taps(u.shape[1])).sum(1)
-    allowed = kernel.bound * norms * np.abs(u).max() + 1e-13 * np.abs(ema.weight).sum() * u.shape[1]
+    ema, x = case
+    kernel = lower_to_kernel(ema, x.shape[-1], cut)
+    allowed = kernel.bound * norms(ema, x.shape[-1]) * np.abs(x).max() + rounding(ema, x)
     assert kernel.bound <= cut
-    assert (np.abs(convolve(kernel.taps, u) - recurrence(ema, u)).max(1) <= allowed).all()
+    assert (np.abs(convolve(kernel, x) - recurrence(ema, x)).max((0, 2)) <= allowed).all()
 
 
 @settings(max_examples=100, deadline=None)
-@given(cases())
-def test_no_shorter_kernel_would_do(case):
-    ema, u = case
-    kernel = lower_to_kernel(ema, u.shape[1], cut=1e-3)
-    count = kernel.taps.shape[1]
-    taps = np.abs(ema.taps(u.shape[1]))
+@given(decay_sums(), st.integers(1, 80))
+def test_no_shorter_kernel_would_do(side, length):
+    count = lower_to_kernel(MovingAverage(side), length, cut=1e-3).taps.shape[1]
+    taps = np.abs(side.taps(length))
     if count > 1:
-        norms = taps.sum(1)
-        shares = taps[:, count - 1 :].sum(1) / np.where(norms > 0, norms, 1)
+        sums = taps.sum(1)
+        shares = taps[:, count - 1 :].sum(1) / np.where(sums > 0, sums, 1)
         assert shares.max() > 1e-3 * (1 - 1e-12)
 
 
 @pytest.mark.parametrize(("decay", "taps"), [(0.5, 24), (0.9, 158), (0.0, 1), (1.0, 256)])
 def test_a_kernel_is_as_long_as_its_decay_asks(decay, taps):
-    ema = DecaySum(np.ones((1, 1)), np.full((1, 1), decay))
-    assert lower_to_kernel(ema, 256).taps.shape == (1, taps)
+    side = DecaySum(np.ones((1, 1)), np.full((1, 1), decay))
+    assert lower_to_kernel(MovingAverage(side), 256).taps.shape == (1, taps)
+    both = lower_to_kernel(MovingAverage(side, side, truncation=100), 256)
+    assert both.taps.shape == (1, 2 * min(taps, 100) - 1) and both.ahead == min(taps, 100) - 1
 
 
-def in_blocks(lowered: Blocked, u: np.ndarray) -> np.ndarray:
-    """What the graph computes of the blocks, block by block and step by step of the carry."""
-    (channels, length), size = u.shape, lowered.block
-    x = np.pad(u, [(0, 0), (0, -length % size)]).reshape(channels, -1, size)
-    y = np.einsum("cij,ckj->cki", lowered.inside, x)
-    y, states = y[:, :, :size], y[:, :, size:]  # [channels, blocks, N]
-    for step, factor in enumerate(lowered.carry):
-        states = states + factor[:, None] * np.pad(states, [(0, 0), (2**step, 0), (0, 0)])[:, : -(2**step)]
-    before = np.pad(states, [(0, 0), (1, 0), (0, 0)])[:, :-1]
-    if lowered.readout.shape[2]:
-        y = y + np.einsum("cin,ckn->cki", lowered.readout, before)
-    return y.reshape(channels, -1)[:, :length]
+def test_a_negative_truncation_is_refused_and_none_leaves_nothing_out():
+    side = DecaySum(np.ones((1, 1)), np.full((1, 1), 0.5))
+    with pytest.raises(OptionError, match="-1 frames"):
+        MovingAverage(side, truncation=-1)
+    assert not lower_to_kernel(MovingAverage(side, truncation=0), 8).taps.any()
+    assert lower_to_kernel(MovingAverage(side), 8).taps.all()
 
 
-@settings(max_examples=200, deadline=None)
-@given(cases(), st.integers(1, 20))
-def test_uncut_blocks_are_the_recurrence(case, size):
-    ema, u = case
-    lowered = lower_to_blocks(ema, u.shape[1], cut=0.0, block=size)
-    assert lowered.bound == 0.0
-    assert np.abs(in_blocks(lowered, u) - recurrence(ema, u)).max() <= 1e-13 * np.abs(ema.weight).sum() * u.shape[1]
+def constant(decay: float, channels: int, states: int = 1, *, both: bool = False) -> MovingAverage:
+    side = DecaySum(np.ones((channels, states)), np.full((channels, states), decay))
+    return MovingAverage(side, side if both else None)
 
 
-@settings(max_examples=200, deadline=None)
-@given(cases(), st.integers(1, 20), st.sampled_from([FLOAT32_HALF_ULP, 1e-3]), st.integers(1, 80))
-def test_the_bound_of_blocks_holds_for_every_shorter_window_too(case, size, cut, frames):
-    ema, u = case
-    lowered = lower_to_blocks(ema, u.shape[1], cut, block=size)
-    norms = np.abs(ema.taps(u.shape[1])).sum(1)
-    allowed = lowered.bound * norms * np.abs(u).max() + 1e-13 * np.abs(ema.weight).sum() * u.shape[1]
-    assert lowered.bound <= cut
-    u = u[:, :frames]
-    assert (np.abs(in_blocks(lowered, u) - recurrence(ema, u)).max(1) <= allowed).all()
+@pytest.mark.parametrize(
+    ("decay", "channels", "length", "name"),
+    [
+        (0.99, 16, 60, "kernel"),
+        (0.5, 16, 1024, "kernel"),
+        (0.99, 128, 1024, "blocked"),
+        (0.9999, 512, 16384, "blocked"),
+    ],
+)
+def test_auto_takes_what_is_expected_to_be_faster_and_says_so(decay, channels, length, name):
+    ema = constant(decay, channels)
+    chosen = choose("auto", [ema, ema], length)
+    assert chosen.name == name and "ms expected" in chosen.reason and len(chosen.blocks) == 2
+    assert {choose(asked, [ema], length).reason for asked in ("kernel", "blocked")} == {"as asked"}
 
 
-def test_the_carry_spans_no_more_blocks_than_the_kernel_reaches():
-    ema = DecaySum(np.ones((1, 1)), np.full((1, 1), 0.9))  # 158 taps: five blocks of 32 behind
-    assert [len(lower_to_blocks(ema, length).carry) for length in (32, 64, 96, 160, 4096)] == [0, 0, 1, 2, 3]
-    assert lower_to_blocks(ema, 32).readout.shape == (1, 32, 0)
+def test_an_unknown_lowering_is_refused():
+    with pytest.raises(OptionError, match=r"magic.*auto, kernel, blocked"):
+        choose("magic", [constant(0.5, 1)], 256)
 
 
-@pytest.mark.parametrize(("decay", "name"), [(0.5, "kernel"), (0.9, "blocked")])
-def test_auto_takes_the_convolution_up_to_a_number_of_taps(decay, name):
-    ema = DecaySum(np.ones((1, 1)), np.full((1, 1), decay))
-    chosen = choose("auto", [ema, ema], 256)
-    assert chosen.name == name and str(MOST_KERNEL_TAPS) in chosen.reason and chosen.reason.startswith("auto")
-    assert {choose(asked, [ema], 256).reason for asked in ("kernel", "blocked")} == {"as asked"}
-    with pytest.raises(OptionError, match="magic"):
-        choose("magic", [ema], 256)
+def test_blocks_are_linear_in_the_length_and_convolutions_are_not():
+    ema = constant(0.9999, 512, 16)
+    blocks = [blocks_cost(ema, length, best_block(ema, length)) for length in (1024, 4096, 16384)]
+    assert blocks[1] < 1.05 * 4 * blocks[0] and blocks[2] < 1.05 * 4 * blocks[1]
+    assert kernel_cost(512, 4096, 4096) > 15 * kernel_cost(512, 1024, 1024)
+
+
+def test_many_states_ask_for_longer_blocks():
+    assert best_block(constant(0.9999, 512, 16, both=True), 16384) == 32
+    assert best_block(constant(0.9999, 512, 64, both=True), 16384) > 32
+    assert best_block(constant(0.9999, 512, 16), 20) == 20

@@ -1,0 +1,134 @@
+"""Blocks, run in onnxruntime as they are exported, against the recurrence in float64."""
+
+import hypothesis.strategies as st
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from averages import averages, recurrence
+from hypothesis import given, settings
+from onnxscript import ir
+
+from mega_deploy.exporters import onnx as onnx_file
+from mega_deploy.exporters.blocks import lower_to_blocks
+from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, DecaySum, MovingAverage
+from mega_deploy.exporters.flops import graph_flops
+from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.lowering import best_block
+from mega_deploy.exporters.moving_average import moving_average
+
+
+def model(lowered, length: int, *, dynamic: bool = False, dtype=ir.DataType.DOUBLE) -> ir.Model:
+    """x [batch, seq_len, channels] -> y, for windows of `length` frames or up to so many."""
+    channels, graph = len(lowered.inside), Graph("average", dtype)
+    shape = ["batch", "seq_len" if dynamic else length, channels]
+    x = graph.input("x", shape)
+    frames = graph.op.Shape(x, start=0, end=2) if dynamic else length
+    y = moving_average(graph, graph.rows(x, channels), lowered, frames, length)
+    graph.output(graph.windows(y, frames, channels), "y", shape)
+    return graph.model()
+
+
+def run(made: ir.Model, x: np.ndarray) -> np.ndarray:
+    """x: [batch, channels, seq_len]; so is the result."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    # It takes constants of one element that are equal in float32 for one constant, in a graph of float64 too.
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(made).SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["ConstantSharing"],
+    )
+    return session.run(None, {"x": np.ascontiguousarray(x.transpose(0, 2, 1))})[0].transpose(0, 2, 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(averages(longest=200), st.integers(1, 20), st.one_of(st.just(0), st.integers(1, 400)))
+def test_uncut_blocks_are_the_recurrence_in_windows_of_one_length_and_of_a_range(case, block, more):
+    ema, x = case
+    longest = x.shape[-1] + more
+    lowered = lower_to_blocks(ema, longest, block, cut=0.0)
+    got = run(model(lowered, longest, dynamic=bool(more)), x)
+    scale = sum(np.abs(side.weight).sum() for side in ema.sides) * x.shape[-1] * np.abs(x).max()
+    assert lowered.bound == 0.0
+    assert np.abs(got - recurrence(ema, x)).max() <= 1e-14 * scale
+
+
+@settings(max_examples=60, deadline=None)
+@given(averages(longest=150), st.integers(1, 20), st.sampled_from([FLOAT32_HALF_ULP, 1e-3]), st.integers(1, 150))
+def test_the_bound_holds_for_every_shorter_window_too(case, block, cut, frames):
+    ema, x = case
+    length = x.shape[-1]
+    lowered = lower_to_blocks(ema, length, block, cut)
+    norms = sum(np.abs(ema.taps(side, length)).sum(1) for side in ema.sides)
+    x = x[..., :frames]
+    scale = sum(np.abs(side.weight).sum() for side in ema.sides) * length * np.abs(x).max()
+    allowed = lowered.bound * norms * np.abs(x).max() + 1e-14 * scale
+    got = run(model(lowered, length, dynamic=True), x)
+    assert lowered.bound <= cut
+    assert (np.abs(got - recurrence(ema, x)).max((0, 2)) <= allowed).all()
+
+
+def slow(channels: int, states: int, *, both: bool = False, truncation: int | None = None) -> MovingAverage:
+    """Weights for outputs of size 1, and decays up to 0.9999."""
+    random, sides = np.random.default_rng(0), []
+    for _ in range(1 + both):
+        decay = 1 - 10 ** random.uniform(-4, -0.5, (channels, states))
+        decay[:, 0] = 0.9999
+        sides.append(DecaySum(random.standard_normal(decay.shape) * np.sqrt(1 - decay**2), decay))
+    return MovingAverage(*sides, truncation=truncation)
+
+
+@pytest.mark.parametrize("truncation", [None, 2048, 1000])
+@pytest.mark.parametrize("both", [False, True], ids=["past", "both"])
+@pytest.mark.parametrize("signal", ["noise", "constant"])
+def test_slow_decays_lose_nothing_over_16384_frames(both, truncation, signal):
+    ema, length = slow(8, 16, both=both, truncation=truncation), 16384
+    x = np.random.default_rng(1).standard_normal((1, 8, length)) if signal == "noise" else np.ones((1, 8, length))
+    x = x.astype(np.float32)
+    lowered = lower_to_blocks(ema, length, best_block(ema, length))
+    got = run(model(lowered, length, dtype=ir.DataType.FLOAT), x)
+    want = recurrence(ema, x.astype(np.float64))
+    assert np.linalg.norm(got - want) <= 1e-6 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("truncation", [None, 1000, 1024])
+@pytest.mark.parametrize("both", [False, True], ids=["past", "both"])
+def test_multiply_adds_grow_with_the_length_and_no_faster(tmp_path, both, truncation):
+    ema, work = slow(4, 16, both=both, truncation=truncation), []
+    for length in (2048, 8192, 16384):
+        lowered = lower_to_blocks(ema, length, best_block(ema, length))
+        proto = onnx_file.save(model(lowered, length, dtype=ir.DataType.FLOAT), tmp_path / "model.onnx")
+        shapes = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+        sizes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in shapes.value_info}
+        carried = sum(np.prod(sizes[node.output[0]][1:]) for node in proto.graph.node if node.op_type in ("Mul", "Add"))
+        work.append(graph_flops(proto, length) / length + carried / length)
+    assert work[1] <= 1.05 * work[0] and work[2] <= 1.05 * work[1]
+
+
+def test_nothing_is_carried_farther_than_the_kernels_reach():
+    side = DecaySum(np.ones((1, 1)), np.full((1, 1), 0.9))  # 158 taps: five blocks of 32 behind, two of 128
+
+    def spans(length, block, **more):
+        lowered = lower_to_blocks(MovingAverage(side, **more), length, block)
+        return [part.span for part in lowered.sides], [edge.lag for edge in lowered.edges], lowered.reach
+
+    assert [spans(length, 32) for length in (32, 64, 160, 4096)] == [
+        ([], [], 32),
+        ([1], [], 64),
+        ([4], [], 160),
+        ([None], [], 4096),
+    ]
+    assert spans(4096, 128) == ([2], [], 257)
+    assert spans(4096, 32, truncation=2048) == ([None], [], 4096)  # nothing is left there to be cut
+    assert spans(4096, 32, truncation=96) == ([3], [3], 4096)
+    assert spans(4096, 32, truncation=100, future=side) == ([3, 3], [3, 4, -3, -4], 4096)
+
+
+def test_no_constant_is_subnormal():
+    side = DecaySum(np.ones((2, 3)), np.array([[0.01, 0.5, 0.9], [0.1, 0.3, 0.7]]))
+    made = model(lower_to_blocks(MovingAverage(side, side), 4096, 32, cut=0.0), 4096, dtype=ir.DataType.FLOAT)
+    for value in made.graph.initializers.values():
+        array = np.abs(value.const_value.numpy())
+        assert not ((array > 0) & (array < np.finfo(np.float32).tiny)).any(), value.name
