@@ -104,7 +104,7 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
             "bound": max(average["bound"] for average in averages),
             "blocks": averages,
         },
-        flops={"trained": family.flops(usual(seq_len)), "deployed": graph_flops(proto, signature)},
+        flops={"trained": family.flops(signature), "deployed": graph_flops(proto, signature)},
         parity=summary,
         tools={"mega-deploy": metadata.version("mega-deploy")}
         | {name: importlib.import_module(name).__version__ for name in (*PACKAGES, "onnxruntime", "numpy")},

@@ -59,7 +59,7 @@ def make_cases(
     pools = {name: draw(samples if name == RANDOM else few, usual(lengths)) for name, draw in kinds.items()}
     for other in _other_lengths(lengths):
         pools[f"{RANDOM}, length {other}"] = kinds[RANDOM](2, other)
-    fits = LARGEST_ACTIVATION // (longest * row_width(longest))
+    fits = LARGEST_ACTIVATION // max(longest * row_width(longest), _row_elements(signature))
     most = max(batch.min, min(batch.max, LARGEST_BATCH, fits))
     cases: Cases = {}
     for name, inputs in pools.items():

@@ -86,14 +86,17 @@ class TokenEmbedding:
 
     def write(self, tokens: ir.Value, steps: Steps) -> ir.Value:
         """The first layer's input: [rows * steps, D], zeros at padding."""
+        with self.graph.scope(self.name.replace("table", "embedding")):
+            return self._write(tokens, steps)
+
+    def _write(self, tokens: ir.Value, steps: Steps) -> ir.Value:
         graph, op = self.graph, self.op
         if self.folded:
-            table = graph.constant(f"{self.name}.folded", self._every_token())
+            table = graph.constant("every_token", self._every_token())
             return graph.rows(op.Gather(table, tokens), self.dim)
         x = self._bands(tokens) if isinstance(self.table, AdaptiveEmbedding) else self._words(tokens)
         if self.embedding.scale != 1:
-            scale = np.array(self.embedding.scale)
-            x = op.Mul(x, graph.constant("scale", scale))
+            x = op.Mul(x, graph.constant("scale", np.array(self.embedding.scale)))
         if isinstance(self.embedding.projection, nn.Linear):
             x = graph.linear(x, as_linear(self.embedding.projection), "projection")
         return steps.masked(normalise(graph, x, fold_norm(self.embedding.norm, self.dim)))

@@ -228,7 +228,7 @@ class _Task:
         name: str,
     ) -> None:
         """Scores of the steps that were given."""
-        length, dim = self._length(tokens), next(iter(self.writers.values())).config.embed_dim
+        length, dim = self._length(tokens), self.writers["decoder"].config.embed_dim
         x, _ = steps.cut(steps.masked(x), dim, length, largest(self.seq_len))
         spec = self.signature.outputs[0]
         found = scores(self.graph, x, output, table, name)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from mega_deploy.errors import OptionError
 from mega_deploy.paper.config import MegaConfig
 from mega_deploy.paper.tasks import (
     ClassifierConfig,
+    EmbeddingConfig,
     HuggingFaceConfig,
     LanguageModelConfig,
     PaperConfig,
     TranslationConfig,
 )
-from mega_deploy.signature import Dim, Range, Signature, TensorSpec
+from mega_deploy.signature import LARGEST_SIZE, Dim, Range, Signature, TensorSpec
 
 Dims = dict[str, Dim]
 CHOICES = Range(1, 2, 64)
@@ -26,35 +30,37 @@ def signature(config: PaperConfig, seq_len: Dim, batch: Range) -> Signature:
         seq_len: steps of every sequence, one number or a range; `check_lengths` tells whether the model can take them.
         batch: rows that are computed together.
     """
-    steps: Dims = {"batch": batch, "seq_len": seq_len}
+    rows: Dims = {"batch": batch}
+    steps: Dims = {**rows, "seq_len": seq_len}
     match config:
         case MegaConfig():
             sides: Dims = {**steps, "embed_dim": config.embed_dim}
             return Signature((_spec("frames", "float32", sides),), (_spec("features", "float32", sides),))
         case ClassifierConfig():
-            dtype = "float32" if config.embedding.vocab_size is None else "int64"
-            inputs = []
-            for document in ("src", "src1")[: 1 + config.pair]:
-                inputs.append(_spec(f"{document}_tokens", dtype, steps))
-                inputs.append(_spec(f"{document}_lengths", "int64", {"batch": batch}))
-            logits = _spec("logits", "float32", {"batch": batch, "classes": config.classes})
-            return Signature(tuple(inputs), (logits,))
+            logits = _spec("logits", "float32", {**rows, "classes": config.classes})
+            return Signature(tuple(_documents(config, rows, seq_len)), (logits,))
         case LanguageModelConfig():
-            scores = _scores(config, steps)
-            return Signature((_spec("tokens", "int64", steps),), (scores,))
+            return Signature((_tokens("tokens", config.embedding, steps),), (_scores(config, steps),))
         case TranslationConfig():
-            source = _spec("src_tokens", "int64", steps), _spec("src_lengths", "int64", {"batch": batch})
-            target = _spec("prev_output_tokens", "int64", steps)
-            return Signature((*source, target), (_scores(config, steps),))
+            source: Dims = {**rows, "src_len": seq_len}
+            target: Dims = {**rows, "tgt_len": seq_len}
+            inputs = (
+                _tokens("src_tokens", config.source, source),
+                _lengths("src_lengths", rows),
+                _tokens("prev_output_tokens", config.target, target),
+            )
+            return Signature(inputs, (_scores(config, target),))
         case HuggingFaceConfig():
             return _hugging_face(config, seq_len, batch)
 
 
-def optional_inputs(config: PaperConfig) -> tuple[str, ...]:
-    """Inputs that may be left out: an attention mask is then all ones, token types are zeros."""
-    if isinstance(config, HuggingFaceConfig):
-        return "attention_mask", "token_type_ids", "encoder_attention_mask"
-    return ()
+def _documents(config: ClassifierConfig, rows: Dims, seq_len: Dim) -> Iterator[TensorSpec]:
+    """Tokens and lengths of one document or of a pair; a pair of real values, which nothing pads, has one length."""
+    apart = config.pair and config.embedding.vocab_size is not None
+    for document in ("src", "src1")[: 1 + config.pair]:
+        steps: Dims = {**rows, f"{document}_len" if apart else "seq_len": seq_len}
+        yield _tokens(f"{document}_tokens", config.embedding, steps)
+        yield _lengths(f"{document}_lengths", rows)
 
 
 def longest(config: PaperConfig) -> int | None:
@@ -124,6 +130,17 @@ def _spec(name: str, dtype: str, dims: Dims) -> TensorSpec:
     return TensorSpec(name, dtype, tuple(dims.values()), tuple(dims))
 
 
+def _tokens(name: str, embedding: EmbeddingConfig, dims: Dims) -> TensorSpec:
+    """Tokens of a vocabulary, or real values where there is none."""
+    if embedding.vocab_size is None:
+        return _spec(name, "float32", dims)
+    return replace(_spec(name, "int64", dims), values=(0, embedding.vocab_size - 1))
+
+
+def _lengths(name: str, rows: Dims) -> TensorSpec:
+    return replace(_spec(name, "int64", rows), values=(1, LARGEST_SIZE))
+
+
 def _scores(config: LanguageModelConfig | TranslationConfig, steps: Dims) -> TensorSpec:
     """Scores of the vocabulary: logarithms of probabilities where an adaptive softmax makes them."""
     embedding = config.embedding if isinstance(config, LanguageModelConfig) else config.target
@@ -136,12 +153,18 @@ def _hugging_face(config: HuggingFaceConfig, seq_len: Dim, batch: Range) -> Sign
     rows: Dims = {"batch": batch}
     steps: Dims = {"batch": batch, "seq_len": seq_len}
     each: Dims = {"batch": batch, "choices": CHOICES, "seq_len": seq_len} if config.head == "multiple_choice" else steps
-    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (config.token_types is not None)
-    inputs = [_spec(name, "int64", each) for name in names]
+    inputs = [
+        replace(_spec("input_ids", "int64", each), values=(0, config.vocab_size - 1)),
+        replace(_spec("attention_mask", "int64", each), default=1),
+    ]
+    if config.token_types is not None:
+        types = _spec("token_type_ids", "int64", each)
+        inputs.append(replace(types, values=(0, config.token_types - 1), default=0))
     hidden: Dims = {"hidden_size": config.encoder.embed_dim}
     if config.encoder.cross_positions is not None:
-        inputs.append(_spec("encoder_hidden_states", "float32", steps | hidden))
-        inputs.append(_spec("encoder_attention_mask", "int64", steps))
+        memory: Dims = {"batch": batch, "encoder_len": seq_len}
+        inputs.append(_spec("encoder_hidden_states", "float32", memory | hidden))
+        inputs.append(replace(_spec("encoder_attention_mask", "int64", memory), default=1))
     outputs: list[tuple[str, Dims]]
     match config.head:
         case "model":
