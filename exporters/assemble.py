@@ -23,7 +23,7 @@ from mega_deploy.exporters.weighing import weigh_worst_block
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import judging_session
 from mega_deploy.runtime.validate import compare, compare_blocks
-from mega_deploy.signature import Dim, Range, Signature, usual
+from mega_deploy.signature import Dim, Range, Signature
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,9 @@ def counted_flops(model: nn.Module, signature: Signature) -> int:
     """
     shaped = copy.deepcopy(model).to("meta")
     dtypes = {"float32": torch.float32, "int64": torch.int64}
-    inputs = {spec.name: torch.ones(_one_row(spec), dtype=dtypes[spec.dtype], device="meta") for spec in signature.inputs}
+    inputs = {
+        spec.name: torch.ones(_one_row(spec), dtype=dtypes[spec.dtype], device="meta") for spec in signature.inputs
+    }
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shaped(**inputs)
     total: int = counter.get_total_flops()

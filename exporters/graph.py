@@ -63,7 +63,7 @@ class Graph:
 
     def _cast(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         with np.errstate(over="ignore"):
-            cast = np.ascontiguousarray(array, self.dtype.numpy())
+            cast = np.asarray(array, self.dtype.numpy(), order="C")
         if (np.isinf(cast) & np.isfinite(array)).any():
             raise InputError(f"{name} of the folded model exceeds {self.dtype.name}: its weights are too large")
         return cast

@@ -88,9 +88,7 @@ def _tokens(sides: Sides, keeps: Keeps, random: np.random.Generator) -> Kinds:
     return {kind: drawn(keep) for kind, keep in keeps.items()} | {"one token repeated": constant}
 
 
-def _side(
-    name: str, side: tuple[EmbeddingConfig, str | None], keep: Array, random: np.random.Generator
-) -> Inputs:
+def _side(name: str, side: tuple[EmbeddingConfig, str | None], keep: Array, random: np.random.Generator) -> Inputs:
     """Random tokens with padding where `keep` is False, and how many they are."""
     embedding, lengths = side
     assert embedding.vocab_size is not None

@@ -47,16 +47,18 @@ class TokenEmbedding:
         graph: where the nodes go.
         embedding: trained.
         table: trained.
-        name: of the table in the trained form.
+        scope: name of the embedding in the trained form.
+        name: of the table there.
         dim: D.
         shared: whether an output reads the table, too.
     """
 
     def __init__(
-        self, graph: Graph, embedding: Embedding, table: nn.Module, name: str, dim: int, *, shared: bool
+        self, graph: Graph, embedding: Embedding, table: nn.Module, *, scope: str, name: str, dim: int, shared: bool
     ) -> None:
         self.graph, self.op = graph, graph.op
         self.embedding, self.table, self.name, self.dim = embedding, table, name, dim
+        self.scope = scope
         words = embedding.config.vocab_size
         assert words is not None
         self.folded = not shared and words * dim <= max(LARGEST_TABLE, 2 * sum(p.numel() for p in table.parameters()))
@@ -86,7 +88,7 @@ class TokenEmbedding:
 
     def write(self, tokens: ir.Value, steps: Steps) -> ir.Value:
         """The first layer's input: [rows * steps, D], zeros at padding."""
-        with self.graph.scope(self.name.replace("table", "embedding")):
+        with self.graph.scope(self.scope):
             return self._write(tokens, steps)
 
     def _write(self, tokens: ir.Value, steps: Steps) -> ir.Value:

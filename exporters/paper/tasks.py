@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,20 @@ def paper_graph(
                 f"the weight {name} holds NaN or infinite values; a model that diverged cannot be deployed"
             )
     return _Task(model, signature, ema, dtype, cut).write()
+
+
+@dataclass(frozen=True)
+class _Words:
+    """An embedding of tokens in the trained form."""
+
+    embedding: Embedding
+    table: nn.Module
+    scope: str = "embedding"
+    """Name of the embedding."""
+    name: str = "table"
+    """Name of the table."""
+    shared: bool = False
+    """Whether another embedding, or an output, reads the table as well."""
 
 
 class _Task:
@@ -140,15 +155,15 @@ class _Task:
         x = self.writers["encoder"].write(self.graph.rows(frames, dim), self._steps("encoder", length, None))
         self._output("features", self.graph.windows(x, length, dim))
 
-    def _embedded(
-        self, stack: str, tokens: ir.Value, embedding: Embedding, table: nn.Module, name: str, *, shared: bool = False
-    ) -> tuple[ir.Value, Steps]:
+    def _embedded(self, stack: str, tokens: ir.Value, of: _Words) -> tuple[ir.Value, Steps]:
         """Tokens as the first layer's input, and their steps, padded to whole chunks."""
         config = self.writers[stack].config
-        tokenizer = TokenEmbedding(self.graph, embedding, table, name, config.embed_dim, shared=shared)
-        tokens, length = tokenizer.pad(tokens, self.seq_len, config.chunk_size)
-        steps = self._steps(stack, length, tokenizer.keep(tokens))
-        return tokenizer.write(tokens, steps), steps
+        words = TokenEmbedding(
+            self.graph, of.embedding, of.table, scope=of.scope, name=of.name, dim=config.embed_dim, shared=of.shared
+        )
+        tokens, length = words.pad(tokens, self.seq_len, config.chunk_size)
+        steps = self._steps(stack, length, words.keep(tokens))
+        return words.write(tokens, steps), steps
 
     def _classifier(self, model: MegaClassifier) -> None:
         op, graph, config = self.op, self.graph, model.config
@@ -163,7 +178,7 @@ class _Task:
             x = values(graph, tokens, model.table, model.embedding, dim)
             steps = self._steps("encoder", self._length(tokens), None)
         else:
-            x, steps = self._embedded("encoder", tokens, model.embedding, model.table, "table")
+            x, steps = self._embedded("encoder", tokens, _Words(model.embedding, model.table))
         x = self.writers["encoder"].write(x, steps)
         if config.pooling == "first":
             kept = steps.kept()
@@ -197,41 +212,43 @@ class _Task:
         return op.Concat(*given, axis=0)
 
     def _language_model(self, model: MegaLanguageModel) -> None:
-        tokens, tied = self.inputs["tokens"], model.config.output.tied
-        x, steps = self._embedded("decoder", tokens, model.embedding, model.table, "table", shared=tied)
+        words = _Words(model.embedding, model.table, shared=model.config.output.tied)
+        x, steps = self._embedded("decoder", self.inputs["tokens"], words)
         x = self.writers["decoder"].write(x, steps)
-        self._scores(x, steps, tokens, model.output, model.table, "table")
+        self._scores(x, steps, self.inputs["tokens"], model.output, words)
 
     def _translation(self, model: MegaTranslation) -> None:
-        config, dim = model.config, model.config.encoder.embed_dim
-        source, target = self.inputs["src_tokens"], self.inputs["prev_output_tokens"]
-        tied, own = config.output.tied, model.source_table
-        table, name = (model.target_table, "target_table") if own is None else (own, "source_table")
-        x, steps = self._embedded("encoder", source, model.source_embedding, table, name, shared=own is None)
-        x = steps.masked(self.writers["encoder"].write(x, steps))
-        length = self._length(source)
-        memory = Memory(*steps.cut(x, dim, length, largest(self.seq_len)))
-        shared = tied or own is None
-        y, steps = self._embedded(
-            "decoder", target, model.target_embedding, model.target_table, "target_table", shared=shared
+        shared, table = model.source_table is None, model.source_table or model.target_table
+        source = _Words(
+            model.source_embedding,
+            table,
+            "source_embedding",
+            "target_table" if shared else "source_table",
+            shared=shared,
         )
+        target = _Words(
+            model.target_embedding,
+            model.target_table,
+            "target_embedding",
+            "target_table",
+            shared=shared or model.config.output.tied,
+        )
+        x, steps = self._embedded("encoder", self.inputs["src_tokens"], source)
+        x = steps.masked(self.writers["encoder"].write(x, steps))
+        length = self._length(self.inputs["src_tokens"])
+        memory = Memory(*steps.cut(x, model.config.encoder.embed_dim, length, largest(self.seq_len)))
+        y, steps = self._embedded("decoder", self.inputs["prev_output_tokens"], target)
         y = self.writers["decoder"].write(y, steps, memory)
-        self._scores(y, steps, target, model.output, model.target_table, "target_table")
+        self._scores(y, steps, self.inputs["prev_output_tokens"], model.output, target)
 
     def _scores(
-        self,
-        x: ir.Value,
-        steps: Steps,
-        tokens: ir.Value,
-        output: Output | AdaptiveSoftmax,
-        table: nn.Module,
-        name: str,
+        self, x: ir.Value, steps: Steps, tokens: ir.Value, output: Output | AdaptiveSoftmax, words: _Words
     ) -> None:
         """Scores of the steps that were given."""
         length, dim = self._length(tokens), self.writers["decoder"].config.embed_dim
         x, _ = steps.cut(steps.masked(x), dim, length, largest(self.seq_len))
         spec = self.signature.outputs[0]
-        found = scores(self.graph, x, output, table, name)
+        found = scores(self.graph, x, output, words.table, words.name)
         self._output(spec.name, self.graph.windows(found, length, usual(spec.dims[-1])))
 
     def _hugging_face(self, model: MegaHuggingFace) -> None:
