@@ -334,6 +334,7 @@ def test_an_encoder_can_be_trained():
     torch.manual_seed(0)
     config = dataclasses.replace(BASE, norm="batchnorm", dropout=0.1, attention_dropout=0.1, hidden_dropout=0.1)
     model = MegaEncoder(config)
+    assert 0.015 < model.encoder.layers[0].attention.mx_proj.weight.std() < 0.025  # as the official code begins
     loss = model(torch.randn(4, 7, 8)).square().mean()
     loss.backward()
     gradients = [parameter.grad for parameter in model.parameters()]
