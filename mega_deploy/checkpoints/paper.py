@@ -89,9 +89,7 @@ def describe(config: PaperConfig) -> dict[str, Any]:
     shape = signature(config, Range(1, min(most, 512), most), Range(1, 1, 64))
     return {
         "family": "the paper's Mega (arXiv 2209.10655)",
-        "task": config.head.replace("_", " ")
-        if isinstance(config, HuggingFaceConfig)
-        else _TASKS[architecture(config)],
+        "task": _task(config),
         "layers": [_layers(stack) for stack in stacks(config)],
         "lengths": {"max": limit, "chunks": _chunks(config)},
         **shape.to_json(),
@@ -107,6 +105,10 @@ _TASKS = {
 }
 
 
+def _task(config: PaperConfig) -> str:
+    return config.head.replace("_", " ") if isinstance(config, HuggingFaceConfig) else _TASKS[architecture(config)]
+
+
 def _layers(stack: MegaConfig) -> dict[str, Any]:
     names = ("num_layers", "embed_dim", "z_dim", "hidden_dim", "ffn_dim", "ema_dim", "attention", "position", "norm")
     told = {name: getattr(stack, name) for name in (*names, "chunk_size", "truncation", "bidirectional")}
@@ -119,7 +121,5 @@ def _chunks(config: PaperConfig) -> str | None:
     sizes = sorted({stack.chunk_size for stack in stacks(config) if stack.chunk_size is not None})
     if not sizes:
         return None
-    size = " and ".join(map(str, sizes))
-    return (
-        f"of {size}, to which the model pads" if pads_to_chunks(config) else f"of {size}: whole ones, or less than one"
-    )
+    how = ", to which the model pads" if pads_to_chunks(config) else ": whole ones, or less than one"
+    return f"of {' and '.join(map(str, sizes))}{how}"

@@ -98,7 +98,8 @@ def describe_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> d
         "format": checkpoint.format,
         "sha256": checkpoint.sha256,
         "bytes": checkpoint.bytes,
-        "parameters": sum(tensor.size for tensor in checkpoint.weights.values()),
+        # Without the statistics of batch norms, which are measured and not trained.
+        "parameters": sum(tensor.size for name, tensor in checkpoint.weights.items() if ".running_" not in name),
         "config": checkpoint.options,
         "unknown": list(checkpoint.unknown),
         "tensors": {name: list(tensor.shape) for name, tensor in checkpoint.weights.items()},

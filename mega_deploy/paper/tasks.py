@@ -239,7 +239,7 @@ def _made(cls: type[Any], options: Mapping[str, Any]) -> Any:
     check_names(cls, options)
     values: dict[str, Any] = {}
     for name, value in options.items():
-        if name in _PARTS and cls is not MegaConfig:
+        if name in _PARTS:
             values[name] = _made(_PARTS[name], value)
         else:
             values[name] = tuple(value) if isinstance(value, list) else value

@@ -87,6 +87,10 @@ def test_inspect_says_what_it_is():
     assert seen["layers"][0] | {"attention": "softmax", "norm": "scalenorm", "num_layers": 2} == seen["layers"][0]
     assert seen["parameters"] == sum(p.numel() for p in load_checkpoint(MATCHING).parameters())
     assert seen["export_needs"].startswith("--seq-len")
+    speech = FAIRSEQ / "model_sc_raw" / "checkpoint.pt"
+    seen = describe_checkpoint(speech)
+    assert seen["parameters"] == sum(p.numel() for p in load_checkpoint(speech).parameters())
+    assert seen["lengths"] == {"max": None, "chunks": "of 20: whole ones, or less than one"}
     seen = describe_checkpoint(HUGGING_FACE / "multichoice")
     assert (seen["architecture"], seen["task"]) == ("mega-huggingface", "multiple choice")
     assert seen["inputs"][0]["axes"] == ["batch", "choices", "seq_len"]

@@ -27,6 +27,14 @@ def _modules() -> tuple[dict[str, Any], Arrays]:
     return json.loads((folder / "modules.json").read_text()), load_file(folder / "modules.safetensors")
 
 
+def every_module() -> list[str]:
+    """All cases but those of whole models."""
+    names = set(_modules()[0])
+    if ELSEWHERE is not None:
+        names |= {folder.name for folder in (ELSEWHERE / "fairseq").glob("*") if not folder.name.startswith("model_")}
+    return sorted(names)
+
+
 def modules(*classes: str) -> list[str]:
     """Cases of these classes of the official code."""
     names = [name for name, told in _modules()[0].items() if told["class"] in classes]

@@ -8,16 +8,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from paper_goldens import Module, close, modules
+from paper_goldens import Module, close, every_module, modules
 
 from mega_deploy.errors import OptionError
 from mega_deploy.models.paper.activation import ACTIVATIONS, laplace, relu2
 from mega_deploy.models.paper.attention import GatedAttention, GatedCrossAttention
 from mega_deploy.models.paper.ema import MultiHeadEMA
+from mega_deploy.models.paper.embedding import AdaptiveEmbedding, ValueEmbedding
 from mega_deploy.models.paper.encoder import FeedForward, MegaEncoder, MegaLayer
 from mega_deploy.models.paper.norm import make_norm
+from mega_deploy.models.paper.output import AdaptiveSoftmax
 from mega_deploy.models.paper.position import RotaryBias, SimpleBias
 from mega_deploy.paper import MegaConfig
+from mega_deploy.paper.tasks import EmbeddingConfig, OutputConfig
 
 BASE = MegaConfig(embed_dim=8, z_dim=4, hidden_dim=12, ffn_dim=16, ema_dim=2, num_layers=2)
 
@@ -187,6 +190,73 @@ def test_activations_are_the_official_ones():
         close(function(x), want)
 
 
+def bands(case: Module, prefix: str = "") -> AdaptiveEmbedding:
+    """The case's adaptive input."""
+    cutoffs = tuple(case.config["cutoff"])
+    width = case.config.get("initial_dim", case.config.get("input_dim"))
+    options = EmbeddingConfig(vocab_size=53, dim=width, cutoffs=cutoffs, factor=case.config["factor"])
+    table = AdaptiveEmbedding(options, width).double()
+    weights = case.weights()
+    for band in range(len(cutoffs) + 1):
+        table.tables[band].weight.data = weights[f"{prefix}embeddings.{band}.0.weight"]
+        table.projections[band].weight.data = weights[f"{prefix}embeddings.{band}.1.weight"]
+    return table
+
+
+@pytest.mark.parametrize("name", modules("AdaptiveInput"))
+def test_the_adaptive_input_is_the_official_one(name):
+    case = Module(name)
+    close(bands(case)(case.tensor("tokens")), case.outputs["out"])
+
+
+@pytest.mark.parametrize("name", modules("AdaptiveSoftmax"))
+def test_the_adaptive_softmax_is_the_official_one(name):
+    case = Module(name)
+    tied, projected = case.config["tied_to_adaptive_input"], case.config["tie_proj"]
+    cutoffs = tuple(case.config["cutoff"])
+    options = OutputConfig(tied=tied, cutoffs=cutoffs, factor=case.config["factor"], tied_projections=projected)
+    output = AdaptiveSoftmax(options, 53, 24).double()
+    weights = {name.removeprefix("adaptive_softmax."): value for name, value in case.weights().items()}
+    if tied:
+        output.bands.weight.data = weights["head.class_proj.weight"]
+    else:
+        output.words.weight.data, output.bands.weight.data = weights["head.weight"].split((cutoffs[0], len(cutoffs)))
+    for band in range(len(cutoffs)):
+        if not projected:
+            output.projections[band].weight.data = weights[f"tail.{band}.0.weight"]
+        if not tied:
+            output.tails[band].weight.data = weights[f"tail.{band}.2.weight"]
+    scores = output(case.tensor("features"), bands(case, "embed_tokens."))
+    close(scores, case.outputs["log_probs"])
+    assert torch.allclose(scores.exp().sum(-1), torch.ones(2, 9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", modules("RealNumberEmbedding"))
+def test_the_embedding_of_real_values_is_the_official_one(name):
+    case = Module(name)
+    close(case.load(ValueEmbedding(case.config["embedding_dim"]))(case.tensor("x")), case.outputs["out"])
+
+
+def test_no_module_of_the_goldens_is_left_out():
+    tested = {
+        "AdaptiveInput",
+        "AdaptiveSoftmax",
+        "GatedCrossAttention",
+        "MegaDecoderLayer",
+        "MegaEncoderLayer",
+        "MegaSentenceEncoderLayer",
+        "MovingAverageGatedAttention",
+        "MultiHeadEMA",
+        "NormalizedFeedForwardNetwork",
+        "RealNumberEmbedding",
+        "RotaryRelativePositionalBias",
+        "SequenceNorm",
+        "SimpleRelativePositionalBias",
+        "{laplace,relu2,get_activation_fn}",
+    }
+    assert sorted(modules(*tested)) == every_module()
+
+
 def test_a_slow_decay_keeps_its_digits_in_float32():
     """Where 1 - p a rounds to 1 and log gives 0, log1p does not."""
     config = dataclasses.replace(BASE, embed_dim=1, ema_dim=1)
@@ -264,6 +334,7 @@ def test_an_encoder_can_be_trained():
     torch.manual_seed(0)
     config = dataclasses.replace(BASE, norm="batchnorm", dropout=0.1, attention_dropout=0.1, hidden_dropout=0.1)
     model = MegaEncoder(config)
+    assert 0.015 < model.encoder.layers[0].attention.mx_proj.weight.std() < 0.025  # as the official code begins
     loss = model(torch.randn(4, 7, 8)).square().mean()
     loss.backward()
     gradients = [parameter.grad for parameter in model.parameters()]

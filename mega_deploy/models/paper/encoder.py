@@ -63,6 +63,7 @@ class MegaStack(nn.Module):
         self.layers = nn.ModuleList(MegaLayer(config) for _ in range(config.num_layers))
         dim, affine = config.embed_dim, config.final_norm_affine
         self.final_norm = make_norm(config.norm, dim, affine) if config.has_final_norm else nn.Identity()
+        self.layers.apply(_initialise)
 
     def forward(
         self, x: Tensor, keep: Tensor | None = None, memory: Tensor | None = None, memory_keep: Tensor | None = None
@@ -70,6 +71,13 @@ class MegaStack(nn.Module):
         for layer in self.layers:
             x = layer(x, keep, memory, memory_keep)
         return self.final_norm(x)
+
+
+def _initialise(module: nn.Module) -> None:
+    """The official initial values of linear layers; other modules set their own."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
 
 
 class MegaEncoder(nn.Module):
