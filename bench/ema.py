@@ -62,7 +62,7 @@ class Task:
         for _ in range(1 + self.bidirectional):
             decay = 1 - 10 ** random.uniform(-4, -0.5, (self.channels, self.states))
             sides.append(DecaySum(random.standard_normal(decay.shape) * np.sqrt(1 - decay**2), decay))
-        return MovingAverage(*sides)
+        return MovingAverage(sides[0], sides[1] if self.bidirectional else None)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Which lowering a model's moving averages get, and why: a model of what each costs, held against measurements.
 
-The time of one window, in nanoseconds, with onnxruntime 1.32 on 2 cores (AMD EPYC, Zen 4, AVX-512). Fitted to the best
-of 48 alternating calls of 16 to 512 channels, 1 to 32 states, 256 to 4096 frames, blocks of 16 to 128 frames and 24 to
-192 taps; where two lowerings differ by more than a fifth, it names the faster one.
+The time of one window, in nanoseconds, with onnxruntime 1.32 on 2 cores (AMD EPYC, Zen 4, AVX-512). Fitted by hand to
+the best of 48 alternating calls, on a machine that others used too, of 16 to 256 channels, 1 to 16 states in one
+direction or both, 256 to 2048 frames, blocks of 16 to 128 frames and 24 to 192 taps. Between a convolution and blocks
+of 32 frames it named the faster one wherever they differed by more than a fifth.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mega_deploy.exporters.carry import GROUP
 from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, Kernel, MovingAverage, lower_to_kernel
 
 BLOCK, LONGER_BLOCKS = 32, (64, 128)
-"""Frames of a block. 32 was the fastest, or within a tenth of it, for up to 16 states in each direction; a longer one
+"""Frames of a block. 32 was the fastest, or within a fifth of it, for up to 16 states in each direction; a longer one
 carries less and multiplies more, and is taken where it promises to be faster by WORTH."""
 WORTH = 1.2
 
@@ -59,7 +60,7 @@ def choose(asked: str, emas: Sequence[MovingAverage], length: int, cut: float = 
     kernels = tuple(lower_to_kernel(ema, length, cut) for ema in emas)
     if asked == "kernel":
         return Lowering("kernel", "as asked", kernels)
-    as_kernels = sum(kernel_cost(*kernel.taps.shape, length) for kernel in kernels)
+    as_kernels = sum(kernel_cost(len(kernel.taps), kernel.taps.shape[1], length) for kernel in kernels)
     as_blocks = sum(blocks_cost(ema, length, best_block(ema, length)) for ema in emas)
     taps = sum(kernel.taps.shape[1] for kernel in kernels) / max(1, len(kernels))
     reason = (

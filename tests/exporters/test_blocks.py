@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from averages import averages, recurrence
+from averages import averages, model, recurrence, slow
 from hypothesis import given, settings
 from onnxscript import ir
 
@@ -13,20 +13,7 @@ from mega_deploy.exporters import onnx as onnx_file
 from mega_deploy.exporters.blocks import lower_to_blocks
 from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, DecaySum, MovingAverage
 from mega_deploy.exporters.flops import graph_flops
-from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.lowering import best_block
-from mega_deploy.exporters.moving_average import moving_average
-
-
-def model(lowered, length: int, *, dynamic: bool = False, dtype=ir.DataType.DOUBLE) -> ir.Model:
-    """x [batch, seq_len, channels] -> y, for windows of `length` frames or up to so many."""
-    channels, graph = len(lowered.inside), Graph("average", dtype)
-    shape = ["batch", "seq_len" if dynamic else length, channels]
-    x = graph.input("x", shape)
-    frames = graph.op.Shape(x, start=0, end=2) if dynamic else length
-    y = moving_average(graph, graph.rows(x, channels), lowered, frames, length)
-    graph.output(graph.windows(y, frames, channels), "y", shape)
-    return graph.model()
 
 
 def run(made: ir.Model, x: np.ndarray) -> np.ndarray:
@@ -68,16 +55,6 @@ def test_the_bound_holds_for_every_shorter_window_too(case, block, cut, frames):
     got = run(model(lowered, length, dynamic=True), x)
     assert lowered.bound <= cut
     assert (np.abs(got - recurrence(ema, x)).max((0, 2)) <= allowed).all()
-
-
-def slow(channels: int, states: int, *, both: bool = False, truncation: int | None = None) -> MovingAverage:
-    """Weights for outputs of size 1, and decays up to 0.9999."""
-    random, sides = np.random.default_rng(0), []
-    for _ in range(1 + both):
-        decay = 1 - 10 ** random.uniform(-4, -0.5, (channels, states))
-        decay[:, 0] = 0.9999
-        sides.append(DecaySum(random.standard_normal(decay.shape) * np.sqrt(1 - decay**2), decay))
-    return MovingAverage(*sides, truncation=truncation)
 
 
 @pytest.mark.parametrize("truncation", [None, 2048, 1000])

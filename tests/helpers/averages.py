@@ -1,9 +1,12 @@
-"""Moving averages for property tests, and their definition."""
+"""Moving averages for tests, their definition, and graphs of them."""
 
 import hypothesis.strategies as st
 import numpy as np
+from onnxscript import ir
 
 from mega_deploy.exporters.ema import DecaySum, MovingAverage
+from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.moving_average import moving_average
 
 decays = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.5, 0.99, 0.9999, 1 - 1e-9, 1e-9]))
 
@@ -47,3 +50,24 @@ def one_side(side: DecaySum, x: np.ndarray, truncation: int | None) -> np.ndarra
     for lag in range(min(truncation, x.shape[-1])):
         out[..., lag:] += (side.weight * side.decay**lag).sum(1)[:, None] * x[..., : x.shape[-1] - lag]
     return out
+
+
+def slow(channels: int, states: int, *, both: bool = False, truncation: int | None = None) -> MovingAverage:
+    """Weights for outputs of size 1, and decays up to 0.9999."""
+    random, sides = np.random.default_rng(0), []
+    for _ in range(1 + both):
+        decay = 1 - 10 ** random.uniform(-4, -0.5, (channels, states))
+        decay[:, 0] = 0.9999
+        sides.append(DecaySum(random.standard_normal(decay.shape) * np.sqrt(1 - decay**2), decay))
+    return MovingAverage(sides[0], sides[1] if both else None, truncation)
+
+
+def model(lowered, length: int, *, dynamic: bool = False, dtype=ir.DataType.DOUBLE) -> ir.Model:
+    """x [batch, seq_len, channels] -> y, for windows of `length` frames or up to so many."""
+    channels, graph = len(lowered.inside), Graph("average", dtype)
+    shape = ["batch", "seq_len" if dynamic else length, channels]
+    x = graph.input("x", shape)
+    frames = graph.op.Shape(x, start=0, end=2) if dynamic else length
+    y = moving_average(graph, graph.rows(x, channels), lowered, frames, length)
+    graph.output(graph.windows(y, frames, channels), "y", shape)
+    return graph.model()
