@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from mega_deploy.bench.latency import sample, warm_up
 from mega_deploy.bundle import TRAINED
+from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.plugins.laplace import EPSILON
 from mega_deploy.runtime import OpenBundle
@@ -69,7 +70,7 @@ def _torch(bundle: OpenBundle, frames: Array, threads: int, *, compiled: bool) -
             result: Array = model(x).numpy()
         return result
 
-    if trained.config.laplace_attention:
+    if isinstance(trained.config, EdificeConfig) and trained.config.laplace_attention:
         _write_laplace_the_fastest_way(call)
     return call
 

@@ -7,28 +7,23 @@ import importlib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mega_deploy import bundle as files
 from mega_deploy.bundle import Manifest
 from mega_deploy.checkpoints import model_source, save_checkpoint
-from mega_deploy.config import EdificeConfig, Precision
-from mega_deploy.errors import QualityGateError
+from mega_deploy.config import Precision
+from mega_deploy.errors import OptionError, QualityGateError
 from mega_deploy.exporters import PACKAGES
 from mega_deploy.exporters import onnx as onnx_file
-from mega_deploy.exporters.edifice import mega_graph
-from mega_deploy.exporters.flops import graph_flops, trained_flops
-from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.family import Model, family_of
+from mega_deploy.exporters.flops import graph_flops
 from mega_deploy.exporters.precision import lower
 from mega_deploy.exporters.reference import record
 from mega_deploy.exporters.weighing import weigh_worst_block
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import judging_session
 from mega_deploy.runtime.validate import compare, compare_blocks
-from mega_deploy.signature import Dim, Range, Signature, TensorSpec
-
-if TYPE_CHECKING:
-    from mega_deploy.models.edifice import Mega
+from mega_deploy.signature import Dim, Range, Signature
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +31,8 @@ class Form:
     """What is asked of the deployed model."""
 
     batch: Range
-    seq_len: Dim
+    seq_len: Dim | None
+    """Of every sequence; None for the model's own."""
     ema: str
     """How the moving average is lowered: see exporters.ema.choose."""
     precision: Precision
@@ -45,7 +41,7 @@ class Form:
     half_io: bool
 
 
-def assemble(model: Mega, form: Form, folder: Path, on_step: Callable[[str], None]) -> Manifest:
+def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], None]) -> Manifest:
     """Write all files of a bundle but the manifest into `folder`, and return that.
 
     Args:
@@ -58,18 +54,24 @@ def assemble(model: Mega, form: Form, folder: Path, on_step: Callable[[str], Non
         OptionError: the model has no such form.
         QualityGateError: the deployed model is not equal to the trained one.
     """
-    model_config = model.config
+    family = family_of(model)
+    seq_len = form.seq_len or family.length
+    if seq_len is None:
+        raise OptionError(
+            "this model takes sequences of any length; say which with --seq-len N or --seq-range MIN:OPT:MAX"
+        )
+    signature = family.signature(form.batch, seq_len)
     on_step("fold the weights")
-    graph = mega_graph(fold(model), ema=form.ema, seq_range=form.seq_len if isinstance(form.seq_len, Range) else None)
+    graph = family.graph(signature, form.ema)
     on_step("write the ONNX graph")
     lowered = lower(graph.model, form.precision, keep=form.keep, half_io=form.half_io)
     proto = onnx_file.save(lowered.model, folder / files.MODEL)
     save_checkpoint(model, folder / files.TRAINED)
     on_step("run the trained model in float64")
-    reference = record(model, graph.block_outputs, form.batch, form.seq_len, precision=form.precision, kept=form.keep)
+    reference = record(model, signature, graph.block_outputs, precision=form.precision, kept=form.keep)
     reference.save(folder / files.REFERENCE)
     reference = Reference.load(folder / files.REFERENCE)
-    signature = _signature(model_config, form.batch, form.seq_len, "float16" if form.half_io else "float32")
+    signature = signature.in_float16() if form.half_io else signature
     on_step("compare the deployed model with it")
     report = _judge(folder / files.MODEL, signature, reference)
     parity = report.to_json()
@@ -89,7 +91,7 @@ def assemble(model: Mega, form: Form, folder: Path, on_step: Callable[[str], Non
     source = model_source(model)
     averages = [block.to_json() for block in graph.lowering.blocks]
     return Manifest(
-        config={"architecture": "edifice", **model_config.to_dict()},
+        config=family.config,
         source={"format": source.format, "sha256": source.sha256},
         signature=signature,
         precision=form.precision,
@@ -102,7 +104,7 @@ def assemble(model: Mega, form: Form, folder: Path, on_step: Callable[[str], Non
             "bound": max(average["bound"] for average in averages),
             "blocks": averages,
         },
-        flops={"trained": trained_flops(model_config), "deployed": graph_flops(proto, model_config.length)},
+        flops={"trained": family.flops(signature), "deployed": graph_flops(proto, signature)},
         parity=summary,
         tools={"mega-deploy": metadata.version("mega-deploy")}
         | {name: importlib.import_module(name).__version__ for name in (*PACKAGES, "onnxruntime", "numpy")},
@@ -111,18 +113,6 @@ def assemble(model: Mega, form: Form, folder: Path, on_step: Callable[[str], Non
             {"name": function.name, "version": "1", "namespace": function.domain, "function": True}
             for function in proto.functions[:1]
         ),
-    )
-
-
-def _signature(config: EdificeConfig, batch: Range, seq_len: Dim, dtype: str) -> Signature:
-    """`frames` -> `features`."""
-    inputs: dict[str, Dim] = {"batch": batch, "seq_len": seq_len, "embed_dim": config.embed_dim}
-    outputs: dict[str, Dim] = {"batch": batch, "seq_len": seq_len, "hidden_size": config.hidden_size}
-    if config.output == "last":
-        del outputs["seq_len"]
-    return Signature(
-        inputs=(TensorSpec("frames", dtype, tuple(inputs.values()), tuple(inputs)),),
-        outputs=(TensorSpec("features", dtype, tuple(outputs.values()), tuple(outputs)),),
     )
 
 

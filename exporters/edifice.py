@@ -145,7 +145,7 @@ class _Writer:
         """down(silu(gate) * up): [rows, H] -> [rows, H]."""
         op, graph = self.op, self.graph
         gate, up = graph.linear(n, ffn.gate, "gate"), graph.linear(n, ffn.up, "up")
-        return graph.linear(op.Mul(op.Mul(gate, op.Sigmoid(gate)), up), ffn.down, "down")
+        return graph.linear(op.Mul(graph.silu(gate), up), ffn.down, "down")
 
     def laplace(self, q: ir.Value, k: ir.Value, v: ir.Value, *, last_row: bool = False) -> ir.Value:
         """q [batch, seq_len or 1, H], k [batch, seq_len, H], v [batch, seq_len, Dv] -> [batch, seq_len or 1, Dv]."""

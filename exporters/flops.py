@@ -6,13 +6,18 @@ an addition for each |q - k|); element-wise work is not.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import onnx
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import MegaDeployError
 from mega_deploy.plugins.laplace import NAME as LAPLACE
+from mega_deploy.signature import Signature, TensorSpec, usual
 
 L1_OPERATIONS = 3
 
@@ -31,13 +36,35 @@ def trained_flops(config: EdificeConfig) -> int:
     return projection + config.num_layers * block
 
 
-def graph_flops(model: onnx.ModelProto, length: int) -> int:
-    """Of a graph for one window of `length` frames, from the shapes that it works on."""
+def counted_flops(model: nn.Module, signature: Signature) -> int:
+    """Of a trained form for one row of the usual length: its matrix products, as torch counts them.
+
+    The Fourier transforms in which the paper's moving average is trained are not counted.
+    """
+    shaped = copy.deepcopy(model).to("meta")
+    dtypes = {"float32": torch.float32, "int64": torch.int64}
+    inputs = {
+        spec.name: torch.ones(_one_row(spec), dtype=dtypes[spec.dtype], device="meta") for spec in signature.inputs
+    }
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shaped(**inputs)
+    total: int = counter.get_total_flops()
+    return total
+
+
+def _one_row(spec: TensorSpec) -> list[int]:
+    return [1 if axis == "batch" else usual(dim) for axis, dim in zip(spec.axes, spec.dims, strict=True)]
+
+
+def graph_flops(model: onnx.ModelProto, signature: Signature) -> int:
+    """Of a graph for one row of the usual length, from the shapes that it works on."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
+    specs = {spec.name: spec for spec in signature.inputs}
     for value in fixed.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-        value.type.tensor_type.shape.dim[1].dim_value = length
+        spec = specs[value.name]
+        for dim, size in zip(value.type.tensor_type.shape.dim, _one_row(spec), strict=True):
+            dim.dim_value = size
     inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
     shapes = {

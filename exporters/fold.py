@@ -121,18 +121,18 @@ def fold(model: edifice.Mega) -> FoldedMega:
     final = len(model.blocks) - 1
     return FoldedMega(
         config=config,
-        input_projection=_linear(model.input_projection) if isinstance(model.input_projection, nn.Linear) else None,
+        input_projection=as_linear(model.input_projection) if isinstance(model.input_projection, nn.Linear) else None,
         blocks=tuple(
             _fold_block(cast(edifice.MegaBlock, block), config, last_row=config.output == "last" and index == final)
             for index, block in enumerate(model.blocks)
         ),
-        final_gamma=_array(model.final_norm.weight),
-        final_beta=_array(model.final_norm.bias),
+        final_gamma=as_array(model.final_norm.weight),
+        final_beta=as_array(model.final_norm.bias),
     )
 
 
 def _fold_block(block: edifice.MegaBlock, config: EdificeConfig, *, last_row: bool) -> FoldedBlock:
-    alpha = _array(block.ema.alpha)
+    alpha = as_array(block.ema.alpha)
     decay, weight = (
         np.exp(-np.logaddexp(0, -alpha)),
         np.exp(-np.logaddexp(0, alpha)),
@@ -141,13 +141,13 @@ def _fold_block(block: edifice.MegaBlock, config: EdificeConfig, *, last_row: bo
         ema=FoldedEMA(
             proj=_behind(block.ema_norm, block.ema.proj),
             ema=MovingAverage(DecaySum(weight=weight[:, None], decay=decay[:, None])),
-            out=_linear(block.ema.out),
+            out=as_linear(block.ema.out),
         ),
         attention=_fold_attention(block, config),
         ffn=FoldedFFN(
             gate=_behind(block.ffn_norm, block.ffn.gate),
             up=_behind(block.ffn_norm, block.ffn.up),
-            down=_linear(block.ffn.down),
+            down=as_linear(block.ffn.down),
         ),
         last_row=last_row,
     )
@@ -167,19 +167,29 @@ def _fold_attention(block: edifice.MegaBlock, config: EdificeConfig) -> FoldedAt
         key=None if softmax else key,
         value=value,
         gate=gate,
-        out=_linear(attention.out),
+        out=as_linear(attention.out),
     )
 
 
 def _behind(norm: nn.LayerNorm, layer: nn.Linear) -> Linear:
     """`layer` behind `norm`, as one layer behind the bare normalisation."""
-    linear = _linear(layer)
-    return Linear(_array(norm.weight)[:, None] * linear.weight, _array(norm.bias) @ linear.weight + linear.bias)
+    linear = as_linear(layer)
+    return Linear(as_array(norm.weight)[:, None] * linear.weight, as_array(norm.bias) @ linear.weight + linear.bias)
 
 
-def _linear(layer: nn.Linear) -> Linear:
-    return Linear(_array(layer.weight).T, _array(layer.bias))
+def join(*layers: Linear) -> Linear:
+    """Layers with one input as one layer with their outputs side by side."""
+    return Linear(
+        np.concatenate([layer.weight for layer in layers], axis=1), np.concatenate([layer.bias for layer in layers])
+    )
 
 
-def _array(tensor: torch.Tensor) -> Array:
+def as_linear(layer: nn.Linear) -> Linear:
+    """A layer of torch in float64; one without a bias has zeros."""
+    bias = np.zeros(layer.out_features) if layer.bias is None else as_array(layer.bias)
+    return Linear(as_array(layer.weight).T, bias)
+
+
+def as_array(tensor: torch.Tensor) -> Array:
+    """In float64."""
     return tensor.detach().to("cpu", torch.float64).numpy()

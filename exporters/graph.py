@@ -48,9 +48,9 @@ class Graph:
         finally:
             self._builder.pop_module()
 
-    def input(self, name: str, shape: Sequence[int | str]) -> ir.Value:
-        """An input of the graph, of the graph's dtype."""
-        return self._builder.input(name, dtype=self.dtype, shape=list(shape))
+    def input(self, name: str, shape: Sequence[int | str], dtype: ir.DataType | None = None) -> ir.Value:
+        """An input of the graph, of the graph's dtype unless another is given."""
+        return self._builder.input(name, dtype=dtype or self.dtype, shape=list(shape))
 
     def output(self, value: ir.Value, name: str, shape: Sequence[int | str]) -> None:
         """Makes `value` an output of the graph."""
@@ -59,16 +59,27 @@ class Graph:
 
     def constant(self, name: str, array: npt.NDArray[np.float64]) -> ir.Value:
         """A constant, cast to the graph's dtype: the one place where float64 ends."""
+        return self._builder.initializer(ir.tensor(self._cast(name, array), self.dtype), name)
+
+    def _cast(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         with np.errstate(over="ignore"):
-            cast = np.ascontiguousarray(array, self.dtype.numpy())
-        if np.isfinite(array).all() and not np.isfinite(cast).all():
+            cast = np.asarray(array, self.dtype.numpy(), order="C")
+        if (np.isinf(cast) & np.isfinite(array)).any():
             raise InputError(f"{name} of the folded model exceeds {self.dtype.name}: its weights are too large")
-        return self._builder.initializer(ir.tensor(cast, self.dtype), name)
+        return cast
 
     def linear(self, x: ir.Value, layer: Linear, name: str) -> ir.Value:
         """x @ weight + bias: [rows, in] -> [rows, out]."""
         weight, bias = self.constant(f"{name}.weight", layer.weight), self.constant(f"{name}.bias", layer.bias)
         return self.op.Gemm(x, weight, bias)
+
+    def silu(self, x: ir.Value) -> ir.Value:
+        """x sigmoid(x), element by element."""
+        return self.op.Mul(x, self.op.Sigmoid(x))
+
+    def split(self, x: ir.Value, parts: int) -> Sequence[ir.Value]:
+        """Equal parts of the features: [rows, parts * F] -> parts of [rows, F]."""
+        return self.op.Split(x, axis=-1, num_outputs=parts, _outputs=parts)
 
     def normalise(
         self, x: ir.Value, features: int, gamma: ir.Value | None = None, beta: ir.Value | None = None
@@ -77,29 +88,28 @@ class Graph:
 
         beta stands there even so: onnxruntime 1.32's SkipLayerNormFusion crashes where it is left out.
         """
-        gamma = gamma or self._shared(f"ones.{features}", lambda: np.ones(features))
-        beta = beta or self._shared(f"zeros.{features}", lambda: np.zeros(features))
+        gamma = gamma or self.shared(f"ones.{features}", lambda: np.ones(features))
+        beta = beta or self.shared(f"zeros.{features}", lambda: np.zeros(features))
         return self.op.LayerNormalization(x, gamma, beta, axis=-1, epsilon=NORM_EPSILON)
 
     def causal_mask(self, length: Length) -> ir.Value:
         """What is added to scores [batch, seq_len, seq_len]: -infinity for the future, 0 for the rest."""
         if isinstance(length, int):
             mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
-            return self._shared(f"causal_mask.{length}", lambda: mask)
+            return self.shared(f"causal_mask.{length}", lambda: mask)
         if self._mask is None:
             op = self.op
             position = op.Range(0, op.Squeeze(self.frames(length), [0]), 1)
             is_future = op.Less(op.Unsqueeze(position, [1]), op.Unsqueeze(position, [0]))  # [query, key]
-            future = self._shared("mask.future", lambda: np.array(-np.inf))
-            seen = self._shared("mask.seen", lambda: np.array(0.0))
+            future = self.shared("mask.future", lambda: np.array(-np.inf))
+            seen = self.shared("mask.seen", lambda: np.array(0.0))
             self._mask = op.Where(is_future, future, seen)
         return self._mask
 
-    def _shared(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> ir.Value:
-        """A constant that stands once for all that ask for it."""
+    def shared(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> ir.Value:
+        """A constant that stands once for all that ask for it by a name that no scope changes."""
         if name not in self._graph.initializers:
-            array = make().astype(self.dtype.numpy())
-            self._builder.initializer(ir.tensor(array, name=name), name, qualify=False)
+            self._builder.initializer(ir.tensor(self._cast(name, make()), self.dtype), name, qualify=False)
         return self._graph.initializers[name]
 
     def windows(self, x: ir.Value, length: Length, features: int) -> ir.Value:

@@ -38,7 +38,9 @@ Backend = Annotated[str, typer.Option(help="What runs the model: onnxruntime, or
 
 @app.command(epilog="Example:  mega-deploy export params.safetensors -o game.mega --attention softmax --seq-len 60")
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A trained checkpoint.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A trained checkpoint: a file, or a Hugging Face folder.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="BUNDLE", help="The folder to write.")],
     source: Annotated[SourceName, typer.Option(help="Whose format; auto decides from the content.")] = "auto",
     config: Annotated[

@@ -107,8 +107,8 @@ class Source:
     """Where the weights of a model came from, kept with the model so that its bundle can say so."""
 
     format: str
-    """"native", "edifice-safetensors", "edifice-nx", or "torch-module" for a model that came from no file."""
+    """A checkpoint's (see mega_deploy.checkpoints.Checkpoint), or "torch-module" for a model that came from no file."""
     sha256: str
-    """Of the checkpoint file, in hex; for a "torch-module" of its weights (see `weights_sha256`)."""
+    """Of the checkpoint file, or a folder's weights file, in hex; for a "torch-module" `weights_sha256`."""
     weights_sha256: str
     """Of the weights as loaded: differs from the model's own once it has been trained further."""

@@ -20,14 +20,14 @@ from mega_deploy.runtime import OpenBundle, open_bundle
 from mega_deploy.signature import Range
 
 if TYPE_CHECKING:
-    from mega_deploy.models.edifice import Mega
+    from mega_deploy.exporters.family import Model
 
 PathLike = str | os.PathLike[str]
 DEFAULT_BATCH = Range(1, 1, 64)
 
 
 def export(
-    model: Mega | PathLike,
+    model: Model | PathLike,
     out: PathLike,
     *,
     source: str = "auto",
@@ -98,7 +98,7 @@ def export(
 
     form = Form(
         batch=batch,
-        seq_len=lengths or model.config.length,
+        seq_len=lengths or seq_len,
         ema=ema,
         precision=precision,
         keep=tuple(float32),
@@ -114,22 +114,19 @@ def export(
     return open_bundle(out)
 
 
-def _own_model(model: Mega, seq_len: int | None, for_checkpoints: Mapping[str, object]) -> Mega:
-    """A model that came as a module, for windows of `seq_len` frames."""
+def _own_model(model: Model, seq_len: int | None, for_checkpoints: Mapping[str, object]) -> Model:
+    """A model that came as a module; an Edifice Mega for windows of `seq_len` frames."""
     import torch
 
+    from mega_deploy.exporters.family import family_of
     from mega_deploy.models.edifice import Mega
 
-    if type(model) is not Mega:  # a subclass may compute anything, and what torch.compile returns is no Mega
-        raise OptionError(
-            f"a model must be a mega_deploy.models.edifice.Mega itself or the path of a checkpoint, got {type(model)}; "
-            "of a compiled model pass the one that was compiled"
-        )
+    family_of(model)
     if given := [name for name, value in for_checkpoints.items() if value is not None]:
         raise OptionError(f"{given[0]} is for checkpoints that do not say; this model has options of its own")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         model = copy.deepcopy(model).float()  # what the bundle's checkpoint holds
-    if seq_len is None:
+    if seq_len is None or not isinstance(model, Mega):
         return model
     longer = copy.copy(model)  # shares the weights
     longer.config = dataclasses.replace(model.config, seq_len=seq_len)

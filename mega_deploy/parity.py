@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,22 +105,28 @@ def batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Inputs of one shape, row by row, and what the trained form gives for them in float64."""
+
+    inputs: Mapping[str, Array]
+    """By name: [rows, ...] as the backend gets it."""
+    outputs: Mapping[str, Array]
+    """By name: float64 [rows, ...]."""
+
+
+@dataclass(frozen=True)
 class Case:
-    """Inputs of a kind: rows of the reference's pool, and how many of them go through the model at once."""
+    """Inputs of a kind: rows of one of the reference's pools, and how many of them go through the model at once."""
 
     name: str
+    pool: str
+    """Its name."""
     rows: tuple[int, ...]
     """Indices into the pool; a row may stand several times."""
     batch: int
     """Divides the number of rows."""
     floor: Error
-    """Noise floor: what the trained form itself makes in the bundle's precision on these windows (int8: in float32)."""
-    frames: int | None = None
-    """How many frames of the pool's windows count, where that is fewer than they have."""
-
-    def cut(self, array: Array) -> Array:
-        """The frames that count; only arrays [rows, frames, features] have any."""
-        return array[:, : self.frames] if array.ndim == 3 else array
+    """Noise floor: what the trained form itself makes in the bundle's precision on these inputs (int8: in float32)."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +139,9 @@ class BlockFloor:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the trained form gives in float64 for a pool of inputs, and the cases that are made of them."""
+    """What the trained form gives in float64 for pools of inputs, and the cases that are made of them."""
 
-    inputs: Mapping[str, Array]
-    """By name: the pool [rows, ...] as the backend gets it."""
-    outputs: Mapping[str, Array]
-    """By name: float64 [rows, ...]."""
+    pools: Mapping[str, Pool]
     cases: tuple[Case, ...]
     blocks: tuple[BlockFloor, ...] = ()
     block_outputs: Mapping[str, Array] | None = None
@@ -150,15 +154,15 @@ class Reference:
     def feeds(self, case: Case) -> Iterator[dict[str, Array]]:
         """The inputs of a case, batch by batch."""
         for rows in batches(case.rows, case.batch):
-            yield {name: case.cut(pool[rows]) for name, pool in self.inputs.items()}
+            yield {name: array[rows] for name, array in self.pools[case.pool].inputs.items()}
 
     def error(self, case: Case, outputs: Sequence[Mapping[str, Array]]) -> Error:
         """The worst error over the outputs of a case's batches."""
         rows = list(case.rows)
         return worst(
             [
-                measure(np.concatenate([output[name] for output in outputs]), case.cut(pool[rows]))
-                for name, pool in self.outputs.items()
+                measure(np.concatenate([output[name] for output in outputs]), array[rows])
+                for name, array in self.pools[case.pool].outputs.items()
             ]
         )
 
@@ -170,9 +174,10 @@ class Reference:
             "cases": [asdict(case) for case in self.cases],
             "blocks": [asdict(block) for block in self.blocks],
         }
-        arrays: dict[str, Any] = {f"input/{name}": array for name, array in self.inputs.items()}
-        arrays |= {f"output/{name}": array for name, array in self.outputs.items()}
-        arrays |= {f"block/{name}": array for name, array in (self.block_outputs or {}).items()}
+        arrays: dict[str, Any] = {f"block//{name}": array for name, array in (self.block_outputs or {}).items()}
+        for pool_name, pool in self.pools.items():
+            arrays |= {f"input/{pool_name}/{name}": array for name, array in pool.inputs.items()}
+            arrays |= {f"output/{pool_name}/{name}": array for name, array in pool.outputs.items()}
         np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
 
     @classmethod
@@ -190,20 +195,19 @@ class Reference:
                 arrays = {name: data[name] for name in data.files}
             about = json.loads(str(arrays.pop("about")))
             cases = tuple(
-                Case(c["name"], tuple(c["rows"]), c["batch"], Error(**c["floor"]), c.get("frames"))
-                for c in about["cases"]
+                Case(c["name"], c["pool"], tuple(c["rows"]), c["batch"], Error(**c["floor"])) for c in about["cases"]
             )
             blocks = tuple(BlockFloor(b["name"], Error(**b["floor"])) for b in about["blocks"])
-            named = {
-                kind: {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{kind}/")}
-                for kind in ("input", "output", "block")
-            }
+            named: dict[tuple[str, str], dict[str, Array]] = defaultdict(dict)
+            for key, array in arrays.items():
+                kind, pool, name = key.split("/", 2)
+                named[kind, pool][name] = array
+            pools = {case.pool for case in cases}
             reference = cls(
-                named["input"],
-                named["output"],
+                {pool: Pool(named["input", pool], named["output", pool]) for pool in pools},
                 cases,
                 blocks,
-                named["block"],
+                named["block", ""],
                 precision=about["precision"],
                 kept=tuple(map(str, about["kept"])),
             )
@@ -214,16 +218,18 @@ class Reference:
 
     def check(self) -> None:
         """Raise ValueError where cases, pools and floors do not fit together, or a floor is no limit at all."""
-        pools = {len(pool) for pool in (*self.inputs.values(), *self.outputs.values())}
-        if len(pools) != 1 or not self.inputs or not self.outputs or not self.cases:
-            raise ValueError("it has no cases, or its pools differ in length")
-        rows = range(pools.pop())
+        if not self.cases:
+            raise ValueError("it has no cases")
         for case in self.cases:
+            pool = self.pools[case.pool]
+            sizes = {len(array) for array in (*pool.inputs.values(), *pool.outputs.values())}
+            if len(sizes) != 1 or not pool.inputs or not pool.outputs:
+                raise ValueError(
+                    f"the case {case.name!r} has no inputs, no outputs, or not as many of one as of the other"
+                )
             if not isinstance(case.batch, int) or not case.batch >= 1 or not case.rows or len(case.rows) % case.batch:
                 raise ValueError(f"the case {case.name!r} has no whole batches")
-            if case.frames is not None and not (isinstance(case.frames, int) and case.frames >= 1):
-                raise ValueError(f"the case {case.name!r} has no frames")
-            if not all(isinstance(row, int) and row in rows for row in case.rows):
+            if not all(isinstance(row, int) and row in range(*sizes) for row in case.rows):
                 raise ValueError(f"the case {case.name!r} has rows beyond its pool")
         largest = ILL_CONDITIONED[self.precision]
         for floor in [*(case.floor for case in self.cases), *(block.floor for block in self.blocks)]:

@@ -95,10 +95,14 @@ def inspect_table(report: Report) -> None:
             "format": report["format"],
             "SHA-256": report["sha256"],
             "parameters": f"{report['parameters']:,}",
-            "the file does not say": ", ".join(report["unknown"]) or "nothing",
         }
+        if "task" in report:
+            facts |= _paper(report)
+        else:
+            facts["the file does not say"] = ", ".join(report["unknown"]) or "nothing"
     options = report["config"] if "config" in report else report.get("options", {})
-    facts["options"] = ", ".join(f"{name}={value}" for name, value in options.items()) or "unknown"
+    if "task" not in report:
+        facts["options"] = ", ".join(f"{name}={value}" for name, value in options.items()) or "unknown"
     facts["size"] = f"{report['bytes'] / 1e6:.1f} MB"
     missing = Text.assemble(("no", "red"), ": ", _plain("; ".join(report["missing"])))
     facts["can be used here"] = "yes" if report["runs_here"] else missing
@@ -197,6 +201,26 @@ def _engine(report: Report) -> dict[str, object]:
         "built on": ", ".join(filter(None, (report["platform"], report["gpu"], report["driver"]))),
         "layers": report["layers"],
     }
+
+
+def _paper(report: Report) -> dict[str, object]:
+    """What is known of a checkpoint of the paper's Mega, instead of its many options."""
+    facts: dict[str, object] = {"what": f"{report['family']}: {report['task']}"}
+    for stack in report["layers"]:
+        sizes = ", ".join(
+            f"{name} {stack[name]}" for name in ("embed_dim", "z_dim", "hidden_dim", "ffn_dim", "ema_dim")
+        )
+        facts[f"{stack['name']}, {stack['num_layers']} layers"] = f"{sizes}; {stack['norm']}"
+        seen = "causal" if stack["causal"] else "of all steps"
+        crossed = ", with cross attention" if stack["cross_attention"] else ""
+        facts[f"{stack['name']}'s attention"] = f"{stack['attention']}, {seen}, {stack['position']} bias{crossed}"
+        ways = "both ways" if stack["bidirectional"] else "back"
+        cut = f", cut at {stack['truncation']} lags" if stack["truncation"] else ""
+        facts[f"{stack['name']}'s moving average"] = f"{ways}{cut}"
+    lengths = report["lengths"]
+    limit = f"at most {lengths['max']} steps" if lengths["max"] else "any"
+    facts["lengths"] = limit + (f"; chunks {lengths['chunks']}" if lengths["chunks"] else "")
+    return facts | _tensors(report) | {"export needs": report["export_needs"]}
 
 
 def _tensors(signature: Report) -> dict[str, object]:

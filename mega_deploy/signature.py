@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,22 @@ class Range:
 
 Dim = int | Range
 LARGEST_SIZE = 1 << 20
+
+
+def usual(dim: Dim) -> int:
+    """The size that engines are tuned for."""
+    return dim.opt if isinstance(dim, Range) else dim
+
+
+def largest(dim: Dim) -> int:
+    """The largest size."""
+    return dim.max if isinstance(dim, Range) else dim
+
+
+# Axes of sequences: of the model's own, of a pair's two, of a translation's two, and of what cross attention reads.
+SEQUENCE_AXES = ("seq_len", "src_len", "src1_len", "tgt_len", "encoder_len")
 # The option of `export` that widens an axis.
-_WIDENS = {"batch": "--batch-range", "seq_len": "--seq-range"}
+_WIDENS = {"batch": "--batch-range"} | dict.fromkeys(SEQUENCE_AXES, "--seq-range")
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,12 @@ class TensorSpec:
     """By numpy's name, such as "float32"."""
     dims: tuple[Dim, ...]
     axes: tuple[str, ...] = ()
-    """What each axis is called in messages and in the options that widen it, such as "batch"; may be empty."""
+    """What each axis is called in messages and in the options that widen it, such as "batch"; may be empty. Axes of one
+    name are of one size."""
+    values: tuple[int, int] | None = None
+    """The smallest and the largest value that whole numbers may have, such as (0, vocabulary - 1)."""
+    default: int | None = None
+    """What an input is filled with where it is left out; None for one that must be there."""
 
     def check(self, array: Array) -> Array:
         """The array as the backend takes it: of this dtype, contiguous.
@@ -66,7 +85,8 @@ class TensorSpec:
         float64 by default; nothing else is.
 
         Raises:
-            InputError: the dtype, the number of axes or a size does not fit, or a value is NaN or infinite.
+            InputError: the dtype, the number of axes or a size does not fit, or a value is NaN, infinite or not among
+                `values`.
         """
         kind, given = np.dtype(self.dtype).kind, array.dtype.kind
         if given != kind and not (kind == "f" and given in "iu"):
@@ -81,7 +101,19 @@ class TensorSpec:
             bad = ~np.isfinite(array)
             first = [int(index) for index in np.argwhere(bad)[0]]
             raise InputError(f'input "{self.name}" holds {int(bad.sum())} NaN or infinite values, the first at {first}')
+        self._check_values(array)
         return array
+
+    def _check_values(self, array: Array) -> None:
+        if self.values is None or not array.size:
+            return
+        low, high = self.values
+        if low <= array.min() and array.max() <= high:
+            return
+        first = [int(index) for index in np.argwhere((array < low) | (array > high))[0]]
+        raise InputError(
+            f'input "{self.name}" holds {array[tuple(first)]} at {first}; its values go from {low} to {high}'
+        )
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise InputError, naming axis, size and range, where a shape does not fit."""
@@ -107,7 +139,12 @@ class TensorSpec:
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
         dims = [vars(dim) if isinstance(dim, Range) else dim for dim in self.dims]
-        return {"name": self.name, "dtype": self.dtype, "dims": dims, "axes": list(self.axes)}
+        entry: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "dims": dims, "axes": list(self.axes)}
+        if self.values is not None:
+            entry["values"] = list(self.values)
+        if self.default is not None:
+            entry["default"] = self.default
+        return entry
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
@@ -116,7 +153,9 @@ class TensorSpec:
         axes = tuple(value.get("axes", ()))
         if axes and len(axes) != len(dims):
             raise InputError(f'tensor "{value["name"]}" has {len(dims)} dims and {len(axes)} axes')
-        return cls(value["name"], value["dtype"], dims, axes)
+        low_and_high = value.get("values")
+        values = None if low_and_high is None else (low_and_high[0], low_and_high[1])
+        return cls(value["name"], value["dtype"], dims, axes, values, value.get("default"))
 
 
 @dataclass(frozen=True)
@@ -126,26 +165,41 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def dim(self, *axes: str) -> Dim:
+        """The size or the range of the first axis of an input that is called by one of these names."""
+        return next(dim for spec in self.inputs for axis, dim in zip(spec.axes, spec.dims, strict=True) if axis in axes)
+
     def feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
-        """Checked inputs by name, from one array where there is one input, or from a mapping.
+        """Checked inputs by name, from one array where there is one that must be there, or from a mapping.
 
         Raises:
-            InputError: a name is missing or unknown, an array does not fit, or batches differ.
+            InputError: a name is missing or unknown, an array does not fit, or axes of one name differ in size.
         """
         if not isinstance(inputs, Mapping):
-            if len(self.inputs) != 1:
+            if sum(spec.default is None for spec in self.inputs) != 1:
                 raise InputError(
                     f"this bundle has {len(self.inputs)} inputs ({_names(self.inputs)}); pass a dict by name"
                 )
-            inputs = {self.inputs[0].name: inputs}
+            inputs = {next(spec.name for spec in self.inputs if spec.default is None): inputs}
         known = {spec.name for spec in self.inputs}
         for name in inputs:
             if name not in known:
                 raise InputError(f'this bundle has no input "{name}"; it takes {_names(self.inputs)}')
         for spec in self.inputs:
-            if spec.name not in inputs:
+            if spec.name not in inputs and spec.default is None:
                 raise InputError(f'input "{spec.name}" is missing; this bundle takes {_names(self.inputs)}')
-        return {spec.name: spec.check(_as_array(spec.name, inputs[spec.name])) for spec in self.inputs}
+        given = [spec for spec in self.inputs if spec.name in inputs]
+        feeds = {spec.name: spec.check(_as_array(spec.name, inputs[spec.name])) for spec in given}
+        sizes = _sizes(given, feeds)
+        return {spec.name: feeds[spec.name] if spec in given else _filled(spec, sizes) for spec in self.inputs}
+
+    def in_float16(self) -> Signature:
+        """The same with float16 in the place of float32."""
+
+        def lowered(spec: TensorSpec) -> TensorSpec:
+            return replace(spec, dtype="float16") if spec.dtype == "float32" else spec
+
+        return Signature(tuple(map(lowered, self.inputs)), tuple(map(lowered, self.outputs)))
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
@@ -162,7 +216,35 @@ class Signature:
             names = [spec.name for spec in specs]
             if twice := {name for name in names if names.count(name) > 1}:
                 raise InputError(f'two tensors are called "{min(twice)}"')
+        required = {axis for spec in sides[0] if spec.default is None for axis in spec.axes}
+        for spec in sides[0]:
+            if spec.default is not None and not (len(spec.axes) == len(spec.dims) and required >= set(spec.axes)):
+                raise InputError(
+                    f'the input "{spec.name}" has a default, but nothing tells its size where it is left out'
+                )
         return cls(*sides)
+
+
+def _sizes(specs: Iterable[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, int]:
+    """The size of each axis by its name.
+
+    Raises:
+        InputError: two inputs differ in it.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        for axis, size in zip(spec.axes, feeds[spec.name].shape, strict=False):
+            known, by = sizes.setdefault(axis, (size, spec.name))
+            if known != size:
+                raise InputError(
+                    f'{axis} is {known} in input "{by}" and {size} in "{spec.name}"; give the same to both'
+                )
+    return {axis: size for axis, (size, _) in sizes.items()}
+
+
+def _filled(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
+    """What stands for an input that was left out; its axes are named, and stand in an input that was not."""
+    return np.full([sizes[axis] for axis in spec.axes], spec.default, spec.dtype)
 
 
 def _as_array(name: str, value: Any) -> Array:

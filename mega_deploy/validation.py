@@ -17,7 +17,6 @@ from mega_deploy.errors import OptionError, require
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, open_bundle
 from mega_deploy.runtime.validate import compare, compare_blocks
-from mega_deploy.signature import Range
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
@@ -86,13 +85,10 @@ def _fresh_reference(
     recorded = bundle.reference()
     names = [block.name for block in recorded.blocks]
     if inputs is None:
-        batch, seq_len, _ = signature.inputs[0].dims
-        assert isinstance(batch, Range)
         return record(
             model,
+            signature,
             names,
-            batch,
-            seq_len,
             samples=samples or SAMPLES,
             seed=seed or 0,
             precision=recorded.precision,
@@ -100,5 +96,6 @@ def _fresh_reference(
         )
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
-    frames = signature.feeds(inputs)["frames"].astype("float32")
-    return record_for(model, names, frames, precision=recorded.precision, kept=recorded.kept)
+    return record_for(
+        model, signature, names, signature.feeds(inputs), precision=recorded.precision, kept=recorded.kept
+    )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mega_deploy.checkpoints import paper
 from mega_deploy.checkpoints.reading import Checkpoint, read_checkpoint
 from mega_deploy.checkpoints.state import weights_sha256
 from mega_deploy.config import Attention, EdificeConfig, Output, Source
@@ -13,6 +14,7 @@ from mega_deploy.errors import OptionError, require
 
 if TYPE_CHECKING:
     from mega_deploy.models.edifice import Mega
+    from mega_deploy.models.paper import PaperModel
 
 
 def load_checkpoint(
@@ -23,16 +25,19 @@ def load_checkpoint(
     attention: Attention | None = None,
     seq_len: int | None = None,
     output: Output | None = None,
-) -> Mega:
+) -> Mega | PaperModel:
     """A trained model in eval mode, float32.
 
     Args:
-        path: native (.safetensors, .pt), a state dict of our Mega (the same), or Edifice's (.safetensors, .nx).
-        source: whose format: "auto" decides from the content; "native", "edifice".
-        config: hyperparameters that the file does not carry, by EdificeConfig's names.
+        path: native (.safetensors, .pt), a state dict of our Mega (the same), Edifice's (.safetensors, .nx), fairseq's
+            (.pt), or a Hugging Face folder.
+        source: whose format: "auto" decides from the content; "native", "edifice", "fairseq", "huggingface".
+        config: hyperparameters that the file does not carry, by EdificeConfig's names; files of the paper's Mega carry
+            all, and must not be contradicted.
         attention: "softmax" or "laplace", for files that do not say.
-        seq_len: frames of a window; it stands above the file's own, for no weight depends on it.
-        output: "last" or "sequence"; the file's own, or "last".
+        seq_len: frames of a window; it stands above the file's own, for no weight depends on it. A model of the paper's
+            has no window: this is refused where it could not take such a length, and not kept.
+        output: "last" or "sequence"; the file's own, or "last". Of Edifice alone.
 
     Raises:
         CheckpointError: the file cannot be used.
@@ -41,11 +46,16 @@ def load_checkpoint(
     """
     torch = require("torch", "export", "loading a model")
     from mega_deploy.models.edifice import Mega
+    from mega_deploy.models.paper import build_model
 
     checkpoint = read_checkpoint(path, source)
-    options = resolve(checkpoint, config or {}, attention, seq_len, output)
+    model: Mega | PaperModel
     with torch.device("meta"):  # the fresh initialisation would be thrown away
-        model = Mega(options)
+        if checkpoint.paper is not None:
+            paper.agree(checkpoint.paper, config or {}, attention, seq_len, output)
+            model = build_model(checkpoint.paper)
+        else:
+            model = Mega(resolve(checkpoint, config or {}, attention, seq_len, output))
     weights = {name: torch.from_numpy(array) for name, array in checkpoint.weights.items()}
     model.load_state_dict(weights, assign=True)
     model.source = Source(checkpoint.format, checkpoint.sha256, weights_sha256(checkpoint.weights))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from mega_deploy.checkpoints.paper_names import own_name
 from mega_deploy.errors import CheckpointError, require
 
 Array = npt.NDArray[Any]
@@ -21,7 +23,10 @@ MAX_DEPTH = 1000
 
 
 def read_pt(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Tensors by name, and the header of a file that save_checkpoint wrote (empty for a bare state dict).
+    """Tensors by name in float32, and what stands beside them: save_checkpoint's header, or fairseq's `args`.
+
+    A bare state dict has nothing beside it. Of classes only argparse.Namespace is let in, which holds fairseq's
+    arguments and becomes a dict; tensors that carry no weight, such as versions, are left out.
 
     Raises:
         CheckpointError: the archive is damaged, or holds anything but tensors.
@@ -30,38 +35,45 @@ def read_pt(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
     torch = require("torch", "export", "reading a .pt file")
     _check_archive(data)
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "argparse.Namespace" in str(error):
-            raise CheckpointError("it is a fairseq checkpoint, which this version does not read") from None
+        found = re.search(r"GLOBAL ([\w.]{1,100}) was not an allowed global", str(error))
         raise CheckpointError(
-            "it holds Python objects, which can run code when read; save model.state_dict(), "
-            "or use mega_deploy.save_checkpoint"
+            f"it holds Python objects{f' ({found[1]})' if found else ''}, which can run code when read; save "
+            "model.state_dict(), of fairseq's args and model alone, or use mega_deploy.save_checkpoint"
         ) from None
     except Exception as error:  # on corrupt bytes the unpickler raises whatever its last step did
         raise CheckpointError(
             f"torch cannot read it: {str(error).splitlines()[0] if str(error) else repr(error)}"
         ) from None
     header: dict[str, Any] = {}
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+    if isinstance(content, Mapping) and isinstance(content.get("args"), argparse.Namespace):
+        header, content = {"args": dict(vars(content["args"]))}, content.get("model")
+    elif isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         header = {name: value for name, value in content.items() if name != "state_dict"}
         content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"it holds a {type(content).__name__}, expected a state dict: tensors by name")
-    tensors = {}
+    tensors: dict[str, Array] = {}
+    arrays: dict[Any, Array] = {}  # weights that are one in the model are so in the file, and stay one
     room = len(data)
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"its entry {name!r} is a {type(value).__name__}, expected a tensor")
         if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
             raise CheckpointError(f"the tensor {name} is not a plain dense tensor")
-        room -= value.numel() * value.element_size()
-        if room < 0:  # views of a few numbers, which would only grow when they are copied
-            raise CheckpointError("its tensors are together larger than the file")
+        if own_name(name) is None:
+            continue
         if not value.dtype.is_floating_point or value.element_size() < 2:
             raise CheckpointError(f"the tensor {name} is {value.dtype}, which no Mega has")
-        dense = value.detach().to(torch.float32) if value.dtype is torch.bfloat16 else value.detach()
-        tensors[name] = np.asarray(dense.numpy())
+        view = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        if view not in arrays:
+            room -= value.numel() * value.element_size()
+            if room < 0:  # views of a few numbers, which would only grow when they are copied
+                raise CheckpointError("its tensors are together larger than the file")
+            arrays[view] = value.detach().to(torch.float32).contiguous().numpy()
+        tensors[name] = arrays[view]
     return tensors, header
 
 

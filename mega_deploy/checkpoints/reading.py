@@ -5,33 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.checkpoints import edifice, state
+from mega_deploy.checkpoints import edifice, paper, state
+from mega_deploy.checkpoints.fairseq import is_fairseq, read_fairseq
+from mega_deploy.checkpoints.huggingface import read_hugging_face
 from mega_deploy.checkpoints.nx import is_nx, read_nx
 from mega_deploy.checkpoints.pickled import read_pt
+from mega_deploy.checkpoints.raw import read_bytes, read_safetensors
 from mega_deploy.config import EdificeConfig, SourceName
-from mega_deploy.errors import CheckpointError, OptionError, require
+from mega_deploy.errors import CheckpointError, OptionError
+from mega_deploy.paper.tasks import ARCHITECTURES, PaperConfig, architecture, from_dict, to_dict
 
 Array = npt.NDArray[Any]
 
 NATIVE = "mega-deploy"
 """Where a native file keeps its header: the entry of the safetensors metadata, or of the dict in a .pt file."""
-MAX_FILE_BYTES = 8 << 30
+MAX_CONFIG_BYTES = 1 << 20
 _FAMILY = {
     "native": "native",
     "torch-state-dict": "native",
     "edifice-safetensors": "edifice",
     "edifice-nx": "edifice",
+    "fairseq": "fairseq",
+    "huggingface": "huggingface",
 }
-_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "U32": "<u4"}
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,23 @@ class Checkpoint:
     """What a file holds."""
 
     format: str
-    """"native", "torch-state-dict", "edifice-safetensors" or "edifice-nx"."""
+    """"native", "torch-state-dict", "edifice-safetensors", "edifice-nx", "fairseq" or "huggingface"."""
     sha256: str
-    """Of the file, in hex."""
+    """Of the file, in hex; of a folder's weights file."""
     bytes: int
     """Size of the file."""
     weights: dict[str, Array]
     """float32, by the names and in the layouts of our torch module."""
     options: dict[str, Any]
-    """Fields of EdificeConfig that the file states or that its tensors tell."""
+    """Fields of EdificeConfig that the file states or that its tensors tell; of the paper's Mega, all of `paper`."""
+    paper: PaperConfig | None = None
+    """The configuration of a model of the paper's, which is always whole; None for Edifice's."""
 
     @property
     def unknown(self) -> tuple[str, ...]:
         """What must be said besides: "attention", "seq_len"."""
+        if self.paper is not None:
+            return ("seq_len",)
         lacking = [] if "laplace_attention" in self.options else ["attention"]
         if not {"window_size", "seq_len"} & self.options.keys():
             lacking.append("seq_len")
@@ -62,8 +69,8 @@ def read_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> Check
     """Read a checkpoint.
 
     Args:
-        path: of the file.
-        source: "auto" decides from the content; "native" and "edifice" insist on theirs.
+        path: of the file, or of a Hugging Face folder.
+        source: "auto" decides from the content; the others insist on theirs.
 
     Raises:
         CheckpointError: the file is missing, damaged, hostile, of an unknown format, or not of the source insisted on.
@@ -73,10 +80,7 @@ def read_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> Check
         raise OptionError(f"there is no source {source!r}; there are {', '.join(get_args(SourceName))}")
     path = Path(path)
     try:
-        if source in ("fairseq", "huggingface") or _is_folder(path):
-            raise CheckpointError(_not_yet(path, source))
-        data = _content(path)
-        checkpoint = _read(data)
+        checkpoint = _read_folder(path) if _is_folder(path) else _read(read_bytes(path))
         family = _FAMILY[checkpoint.format]
         if source not in ("auto", family):
             raise CheckpointError(f"it is a checkpoint of the source {family}, not {source}")
@@ -90,14 +94,16 @@ def describe_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> d
     checkpoint = read_checkpoint(path, source)
     return {
         "kind": "checkpoint",
-        "architecture": "edifice",
+        "architecture": "edifice" if checkpoint.paper is None else architecture(checkpoint.paper),
         "format": checkpoint.format,
         "sha256": checkpoint.sha256,
         "bytes": checkpoint.bytes,
-        "parameters": sum(tensor.size for tensor in checkpoint.weights.values()),
+        # Without the statistics of batch norms, which are measured and not trained.
+        "parameters": sum(tensor.size for name, tensor in checkpoint.weights.items() if ".running_" not in name),
         "config": checkpoint.options,
         "unknown": list(checkpoint.unknown),
         "tensors": {name: list(tensor.shape) for name, tensor in checkpoint.weights.items()},
+        **({} if checkpoint.paper is None else paper.describe(checkpoint.paper)),
     }
 
 
@@ -108,12 +114,29 @@ def _is_folder(path: Path) -> bool:
         raise CheckpointError(f"cannot be read: {error.strerror}") from None
 
 
-def _not_yet(path: Path, source: str) -> str:
-    if source == "fairseq":
-        return "this version does not read fairseq's checkpoints"
-    if source == "huggingface" or (path / "config.json").is_file():
-        return "this version does not read Hugging Face folders"
-    return "is a folder, expected a checkpoint file"
+def _read_folder(path: Path) -> Checkpoint:
+    """A folder that transformers' save_pretrained wrote."""
+    if not (path / "config.json").is_file():
+        raise CheckpointError("is a folder without config.json, expected a checkpoint file or a Hugging Face folder")
+    try:
+        options = json.loads(read_bytes(path / "config.json", MAX_CONFIG_BYTES))
+    except CheckpointError as error:
+        raise CheckpointError(f"its config.json {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"its config.json is no JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise CheckpointError("its config.json holds no object of options by name")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (path / name).is_file():
+            break
+    else:
+        raise CheckpointError("is a Hugging Face folder without model.safetensors (or pytorch_model.bin, in one piece)")
+    try:
+        data = read_bytes(path / name)
+        tensors = read_safetensors(data)[0] if name == "model.safetensors" else read_pt(data)[0]
+    except CheckpointError as error:
+        raise CheckpointError(f"its {name}: {error}") from None
+    return _of_paper("huggingface", data, *read_hugging_face(options, tensors))
 
 
 def _one_line(message: str) -> str:
@@ -122,47 +145,44 @@ def _one_line(message: str) -> str:
     return line if len(line) <= 500 else f"{line[:400]} ... {line[-90:]}"
 
 
-def _content(path: Path) -> bytes:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # asked before opening: opening a pipe waits for a writer
-            raise CheckpointError("is not a regular file")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE_BYTES:
-                raise CheckpointError(f"takes {size} bytes, more than the {MAX_FILE_BYTES} that this version reads")
-            data = file.read(size)
-    except FileNotFoundError:
-        raise CheckpointError("does not exist") from None
-    except CheckpointError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise CheckpointError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not data:
-        raise CheckpointError("is empty; copy it again")
-    return data
-
-
 def _read(data: bytes) -> Checkpoint:
-    stated: dict[str, Any] = {}
     if data[8:9] == b"{":
-        tensors, metadata = _read_safetensors(data)
-        form = "edifice-safetensors" if edifice.is_edifice(tensors) else "torch-state-dict"
-        if NATIVE in metadata:
-            form, stated = "native", _native_options(metadata[NATIVE])
-    elif data.startswith(b"PK\x03\x04"):
-        tensors, header = read_pt(data)
-        form = "torch-state-dict"
-        if NATIVE in header:
-            form, stated = "native", _native_options(header[NATIVE])
-    elif is_nx(data):
+        tensors, header = read_safetensors(data)
+        if NATIVE not in header and edifice.is_edifice(tensors):
+            return _of_edifice("edifice-safetensors", data, tensors, {})
+        return _of_state_dict(data, tensors, header)
+    if data.startswith(b"PK\x03\x04"):
+        tensors, beside = read_pt(data)
+        if is_fairseq(beside):
+            return _of_paper("fairseq", data, *read_fairseq(beside["args"], tensors))
+        return _of_state_dict(data, tensors, beside)
+    if is_nx(data):
         tensors, build = read_nx(data)
-        form, stated = "edifice-nx", edifice.spec_options(build)
-    elif data[:1] == b"\x80" or (data[:1] in (b"(", b"c", b"]", b"}") and data.endswith(b".")):
+        return _of_edifice("edifice-nx", data, tensors, edifice.spec_options(build))
+    if data[:1] == b"\x80" or (data[:1] in (b"(", b"c", b"]", b"}") and data.endswith(b".")):
         raise CheckpointError("is a bare Python pickle, which can run code when read; use mega_deploy.save_checkpoint")
-    else:
+    raise CheckpointError(
+        f"is no checkpoint: it begins with {data[:8].hex(' ')}, expected safetensors, .nx or a .pt of torch.save"
+    )
+
+
+def _of_state_dict(data: bytes, tensors: dict[str, Array], header: Mapping[str, Any]) -> Checkpoint:
+    """A file of our own, or weights under our own names."""
+    if NATIVE in header:
+        config = _native_config(header[NATIVE])
+        if isinstance(config, EdificeConfig):
+            return _of_edifice("native", data, tensors, config.to_dict())
+        return _of_paper("native", data, config, tensors, {})
+    if any(name.endswith("mega_layer.mx_proj.weight") for name in tensors):
         raise CheckpointError(
-            f"is no checkpoint: it begins with {data[:8].hex(' ')}, expected safetensors, .nx or a .pt of torch.save"
+            "it holds weights of the paper's Mega without their configuration; give the Hugging Face folder around it, "
+            "or fairseq's whole checkpoint with its args"
         )
+    return _of_edifice("torch-state-dict", data, tensors, {})
+
+
+def _of_edifice(form: str, data: bytes, tensors: dict[str, Array], stated: Mapping[str, Any]) -> Checkpoint:
+    """An Edifice Mega, with what the file states of its options."""
     names: dict[str, str] = {}
     if form.startswith("edifice"):
         tensors, names = edifice.rename(tensors)
@@ -176,42 +196,26 @@ def _read(data: bytes) -> Checkpoint:
     return Checkpoint(form, hashlib.sha256(data).hexdigest(), len(data), weights, {**told, **stated})
 
 
-def _read_safetensors(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
-    safetensors = require("safetensors", "export", "reading a .safetensors file")
-    try:
-        entries = safetensors.deserialize(data)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"is a damaged safetensors file: {error}") from None
-    tensors = {}
-    for name, entry in entries:
-        kind, shape, raw = entry["dtype"], entry["shape"], entry["data"]
-        if kind == "BF16":
-            flat = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-        elif kind in _FLOATS:
-            flat = np.frombuffer(raw, _FLOATS[kind])
-        else:
-            raise CheckpointError(f"the tensor {name} is {kind}, which no Mega has")
-        tensors[name] = flat.reshape(shape)
-    # safetensors takes the last of two entries with one name; which one was meant, nobody can tell.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_unique)
-    return tensors, header.get("__metadata__") or {}
+def _of_paper(
+    form: str, data: bytes, config: PaperConfig, tensors: Mapping[str, Array], names: Mapping[str, str]
+) -> Checkpoint:
+    """A model of the paper's, once its weights are known to be all there."""
+    paper.check_weights(config, tensors, names)
+    weights = state.as_float32(tensors, names)
+    digest = hashlib.sha256(data).hexdigest()
+    return Checkpoint(form, digest, len(data), weights, to_dict(config), config)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise CheckpointError(f"its header has the entry {twice} twice")
-    return found
-
-
-def _native_options(header: Any) -> dict[str, Any]:
-    """The options in the header of a file that save_checkpoint wrote; in safetensors it is JSON."""
+def _native_config(header: Any) -> EdificeConfig | PaperConfig:
+    """The configuration in the header of a file that save_checkpoint wrote; in safetensors it is JSON."""
     try:
         header = json.loads(header) if isinstance(header, str) else header
-        if header["architecture"] != "edifice":
-            raise CheckpointError(f"its architecture is {header['architecture']!r}, which this version does not know")
-        return EdificeConfig.from_dict(header["config"]).to_dict()
+        name = header["architecture"]
+        if name == "edifice":
+            return EdificeConfig.from_dict(header["config"])
+        if name not in ARCHITECTURES:
+            raise CheckpointError(f"its architecture is {name!r}, which this version does not know")
+        return from_dict(name, header["config"])
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -14,16 +14,18 @@ import numpy.typing as npt
 
 from mega_deploy.checkpoints.reading import NATIVE
 from mega_deploy.checkpoints.state import weights_sha256
-from mega_deploy.config import Source
+from mega_deploy.config import EdificeConfig, Source
 from mega_deploy.errors import CheckpointError, OptionError, require
+from mega_deploy.paper.tasks import PaperConfig, architecture, to_dict
 
 if TYPE_CHECKING:
     from mega_deploy.models.edifice import Mega
+    from mega_deploy.models.paper import PaperModel
 
 Array = npt.NDArray[Any]
 
 
-def save_checkpoint(model: Mega, path: str | os.PathLike[str]) -> None:
+def save_checkpoint(model: Mega | PaperModel, path: str | os.PathLike[str]) -> None:
     """Write a model's weights in float32 and all of its options; the file appears whole or not at all.
 
     Args:
@@ -37,7 +39,7 @@ def save_checkpoint(model: Mega, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix not in (".safetensors", ".pt"):
         raise OptionError(f"{path} must end in .safetensors or .pt")
-    header = {"architecture": "edifice", "config": model.config.to_dict()}
+    header = config_header(model.config)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         if path.suffix == ".pt":
@@ -59,7 +61,14 @@ def save_checkpoint(model: Mega, path: str | os.PathLike[str]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def model_source(model: Mega) -> Source:
+def config_header(config: EdificeConfig | PaperConfig) -> dict[str, Any]:
+    """A configuration as native files and manifests have it: the architecture's name and its options, JSON values."""
+    if isinstance(config, EdificeConfig):
+        return {"architecture": "edifice", "config": config.to_dict()}
+    return {"architecture": architecture(config), "config": to_dict(config)}
+
+
+def model_source(model: Mega | PaperModel) -> Source:
     """Where the weights came from: the checkpoint that they were loaded from, unless they have changed since then."""
     digest = weights_sha256(_weights(model))
     if model.source is not None and model.source.weights_sha256 == digest:
@@ -67,6 +76,6 @@ def model_source(model: Mega) -> Source:
     return Source("torch-module", digest, digest)
 
 
-def _weights(model: Mega) -> dict[str, Array]:
+def _weights(model: Mega | PaperModel) -> dict[str, Array]:
     """The weights in float32, by name."""
     return {name: tensor.detach().cpu().float().contiguous().numpy() for name, tensor in model.state_dict().items()}

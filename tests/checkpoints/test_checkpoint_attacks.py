@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from attacks import ATTACKS, MARKER, arm
+from paper_attacks import FILES, FOLDERS
 
 from mega_deploy.checkpoints import read_checkpoint
 from mega_deploy.errors import InputError
@@ -83,17 +84,28 @@ def reader(tmp_path_factory):
     child.close()
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", {**ATTACKS, **FILES})
 def test_a_hostile_file_is_refused(name, tmp_path, reader):
     path = tmp_path / "hostile.bin"
-    path.write_bytes(ATTACKS[name]())
+    path.write_bytes({**ATTACKS, **FILES}[name]())
+    assert_refused(path, path.stat().st_size, reader)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_hostile_folder_is_refused(name, tmp_path, reader):
+    path = tmp_path / "hostile"
+    FOLDERS[name](path)
+    assert_refused(path, sum(file.stat().st_size for file in path.iterdir()), reader)
+
+
+def assert_refused(path, size, reader):
     kind, message, seconds, grown = reader.read(path)
     assert kind == "refused", message
     assert str(path) in message
     assert "\n" not in message and len(message) < 1000
     assert not Path(os.environ[MARKER]).exists(), "the file's code was run"
     assert seconds < SECONDS
-    assert grown < MEBIBYTES + 3 * path.stat().st_size / (1 << 20)
+    assert grown < MEBIBYTES + 3 * size / (1 << 20)
 
 
 def test_there_are_many_attacks():
@@ -117,11 +129,20 @@ def test_there_are_many_attacks():
         ("pickle: bare, protocol 0, with code", ["pickle", "save_checkpoint"]),
         ("pt: compressed entries", ["compressed"]),
         ("empty file", ["empty"]),
+        ("fairseq: code beside the weights", ["Python objects", "args and model alone"]),
+        ("fairseq: no z_dim", ["arguments lack z_dim"]),
+        ("fairseq: truncation of 0", ["truncation_length is 0", "None"]),
+        ("fairseq: another layer type", ["lstm"]),
+        ("fairseq: one layer too few", ["1 layers", "2"]),
+        ("fairseq: tied weights differ", ["decoder.output_projection.weight", "decoder.embed_tokens.weight"]),
+        ("fairseq: max_positions beyond the table", ["rel_pos_bias", "[119]", "[121]"]),
+        ("fairseq: weights alone", ["without their configuration", "args"]),
+        ("native paper: endless widths", ["widths", "64"]),
     ],
 )
 def test_the_refusal_names_what_is_wrong(name, tells, tmp_path):
     path = tmp_path / "file"
-    path.write_bytes(ATTACKS[name]())
+    path.write_bytes({**ATTACKS, **FILES}[name]())
     with pytest.raises(InputError) as refusal:
         read_checkpoint(path)
     for part in tells:

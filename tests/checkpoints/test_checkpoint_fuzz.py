@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import attacks
 import files
+import paper_attacks
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from paper_goldens import DATA
 
 from mega_deploy.checkpoints import read_checkpoint
 from mega_deploy.checkpoints.etf import Atom, decode
@@ -23,6 +26,8 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "nx compressed": lambda: files.nx_file(files.weights(), metadata=files.spec(), compressed=True),
     "safetensors": files.golden,
     "pt": lambda: attacks.saved(attacks.state()),
+    "fairseq": (DATA / "fairseq" / "model_lra_listops_mp" / "checkpoint.pt").read_bytes,
+    "native paper": paper_attacks.native(),
 }
 SETTINGS = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -62,6 +67,39 @@ def test_cut_and_spliced_files_are_refused(kind, data):
     answers(content[:end])
     answers(content[:start] + content[end:])
     answers(content[:start] + data.draw(st.binary(max_size=32)) + content[start:])
+
+
+VALUES = st.one_of(
+    st.integers(-3, 70),
+    st.integers(-(1 << 1000), 1 << 1000),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=12),
+    st.lists(st.integers(-3, 70), max_size=4),
+)
+
+
+@settings(SETTINGS, max_examples=40)
+@given(data=st.data())
+@pytest.mark.parametrize("case", ["model_lra_listops_mp", "model_lm_wiki103_adaptive", "model_nmt_wmt_base"])
+def test_any_argument_of_fairseq_is_taken_or_refused(case, data):
+    args = vars(paper_attacks.fairseq(case)["args"])
+    changes = data.draw(st.dictionaries(st.sampled_from(sorted(args)), VALUES, min_size=1, max_size=3))
+    answers(paper_attacks.with_args(case, **changes)())
+
+
+@settings(SETTINGS, max_examples=40)
+@given(data=st.data())
+@pytest.mark.parametrize("case", ["model_relu2_simple", "mlm_untied_chunk"])
+def test_any_option_of_hugging_face_is_taken_or_refused(case, data):
+    known = json.loads((DATA / "huggingface" / case / "config.json").read_text())
+    changes = data.draw(st.dictionaries(st.sampled_from(sorted(known)), VALUES, min_size=1, max_size=3))
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "folder"
+        paper_attacks.with_options(case, **changes)(path)
+        with contextlib.suppress(InputError):
+            read_checkpoint(path)
 
 
 @SETTINGS

@@ -16,12 +16,13 @@ from strategies import megas, relative_l2, trained_output
 from mega_deploy.errors import InputError, OptionError, QualityGateError
 from mega_deploy.exporters import onnx as onnx_file
 from mega_deploy.exporters.edifice import mega_graph
+from mega_deploy.exporters.family import family_of
 from mega_deploy.exporters.fold import fold
 from mega_deploy.exporters.precision import MOVEMENT, lint, lower
 from mega_deploy.exporters.reference import record
 from mega_deploy.runtime import judging_session
 from mega_deploy.runtime.validate import compare
-from mega_deploy.signature import Range, Signature, TensorSpec
+from mega_deploy.signature import Range
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["softmax", "laplace"])
@@ -104,6 +105,7 @@ import sys, torch
 from pathlib import Path
 from mega_deploy.exporters import onnx as onnx_file
 from mega_deploy.exporters.edifice import mega_graph
+from mega_deploy.exporters.family import family_of
 from mega_deploy.exporters.fold import fold
 from mega_deploy.exporters.precision import lower
 from mega_deploy.models.edifice import Mega
@@ -263,14 +265,11 @@ def test_a_lowered_model_is_as_near_as_pytorch_under_autocast(tmp_path_factory, 
     graph = mega_graph(fold(model))
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     onnx_file.save(lower(graph.model, precision).model, path)
+    signature = family_of(model).signature(Range(1, 1, 4), model.config.length)
     try:
-        reference = record(
-            model, graph.block_outputs, Range(1, 1, 4), model.config.length, samples=4, seed=seed, precision=precision
-        )
+        reference = record(model, signature, graph.block_outputs, samples=4, seed=seed, precision=precision)
     except QualityGateError:
         assume(False)  # PyTorch itself cannot run it in this precision
-    frames = (Range(1, 1, 4), model.config.length, model.config.embed_dim)
-    signature = Signature((TensorSpec("frames", "float32", frames),), (TensorSpec("features", "float32", ()),))
     report = compare(judging_session(path, signature, precision), reference, precision)
     # The window of zeros is a case by itself, with nothing a last place away from it: its floor may be low by luck.
     several = [case for case in report.cases if not case.name.startswith("zeros")]
@@ -278,12 +277,10 @@ def test_a_lowered_model_is_as_near_as_pytorch_under_autocast(tmp_path_factory, 
 
 
 def test_what_is_kept_in_float32_is_so_in_the_floor_as_well():
+    signature = family_of(build()).signature(Range(1, 1, 1), build().config.length)
+
     def floor(*kept):
-        return (
-            record(build(), (), Range(1, 1, 1), build().config.length, precision="bfloat16", kept=kept)
-            .cases[0]
-            .floor.relative_l2
-        )
+        return record(build(), signature, (), precision="bfloat16", kept=kept).cases[0].floor.relative_l2
 
     assert floor("input_projection", "blocks", "final_norm") < 0.8 * floor("blocks.0") < 0.8 * floor()
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +90,19 @@ def test_validate_and_inspect_tell_what_the_contract_says(pristine, checkpoint):
     assert seen["kind"] == "bundle" and seen["runs_here"] is True and seen["missing"] == []
     seen = answer("inspect", checkpoint)
     assert (seen["kind"], seen["format"], seen["unknown"]) == ("checkpoint", "native", [])
+
+
+def test_inspect_tells_a_checkpoint_of_the_papers_mega(tmp_path):
+    path = Path(__file__).parents[1] / "data/paper/fairseq/model_lm_wiki103_adaptive/checkpoint.pt"
+    seen = answer("inspect", path)
+    assert (seen["kind"], seen["unknown"]) == ("checkpoint", ["seq_len"])
+    table = cli("inspect", path, env={"COLUMNS": "120"}).stdout
+    for told in (seen["task"], *(spec["name"] for spec in seen["inputs"] + seen["outputs"]), seen["export_needs"]):
+        assert told in table
+    # It can be looked at, and not exported so far: both commands say so.
+    assert seen["runs_here"] is False and "exports the paper's Mega" in seen["missing"][0]
+    assert "does not export it" in refused("export", path, "-o", tmp_path / "x.mega", "--seq-len", 8)
+    assert not (tmp_path / "x.mega").exists()
 
 
 def test_doctor_tries_each_component():
@@ -340,8 +354,8 @@ def test_a_range_of_lengths_is_served_verified_and_kept(checkpoint, frames, tmp_
     assert report["inputs"][0]["dims"] == [{"min": 1, "opt": 1, "max": 64}, {"min": 2, "opt": 8, "max": 40}, 6]
     assert report["ema"]["lowering"] == "blocked" and report["ema"]["blocks"][0]["block"] == 32
     verdict = answer("validate", tmp_path / "x.mega")
-    lengths = {case["name"].split(",")[1] for case in verdict["cases"] if "frames" in case["name"]}
-    assert verdict["passed"] and lengths == {" 2 frames", " 25 frames", " 40 frames"}
+    lengths = {case["name"].split(",")[1] for case in verdict["cases"] if "length" in case["name"]}
+    assert verdict["passed"] and lengths == {" length 2", " length 25", " length 40"}
     assert answer("validate", tmp_path / "x.mega", "--samples", "2", "--seed", "3")["passed"]
     for length in (2, 13, 40):
         np.save(tmp_path / "x.npy", np.resize(frames, (2, length, 6)))

@@ -16,7 +16,7 @@ import torch
 import mega_deploy as md
 from mega_deploy.bundle import REFERENCE
 from mega_deploy.errors import BundleError, InputError, OptionError, QualityGateError
-from mega_deploy.exporters import assemble
+from mega_deploy.exporters import family
 from mega_deploy.exporters.fold import fold
 from mega_deploy.models.edifice import Mega
 from mega_deploy.parity import LIMIT_FACTOR, SMALLEST_FLOOR, Error, Reference, limit_for, measure
@@ -64,7 +64,7 @@ def spoilt(value, path, change):
 PATHS = [
     ("final_gamma",),
     ("blocks", 0, "ema", "proj", "weight"),
-    ("blocks", 0, "ema", "ema", "decay"),
+    ("blocks", 0, "ema", "ema", "past", "decay"),
     ("blocks", 1, "ema", "out", "bias"),
     ("blocks", 0, "attention", "value", "weight"),
     ("blocks", 1, "attention", "gate", "bias"),
@@ -86,7 +86,7 @@ def shaken(array):
     ids=str,
 )
 def test_a_hundredth_of_a_percent_off_one_folded_weight_is_found(tmp_path, monkeypatch, options, path):
-    monkeypatch.setattr(assemble, "fold", lambda model: spoilt(fold(model), path, shaken))
+    monkeypatch.setattr(family, "fold", lambda model: spoilt(fold(model), path, shaken))
     with pytest.raises(QualityGateError, match="parity failed"):
         md.export(small(options), tmp_path / "x.mega")
     assert list(tmp_path.iterdir()) == []
@@ -200,7 +200,15 @@ def test_a_reference_survives_its_file(pristine, tmp_path):
     reference.save(tmp_path / "again.npz")
     again = Reference.load(tmp_path / "again.npz")
     assert again.cases == reference.cases and again.blocks == reference.blocks
-    assert all(np.array_equal(again.outputs[name], pool) for name, pool in reference.outputs.items())
+    assert set(again.pools) == set(reference.pools)
+    for name, pool in reference.pools.items():
+        assert np.array_equal(again.pools[name].inputs["frames"], pool.inputs["frames"])
+        assert np.array_equal(again.pools[name].outputs["features"], pool.outputs["features"])
+
+
+def with_outputs(reference, outputs):
+    pool = dataclasses.replace(reference.pools["random"], outputs=outputs)
+    return dataclasses.replace(reference, pools={**reference.pools, "random": pool})
 
 
 def spoil(reference, **changes):
@@ -212,8 +220,9 @@ def spoil(reference, **changes):
     "change",
     [
         lambda r: dataclasses.replace(r, cases=()),
-        lambda r: dataclasses.replace(r, outputs={}),
-        lambda r: dataclasses.replace(r, outputs={"features": r.outputs["features"][:-1]}),
+        lambda r: dataclasses.replace(r, pools={}),
+        lambda r: with_outputs(r, {}),
+        lambda r: with_outputs(r, {"features": r.pools["random"].outputs["features"][:-1]}),
         lambda r: spoil(r, rows=(10**6,)),
         lambda r: spoil(r, rows=()),
         lambda r: spoil(r, batch=0),

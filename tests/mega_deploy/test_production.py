@@ -20,7 +20,7 @@ SOURCES = {
 FLOORS = [
     {"errors", "config", "signature", "arrays", "machine"},
     # The op lies below the models: they are trained with its torch form.
-    {"plugins"},
+    {"plugins", "paper"},
     {"models", "bundle", "parity", "engines"},
     {"runtime", "checkpoints", "doctor"},
     {"exporters"},

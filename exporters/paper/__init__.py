@@ -1,0 +1,1 @@
+"""The paper's Mega, from its trained form to an ONNX graph."""

@@ -1,0 +1,45 @@
+"""Norms and activations."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnxscript import ir
+
+from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.paper.fold import Norm
+from mega_deploy.models.paper.norm import EPSILON
+from mega_deploy.paper.config import Activation
+
+
+def activation(graph: Graph, x: ir.Value, name: Activation) -> ir.Value:
+    """The activation by its name in MegaConfig."""
+    op = graph.op
+    match name:
+        case "silu":
+            return graph.silu(x)
+        case "relu":
+            return op.Relu(x)
+        case "gelu":
+            return op.Gelu(x)
+        case "gelu_accurate":
+            return op.Gelu(x, approximate="tanh")
+        case "tanh":
+            return op.Tanh(x)
+        case "linear":
+            return x
+
+
+def normalise(graph: Graph, x: ir.Value, norm: Norm | None, name: str = "norm") -> ir.Value:
+    """The norm of x [rows, D]; x itself for none."""
+    if norm is None:
+        return x
+    op = graph.op
+    weight = graph.constant(f"{name}.gamma", norm.weight)
+    if norm.kind == "layer":
+        return graph.normalise(x, len(norm.weight), weight, graph.constant(f"{name}.beta", norm.bias))
+    if norm.kind == "rms":  # in the order of nodes that onnxruntime knows, and makes one of
+        two, epsilon = graph.shared("two", lambda: np.array(2.0)), graph.shared("epsilon", lambda: np.array(EPSILON))
+        size = op.Sqrt(op.Add(op.ReduceMean(op.Pow(x, two), [-1], keepdims=1), epsilon))
+        return op.Mul(op.Div(x, size), weight)
+    scaled = op.Mul(x, weight)
+    return op.Add(scaled, graph.constant(f"{name}.beta", norm.bias)) if norm.bias.any() else scaled

@@ -1,0 +1,192 @@
+"""The nodes of folded layers: x [rows * steps, D] -> the same, or [rows, D] where the first step is all that is wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnxscript import ir
+
+from mega_deploy.exporters.ema import Kernel
+from mega_deploy.exporters.fold import Array, Linear
+from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.lowering import Lowered
+from mega_deploy.exporters.moving_average import moving_average
+from mega_deploy.exporters.paper.attention import Attention
+from mega_deploy.exporters.paper.elements import activation, normalise
+from mega_deploy.exporters.paper.fold import (
+    FoldedAttention,
+    FoldedCross,
+    FoldedFFN,
+    FoldedLayer,
+    FoldedStack,
+    Norm,
+)
+from mega_deploy.exporters.paper.steps import Steps, bias_of
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What cross attention reads."""
+
+    x: ir.Value
+    """[rows * steps, D]."""
+    steps: Steps
+
+
+class StackWriter:
+    """Writes a folded stack.
+
+    Args:
+        graph: where the nodes go.
+        folded: the stack.
+        lowered: its moving averages.
+        name: of the module in the trained form.
+        first_only: whether of the last layer, and behind it, only the first step is computed.
+    """
+
+    def __init__(
+        self, graph: Graph, folded: FoldedStack, lowered: Sequence[Lowered], name: str, *, first_only: bool = False
+    ) -> None:
+        self.graph, self.op, self.config = graph, graph.op, folded.config
+        self.folded, self.lowered, self.name, self.first_only = folded, lowered, name, first_only
+        self.block_outputs: list[str] = []
+        """Names of the values that hold the residual stream behind each layer."""
+
+    def write(self, x: ir.Value, steps: Steps, memory: Memory | None = None) -> ir.Value:
+        """All layers and the final norm."""
+        final = len(self.folded.layers) - 1
+        for index, (layer, lowered) in enumerate(zip(self.folded.layers, self.lowered, strict=True)):
+            name = f"{self.name}.layers.{index}"
+            with self.graph.scope(name):
+                x = self._layer(x, steps, memory, layer, lowered, first_only=self.first_only and index == final)
+            x.name = f"{name}.output"
+            self.block_outputs.append(x.name)
+        with self.graph.scope(self.name):
+            return normalise(self.graph, x, self.folded.final_norm, "final_norm")
+
+    def _layer(
+        self,
+        x: ir.Value,
+        steps: Steps,
+        memory: Memory | None,
+        layer: FoldedLayer,
+        lowered: Lowered,
+        *,
+        first_only: bool,
+    ) -> ir.Value:
+        with self.graph.scope("attention"):
+            x = self._attention(x, steps, layer.attention, lowered, first_only=first_only)
+        if layer.cross is not None:
+            assert memory is not None and not first_only
+            with self.graph.scope("cross_attention"):
+                x = self._cross(x, steps, memory, layer.cross)
+        if layer.ffn is not None:
+            with self.graph.scope("ffn"):
+                x = self._feed_forward(x, layer.ffn)
+        return x
+
+    def _attention(
+        self, x: ir.Value, steps: Steps, layer: FoldedAttention, lowered: Lowered, *, first_only: bool
+    ) -> ir.Value:
+        graph, op, config = self.graph, self.op, self.config
+        dim, z_dim, width = config.embed_dim, config.z_dim, config.hidden_dim
+        n = normalise(graph, x, layer.norm)
+        m = self._average(n, steps, layer, lowered)
+        bias = bias_of(steps, steps, layer.distances, "bias", first=first_only)
+        if first_only:
+            # Keys and values are of the first chunk, all else of the first step.
+            keys, first = steps.first_chunk(), steps.first(m, dim)
+            x, m, n = steps.first(x, dim), steps.head(m, dim), steps.head(n, dim)
+            shared, rest = _parted(layer.joint, dim, z_dim)
+            z = graph.silu(graph.linear(m, shared, "shared"))
+            u, r, candidate = op.Split(graph.linear(first, rest, "joint"), [dim, width, dim], axis=-1, _outputs=3)
+            z_of_query = keys.first(z, z_dim)
+        else:
+            keys, sizes = steps, [dim, z_dim, width, dim]
+            u, z, r, candidate = op.Split(graph.linear(m, layer.joint, "joint"), sizes, axis=-1, _outputs=4)
+            z = z_of_query = graph.silu(z)
+        attention = Attention(graph, config, keys if first_only else steps, keys, causal=config.is_causal)
+        query = self._affine(z_of_query, layer.query, "query")
+        key = z if layer.key is None else self._affine(z, layer.key, "key")
+        value = activation(graph, graph.linear(n, layer.value, "value"), config.activation)
+        context = attention.write(query, key, value, bias, width, first_only=first_only)
+        return self._gated(x, u, r, context, candidate, layer.hidden, layer.post_norm)
+
+    def _average(self, n: ir.Value, steps: Steps, layer: FoldedAttention, lowered: Lowered) -> ir.Value:
+        """silu(EMA(n) + omega n), where padding enters no other step."""
+        graph, op = self.graph, self.op
+        with graph.scope("ema"):
+            if steps.keep is None:
+                lowered = with_present(lowered, layer.omega)
+                return graph.silu(moving_average(graph, n, lowered, steps.length, steps.longest))
+            average = moving_average(graph, steps.masked(n), lowered, steps.length, steps.longest)
+            return graph.silu(op.Add(average, op.Mul(n, graph.constant("omega", layer.omega))))
+
+    def _cross(self, x: ir.Value, steps: Steps, memory: Memory, layer: FoldedCross) -> ir.Value:
+        graph, op, config = self.graph, self.op, self.config
+        dim, z_dim = config.embed_dim, config.z_dim
+        joint = graph.linear(normalise(graph, x, layer.norm), layer.joint, "joint")
+        u, r, query = op.Split(joint, [dim, dim, z_dim], axis=-1, _outputs=3)
+        key, value = op.Split(graph.linear(memory.x, layer.memory, "memory"), [z_dim, dim], axis=-1, _outputs=2)
+        value = activation(graph, value, config.activation)
+        whole = Steps(graph, steps.length, steps.longest, None, None)
+        bias = bias_of(whole, memory.steps, layer.distances, "bias")
+        attention = Attention(graph, config, whole, memory.steps, causal=False)
+        context = attention.write(query, key, value, bias, dim)
+        return self._gated(x, u, r, context, None, layer.hidden, layer.post_norm)
+
+    def _gated(
+        self,
+        x: ir.Value,
+        u: ir.Value,
+        r: ir.Value,
+        context: ir.Value,
+        candidate: ir.Value | None,
+        layer: Linear,
+        post_norm: Norm | None,
+    ) -> ir.Value:
+        """x + sigmoid(u) (act(candidate + layer(silu(r) context)) - x)."""
+        graph, op = self.graph, self.op
+        hidden = graph.linear(op.Mul(graph.silu(r), context), layer, "hidden")
+        if candidate is not None:
+            hidden = op.Add(candidate, hidden)
+        change = op.Sub(activation(graph, hidden, self.config.activation), x)
+        return normalise(graph, op.Add(x, op.Mul(op.Sigmoid(u), change)), post_norm, "post_norm")
+
+    def _feed_forward(self, x: ir.Value, layer: FoldedFFN) -> ir.Value:
+        graph = self.graph
+        inner = graph.linear(normalise(graph, x, layer.norm), layer.first, "first")
+        inner = activation(graph, inner, self.config.activation)
+        return normalise(
+            graph, self.op.Add(x, graph.linear(inner, layer.second, "second")), layer.post_norm, "post_norm"
+        )
+
+    def _affine(self, z: ir.Value, layer: Linear, name: str) -> ir.Value:
+        """Element by element."""
+        weight, bias = (
+            self.graph.constant(f"{name}.weight", layer.weight),
+            self.graph.constant(f"{name}.bias", layer.bias),
+        )
+        return self.op.Add(self.op.Mul(z, weight), bias)
+
+
+def _parted(joint: Linear, dim: int, z_dim: int) -> tuple[Linear, Linear]:
+    """[u | z | r | candidate] -> z, and [u | r | candidate]."""
+    z = slice(dim, dim + z_dim)
+    return (
+        Linear(joint.weight[:, z], joint.bias[z]),
+        Linear(np.delete(joint.weight, z, axis=1), np.delete(joint.bias, z)),
+    )
+
+
+def with_present(lowered: Lowered, omega: Array) -> Lowered:
+    """A moving average with omega x added to each step: a tap at distance 0."""
+    if isinstance(lowered, Kernel):
+        taps = lowered.taps.copy()
+        taps[:, lowered.ahead] += omega
+        return dataclasses.replace(lowered, taps=taps)
+    inside = lowered.inside + omega[:, None, None] * np.eye(lowered.block)
+    return dataclasses.replace(lowered, inside=inside)

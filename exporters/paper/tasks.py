@@ -1,0 +1,298 @@
+"""The graph of a model of the paper's family: inputs, embedding, layers, and what the task makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from onnxscript import ir
+from torch import nn
+
+from mega_deploy.errors import InputError, OptionError
+from mega_deploy.exporters.edifice import LONGEST, MegaGraph
+from mega_deploy.exporters.ema import FLOAT32_HALF_ULP
+from mega_deploy.exporters.fold import Linear, as_array, as_linear
+from mega_deploy.exporters.graph import Graph, Length
+from mega_deploy.exporters.lowering import choose
+from mega_deploy.exporters.paper.elements import activation
+from mega_deploy.exporters.paper.embedding import TokenEmbedding, padded, tied_table, values
+from mega_deploy.exporters.paper.fold import fold_stack
+from mega_deploy.exporters.paper.heads import computed_row, headed
+from mega_deploy.exporters.paper.layers import Memory, StackWriter
+from mega_deploy.exporters.paper.outputs import scores
+from mega_deploy.exporters.paper.steps import Steps
+from mega_deploy.models.paper import (
+    MegaClassifier,
+    MegaEncoder,
+    MegaHuggingFace,
+    MegaLanguageModel,
+    MegaStack,
+    MegaTranslation,
+    PaperModel,
+)
+from mega_deploy.models.paper.embedding import Embedding, ValueEmbedding
+from mega_deploy.models.paper.output import AdaptiveSoftmax, Output
+from mega_deploy.paper.signatures import pads_to_chunks
+from mega_deploy.signature import SEQUENCE_AXES, Range, Signature, TensorSpec, largest, usual
+
+DTYPES = {"int64": ir.DataType.INT64, "float32": None}
+
+
+def paper_graph(
+    model: PaperModel,
+    signature: Signature,
+    *,
+    ema: str = "auto",
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    cut: float = FLOAT32_HALF_ULP,
+) -> MegaGraph:
+    """Write the graph of a model for the lengths and batches of a signature.
+
+    Args:
+        model: trained, in eval mode; it stays as it is.
+        signature: of its bundle.
+        ema: how the moving averages are lowered (exporters.lowering.choose).
+        dtype: of real inputs, constants and arithmetic.
+        cut: share of a kernel's L1 norm that may be cut off its tail (exporters.ema.lower_to_kernel).
+
+    Raises:
+        OptionError: the model is in training mode, a sequence is too long, or there is no such lowering.
+        InputError: a weight is NaN or infinite, or exceeds the dtype.
+    """
+    if any(module.training for module in model.modules()):
+        raise OptionError("the model, or a part of it, is in training mode; call model.eval() first")
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise InputError(
+                f"the weight {name} holds NaN or infinite values; a model that diverged cannot be deployed"
+            )
+    return _Task(model, signature, ema, dtype, cut).write()
+
+
+@dataclass(frozen=True)
+class _Words:
+    """An embedding of tokens in the trained form."""
+
+    embedding: Embedding
+    table: nn.Module
+    scope: str = "embedding"
+    """Name of the embedding."""
+    name: str = "table"
+    """Name of the table."""
+    shared: bool = False
+    """Whether another embedding, or an output, reads the table as well."""
+
+
+class _Task:
+    """Writes one model."""
+
+    def __init__(self, model: PaperModel, signature: Signature, ema: str, dtype: ir.DataType, cut: float) -> None:
+        self.model, self.signature = model, signature
+        self.graph = Graph("mega", dtype)
+        self.op = self.graph.op
+        self.inputs = {spec.name: self._input(spec) for spec in signature.inputs}
+        self.seq_len = signature.dim(*SEQUENCE_AXES)
+        stacks = {name: module for name, module in model.named_children() if isinstance(module, MegaStack)}
+        pads = pads_to_chunks(model.config)
+        self.longest = {
+            name: padded(largest(self.seq_len), stack.config.chunk_size if pads else None)
+            for name, stack in stacks.items()
+        }
+        """Steps of each stack's longest sequence, padding up to whole chunks included."""
+        for name, stack in stacks.items():
+            if (chunk := min(self.longest[name], stack.config.chunk_size or self.longest[name])) > LONGEST:
+                raise OptionError(
+                    f"attention over {chunk} steps is beyond the {LONGEST} that this version's graphs take"
+                )
+        reach = max(self.longest.values())
+        folded = {name: fold_stack(stack, reach) for name, stack in stacks.items()}
+        averages = [layer.attention.ema for stack in folded.values() for layer in stack.layers]
+        self.lowering = choose(ema, averages, reach, cut)
+        lowered = iter(self.lowering.blocks)
+        first_only = computed_row(model.config) is not None
+        self.writers = {
+            name: StackWriter(self.graph, stack, [next(lowered) for _ in stack.layers], name, first_only=first_only)
+            for name, stack in folded.items()
+        }
+
+    def write(self) -> MegaGraph:
+        """The finished graph."""
+        match self.model:
+            case MegaEncoder():
+                self._encoder(self.model)
+            case MegaClassifier():
+                self._classifier(self.model)
+            case MegaLanguageModel():
+                self._language_model(self.model)
+            case MegaTranslation():
+                self._translation(self.model)
+            case MegaHuggingFace():
+                self._hugging_face(self.model)
+        blocks = [name for writer in self.writers.values() for name in writer.block_outputs]
+        return MegaGraph(self.graph.model(), self.lowering, tuple(blocks))
+
+    def _input(self, spec: TensorSpec) -> ir.Value:
+        return self.graph.input(spec.name, _shape(spec), DTYPES[spec.dtype])
+
+    def _output(self, name: str, value: ir.Value) -> None:
+        spec = next(spec for spec in self.signature.outputs if spec.name == name)
+        self.graph.output(value, name, _shape(spec))
+
+    def _length(self, x: ir.Value) -> Length:
+        """Of an input [rows, steps, ...]: a number, or the vector [rows, steps]."""
+        return self.op.Shape(x, start=0, end=2) if isinstance(self.seq_len, Range) else self.seq_len
+
+    def _steps(self, stack: str, length: Length, keep: ir.Value | None) -> Steps:
+        writer = self.writers[stack]
+        return Steps(self.graph, length, self.longest[stack], writer.config.chunk_size, keep)
+
+    def _encoder(self, model: MegaEncoder) -> None:
+        frames, dim = self.inputs["frames"], model.config.embed_dim
+        length = self._length(frames)
+        x = self.writers["encoder"].write(self.graph.rows(frames, dim), self._steps("encoder", length, None))
+        self._output("features", self.graph.windows(x, length, dim))
+
+    def _embedded(self, stack: str, tokens: ir.Value, of: _Words) -> tuple[ir.Value, Steps]:
+        """Tokens as the first layer's input, and their steps, padded to whole chunks."""
+        config = self.writers[stack].config
+        words = TokenEmbedding(
+            self.graph, of.embedding, of.table, scope=of.scope, name=of.name, dim=config.embed_dim, shared=of.shared
+        )
+        tokens, length = words.pad(tokens, self.seq_len, config.chunk_size)
+        steps = self._steps(stack, length, words.keep(tokens))
+        return words.write(tokens, steps), steps
+
+    def _classifier(self, model: MegaClassifier) -> None:
+        op, graph, config = self.op, self.graph, model.config
+        dim = config.encoder.embed_dim
+        # Both documents of a pair are rows of one batch.
+        documents = ("src", "src1")[: 1 + config.pair]
+        given = [self.inputs[f"{document}_tokens"] for document in documents]
+        lengths = [self.inputs[f"{document}_lengths"] for document in documents]
+        tokens = self._pair(given, config.embedding.pad) if config.pair else given[0]
+        lengths_of_rows = op.Concat(*lengths, axis=0) if config.pair else lengths[0]
+        if isinstance(model.table, ValueEmbedding):
+            x = values(graph, tokens, model.table, model.embedding, dim)
+            steps = self._steps("encoder", self._length(tokens), None)
+        else:
+            x, steps = self._embedded("encoder", tokens, _Words(model.embedding, model.table))
+        x = self.writers["encoder"].write(x, steps)
+        if config.pooling == "first":
+            kept = steps.kept()
+            x = x if kept is None else op.Mul(x, steps.first(kept, 1))
+        else:
+            total = op.ReduceSum(graph.windows(steps.masked(x), steps.length, dim), [1], keepdims=0)
+            x = op.Div(total, op.Unsqueeze(op.Cast(lengths_of_rows, to=graph.dtype), [1]))
+        layers = [_linear(layer) for layer in (*model.hidden, model.output)]
+        if config.pair:
+            x = op.Reshape(op.Transpose(op.Reshape(x, [2, -1, dim]), perm=[1, 0, 2]), [-1, 2 * dim])
+            # The official code puts the second document first; here the rows of the layer behind are swapped for that.
+            layers[0] = Linear(np.roll(layers[0].weight, dim, axis=0), layers[0].bias)
+        for index, layer in enumerate(layers[:-1]):
+            x = activation(graph, graph.linear(x, layer, f"hidden.{index}"), config.head_activation)
+        self._output("logits", graph.linear(x, layers[-1], "output"))
+
+    def _pair(self, given: Sequence[ir.Value], pad: int) -> ir.Value:
+        """Documents [rows, steps of its own] as one batch, the shorter padded: [2 rows, steps]."""
+        op = self.op
+        if isinstance(self.seq_len, Range) and len({tuple(map(str, _axes(value))) for value in given}) > 1:
+            steps = [op.Shape(tokens, start=1, end=2) for tokens in given]
+            most = op.Max(*steps)
+            given = [
+                op.Pad(
+                    tokens,
+                    op.Concat(self.graph.sizes(0, 0, 0), op.Sub(most, own), axis=0),
+                    op.Constant(value_int=pad),
+                )
+                for tokens, own in zip(given, steps, strict=True)
+            ]
+        return op.Concat(*given, axis=0)
+
+    def _language_model(self, model: MegaLanguageModel) -> None:
+        words = _Words(model.embedding, model.table, shared=model.config.output.tied)
+        x, steps = self._embedded("decoder", self.inputs["tokens"], words)
+        x = self.writers["decoder"].write(x, steps)
+        self._scores(x, steps, self.inputs["tokens"], model.output, words)
+
+    def _translation(self, model: MegaTranslation) -> None:
+        shared, table = model.source_table is None, model.source_table or model.target_table
+        source = _Words(
+            model.source_embedding,
+            table,
+            "source_embedding",
+            "target_table" if shared else "source_table",
+            shared=shared,
+        )
+        target = _Words(
+            model.target_embedding,
+            model.target_table,
+            "target_embedding",
+            "target_table",
+            shared=shared or model.config.output.tied,
+        )
+        x, steps = self._embedded("encoder", self.inputs["src_tokens"], source)
+        x = steps.masked(self.writers["encoder"].write(x, steps))
+        length = self._length(self.inputs["src_tokens"])
+        memory = Memory(*steps.cut(x, model.config.encoder.embed_dim, length, largest(self.seq_len)))
+        y, steps = self._embedded("decoder", self.inputs["prev_output_tokens"], target)
+        y = self.writers["decoder"].write(y, steps, memory)
+        self._scores(y, steps, self.inputs["prev_output_tokens"], model.output, target)
+
+    def _scores(
+        self, x: ir.Value, steps: Steps, tokens: ir.Value, output: Output | AdaptiveSoftmax, words: _Words
+    ) -> None:
+        """Scores of the steps that were given."""
+        length, dim = self._length(tokens), self.writers["decoder"].config.embed_dim
+        x, _ = steps.cut(steps.masked(x), dim, length, largest(self.seq_len))
+        spec = self.signature.outputs[0]
+        found = scores(self.graph, x, output, words.table, words.name)
+        self._output(spec.name, self.graph.windows(found, length, usual(spec.dims[-1])))
+
+    def _hugging_face(self, model: MegaHuggingFace) -> None:
+        op, graph, dim = self.op, self.graph, model.config.encoder.embed_dim
+        rows = {name: self._flat(value) for name, value in self.inputs.items()}
+        ids = rows["input_ids"]
+        length = self._length(ids)
+        x = op.Gather(tied_table(graph, "words", model.words.weight), ids)
+        if model.token_types is not None:
+            types = graph.constant("token_types.weight", as_array(model.token_types.weight))
+            x = op.Add(x, op.Gather(types, rows["token_type_ids"]))
+        steps = self._steps("encoder", length, _nonzero(op, rows["attention_mask"]))
+        memory = None
+        if "encoder_hidden_states" in rows:
+            states = rows["encoder_hidden_states"]
+            keep = _nonzero(op, rows["encoder_attention_mask"])
+            reached = Steps(graph, self._length(states), largest(self.seq_len), None, keep)
+            memory = Memory(graph.rows(states, dim), reached)
+        x = self.writers["encoder"].write(graph.rows(x, dim), steps, memory)
+        for name, value in headed(graph, model, x, steps, self.inputs["input_ids"]).items():
+            self._output(name, value)
+
+    def _flat(self, x: ir.Value) -> ir.Value:
+        """Choices as rows: [batch, choices, steps] -> [batch * choices, steps]."""
+        if self.signature.inputs[0].axes[1] != "choices":
+            return x
+        op = self.op
+        last = op.Shape(x, start=2) if isinstance(self.seq_len, Range) else self.graph.sizes(self.seq_len)
+        return op.Reshape(x, op.Concat(self.graph.sizes(-1), last, axis=0))
+
+
+def _shape(spec: TensorSpec) -> list[int | str]:
+    return [axis if isinstance(dim, Range) else dim for axis, dim in zip(spec.axes, spec.dims, strict=True)]
+
+
+def _axes(value: ir.Value) -> Sequence[Any]:
+    assert value.shape is not None
+    return value.shape.dims
+
+
+def _nonzero(op: Any, mask: ir.Value) -> ir.Value:
+    return op.Not(op.Equal(mask, op.Constant(value_int=0)))
+
+
+def _linear(layer: nn.Module) -> Linear:
+    assert isinstance(layer, nn.Linear)
+    return as_linear(layer)
