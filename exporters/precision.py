@@ -4,9 +4,9 @@ The precision stands in the graph itself, as casts and constants, so that every 
 for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT below name them):
 
 1. Matrix products take and give the lower precision; int8 (exporters.quantise) lowers those with a constant factor.
-2. Float32 islands are: norms, softmax with the mask before it, Laplace attention as a whole, sums over many numbers, the
-   residual stream (every Add is of a mask or of the stream, every Where makes a mask), what was no number before (Cast),
-   and the moving average but for the linear layers around it, so that its sums accumulate in float32.
+2. Float32 islands are: norms, softmax with the mask before it, Laplace attention as a whole, sums over many numbers,
+   the residual stream (every Add is of a mask or of the stream, every Where makes a mask), what was no number before
+   (Cast), and the moving average but for the linear layers around it, so that its sums accumulate in float32.
 3. The layer that reads an input of the model is an island too: nobody bounds the size of what comes in, whereas all
    layers behind a normalisation read rows of norm sqrt(features).
 4. The results of a normalisation, a softmax and a Laplace attention are rounded once, as they are made, where a product
