@@ -104,7 +104,10 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
             "bound": max(average["bound"] for average in averages),
             "blocks": averages,
         },
-        flops={"trained": family.flops(signature), "deployed": graph_flops(proto, signature)},
+        flops={
+            "trained": family.flops(signature),
+            "deployed": graph_flops(folder / files.MODEL, signature, form.precision),
+        },
         parity=summary,
         tools={"mega-deploy": metadata.version("mega-deploy")}
         | {name: importlib.import_module(name).__version__ for name in (*PACKAGES, "onnxruntime", "numpy")},

@@ -59,11 +59,11 @@ def family_of(model: Model) -> Family:
     # A subclass may compute anything, and what torch.compile returns is no Mega.
     if type(model) is Mega:
         return _edifice(model)
-    if type(model) in get_args(PaperModel):
+    if not isinstance(model, Mega) and type(model) in get_args(PaperModel):
         return _paper(model)
     raise OptionError(
-        "a model must be a Mega of mega_deploy.models.edifice or one of the models of mega_deploy.models.paper itself, or "
-        f"the path of a checkpoint, got {type(model)}; "
+        "a model must be a Mega of mega_deploy.models.edifice or one of the models of mega_deploy.models.paper itself, "
+        f"or the path of a checkpoint, got {type(model)}; "
         "of a compiled model pass the one that was compiled"
     )
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mega_deploy.config import EdificeConfig
-from mega_deploy.errors import MegaDeployError
+from mega_deploy.config import EdificeConfig, Precision
 from mega_deploy.plugins.laplace import NAME as LAPLACE
+from mega_deploy.runtime import Session, SessionOptions
+from mega_deploy.runtime.emulation import emulated
 from mega_deploy.signature import Signature, TensorSpec, usual
 
 L1_OPERATIONS = 3
+COUNTED = frozenset({"Gemm", "MatMul", "MatMulInteger", "Conv", LAPLACE})
 
 
 def trained_flops(config: EdificeConfig) -> int:
@@ -56,35 +61,38 @@ def _one_row(spec: TensorSpec) -> list[int]:
     return [1 if axis == "batch" else usual(dim) for axis, dim in zip(spec.axes, spec.dims, strict=True)]
 
 
-def graph_flops(model: onnx.ModelProto, signature: Signature) -> int:
-    """Of a graph for one row of the usual length, from the shapes that it works on."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    specs = {spec.name: spec for spec in signature.inputs}
-    for value in fixed.graph.input:
-        spec = specs[value.name]
-        for dim, size in zip(value.type.tensor_type.shape.dim, _one_row(spec), strict=True):
-            dim.dim_value = size
-    inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
-    values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in values
-        if value.type.tensor_type.HasField("shape")
-    }
-    shapes |= {tensor.name: list(tensor.dims) for tensor in inferred.graph.initializer}
-    return sum(_node_flops(node, shapes) for node in inferred.graph.node)
+def graph_flops(path: Path, signature: Signature, precision: Precision = "float32") -> int:
+    """Of a graph for one row of the usual length: it is run once, for the shapes that it works on.
+
+    Args:
+        path: its ONNX file.
+        signature: of the model.
+        precision: of the graph.
+    """
+    model = onnx.load(path, load_external_data=False)
+    if precision == "bfloat16":
+        model = emulated(model)
+    nodes = [node for node in model.graph.node if node.op_type in COUNTED]
+    names = sorted({name for node in nodes for name in (*node.input[:2], node.output[0])})
+    for name in names:
+        shape = f"{name}.shape"
+        model.graph.node.append(onnx.helper.make_node("Shape", [name], [shape]))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, None))
+    inputs = tuple(replace(spec, dims=tuple(_one_row(spec))) for spec in signature.inputs)
+    outputs = tuple(TensorSpec(f"{name}.shape", "int64", ()) for name in names)
+    options = SessionOptions(config={"session.model_external_initializers_file_folder_path": str(path.parent)})
+    session = Session(model.SerializeToString(), Signature(inputs, outputs), options)
+    lowest = {spec.name: 0 if spec.values is None else spec.values[0] for spec in inputs}
+    feeds = {spec.name: np.full(_one_row(spec), lowest[spec.name], spec.dtype) for spec in inputs}
+    shapes = {name.removesuffix(".shape"): shape.tolist() for name, shape in session.run_named(feeds).items()}
+    return sum(_node_flops(node, shapes) for node in nodes)
 
 
 def _node_flops(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
-    if node.op_type not in ("Gemm", "MatMul", "MatMulInteger", "Conv", LAPLACE):
-        return 0
-    try:
-        first, second, out = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
-    except KeyError as error:
-        raise MegaDeployError(f"the shape of {error} at node {node.name} could not be inferred") from error
+    first, second, out = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
     if node.op_type == LAPLACE:
+        kernel = next(attribute.s for attribute in node.attribute if attribute.name == "kernel")
         pairs = math.prod(first[:2]) * second[1]
-        return pairs * (L1_OPERATIONS * first[2] + 2 * out[2])
+        return pairs * ((L1_OPERATIONS if kernel == b"l1" else 2) * first[2] + 2 * out[2])
     inner = math.prod(second[1:]) if node.op_type == "Conv" else first[-1]
     return 2 * math.prod(out) * inner

@@ -4,9 +4,9 @@ The precision stands in the graph itself, as casts and constants, so that every 
 for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT below name them):
 
 1. Matrix products take and give the lower precision; int8 (exporters.quantise) lowers those with a constant factor.
-2. Float32 islands are: layer normalisation, softmax with the mask before it, Laplace attention as a whole, the residual
-   stream (every Add is of a mask or of the stream, every Where makes a mask), and the moving average but for the linear
-   layers around it, so that its sums accumulate in float32.
+2. Float32 islands are: norms, softmax with the mask before it, Laplace attention as a whole, sums over many numbers,
+   the residual stream (every Add is of a mask or of the stream, every Where makes a mask), what was no number before
+   (Cast), and the moving average but for the linear layers around it, so that its sums accumulate in float32.
 3. The layer that reads an input of the model is an island too: nobody bounds the size of what comes in, whereas all
    layers behind a normalisation read rows of norm sqrt(features).
 4. The results of a normalisation, a softmax and a Laplace attention are rounded once, as they are made, where a product
@@ -33,7 +33,8 @@ from mega_deploy.errors import InputError, OptionError
 from mega_deploy.parity import UNIT_ROUNDOFF
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 
-ISLANDS = frozenset({"LayerNormalization", "Softmax", LAPLACE, "Add", "Where"})
+SUMS = frozenset({"LogSoftmax", "Pow", "ReduceMean", "ReduceSum"})
+ISLANDS = frozenset({"LayerNormalization", "Softmax", LAPLACE, "Add", "Where", "Cast"}) | SUMS
 ROUNDED_AT_ONCE = frozenset({"LayerNormalization", "Softmax", LAPLACE})
 PRODUCTS = frozenset({"Gemm", "MatMul"})
 MOVEMENT = frozenset(
@@ -115,6 +116,11 @@ def _is_float(value: ir.Value) -> bool:
     """Whether a value is of numbers that a precision applies to; sizes and indices are not."""
     assert value.dtype is not None, value.name
     return value.dtype.is_floating_point()
+
+
+def _has_numbers(node: ir.Node) -> bool:
+    """Whether a precision applies to what a node reads, such as a comparison, or to what it gives."""
+    return any(map(_is_float, (*filter(None, node.inputs), *node.outputs)))
 
 
 def lint(name: str, array: npt.NDArray[np.float32], dtype: ir.DataType, node: str) -> tuple[list[str], list[str]]:
@@ -199,14 +205,14 @@ class _Casts:
         if half_io:
             for given in self.graph.inputs:
                 given.type = ir.TensorType(self.dtype)
-        for node in [node for node in self.graph if any(map(_is_float, node.outputs))]:
+        for node in [node for node in self.graph if _has_numbers(node)]:
             dtype, name = self._dtype(node), label(node)
             for index, value in enumerate(node.inputs):
                 if value is not None and _is_float(value):
                     node.replace_input_with(index, self._as(value, dtype, name))
             for output in filter(_is_float, node.outputs):
                 output.type = ir.TensorType(dtype)  # a type may be shared with the model that this is a clone of
-            if dtype == FLOAT32 and node.op_type not in MOVEMENT:
+            if dtype == FLOAT32 and node.op_type not in MOVEMENT and any(map(_is_float, node.outputs)):
                 self.in_float32.append(node)
             if node.op_type in ROUNDED_AT_ONCE and not self.islands.kept(node) and self._feeds_products(node):
                 self._rounded[node.outputs[0]] = self._convert(node.outputs[0], self.dtype)

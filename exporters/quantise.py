@@ -101,7 +101,9 @@ def _quantise_rows(graph: ir.Graph, x: ir.Value) -> tuple[ir.Value, ir.Value]:
 
 def _replace(graph: ir.Graph, node: ir.Node, x: ir.Value, size: ir.Value, weight: ir.Value) -> None:
     assert weight.const_value is not None
-    whole, scale = quantise_weight(weight.const_value.numpy())
+    matrix = weight.const_value.numpy()
+    turned = node.attributes.get("transB")
+    whole, scale = quantise_weight(matrix.T if turned is not None and turned.as_int() else matrix)
     chain = _Chain(graph, node, f"{node.name}")
     q_weight = _constant(graph, f"{weight.name}.quantised", whole)
     w_scale = _constant(graph, f"{weight.name}.scale", scale / np.float32(ACTIVATION_STEPS))

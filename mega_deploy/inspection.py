@@ -40,8 +40,6 @@ def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
 
         found = {"path": str(path), **describe_checkpoint(path, source=source)}
         lacking = missing("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
-        if found["architecture"] != "edifice":
-            lacking.append("a version of mega-deploy that exports the paper's Mega")
     return {**found, "runs_here": not lacking, "missing": lacking}
 
 

@@ -10,6 +10,8 @@ Neither of the last two is normalised, so that padding needs no mask: it is enou
 
 from __future__ import annotations
 
+from typing import Any
+
 from onnxscript import ir
 
 from mega_deploy.exporters.graph import OPSET, Graph
@@ -82,7 +84,12 @@ class Attention:
             overload="causal" if causal else "",
         )
         row_scale = op.Expand(per_key, op.Shape(bias, start=0, end=1))  # [1|rows, queries]
-        attributes = {"kernel": "erf", "causal": int(causal), "mu": LAPLACE_MU, "sigma": LAPLACE_SIGMA}
+        attributes: dict[str, Any] = {
+            "kernel": "erf",
+            "causal": int(causal),
+            "mu": LAPLACE_MU,
+            "sigma": LAPLACE_SIGMA,
+        }
         return op.call(function, q, k, v, op.Unsqueeze(bias, [0]), row_scale, **attributes)
 
     def _relu2(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value, per_key: ir.Value) -> ir.Value:

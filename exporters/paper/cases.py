@@ -36,13 +36,13 @@ def paper_kinds(config: PaperConfig, signature: Signature, random: np.random.Gen
             return _values(config, random)
         case ClassifierConfig():
             documents = ("src", "src1")[: 1 + config.pair]
-            sides = {f"{name}_tokens": (config.embedding, f"{name}_lengths") for name in documents}
+            sides: Sides = {f"{name}_tokens": (config.embedding, f"{name}_lengths") for name in documents}
             return _tokens(sides, _keeps(random), random)
         case LanguageModelConfig():
             return _tokens({"tokens": (config.embedding, None)}, _keeps(random), random)
         case TranslationConfig():
             sides = {"src_tokens": (config.source, "src_lengths"), "prev_output_tokens": (config.target, None)}
-            return _tokens(sides, _keeps(random), random) | _other_targets(sides, signature, random)
+            return {**_tokens(sides, _keeps(random), random), **_other_targets(sides, signature, random)}
         case HuggingFaceConfig():
             return _hugging_face(config, signature, random)
 
@@ -68,7 +68,7 @@ def _keeps(random: np.random.Generator) -> Keeps:
 
 
 Sides = dict[str, tuple[EmbeddingConfig, str | None]]
-"""By the name of each sequence of tokens: its embedding, and the name of the input that counts them, if there is one."""
+"""By the name of each sequence of tokens: its embedding, and the name of the input that counts them, if any."""
 
 
 def _tokens(sides: Sides, keeps: Keeps, random: np.random.Generator) -> Kinds:

@@ -64,7 +64,7 @@ class FoldedAttention:
     joint: Linear
     """Of the moving average's output: [u | z | r | candidate], D + Z + V + D."""
     hidden: Linear
-    query: Linear | None
+    query: Linear
     """Unlike the others element by element: z * weight + bias, both [Z]."""
     key: Linear | None
     """The same; None for z itself."""
@@ -208,8 +208,9 @@ def fold_norm(layer: nn.Module, dim: int) -> Norm | None:
     if isinstance(layer, nn.Identity):
         return None
     ones, zeros = np.ones(dim), np.zeros(dim)
-    weight = as_array(layer.weight) if isinstance(getattr(layer, "weight", None), torch.Tensor) else ones
-    bias = as_array(layer.bias) if isinstance(getattr(layer, "bias", None), torch.Tensor) else zeros
+    found = dict(layer.named_parameters())
+    weight = as_array(found["weight"]) if "weight" in found else ones
+    bias = as_array(found["bias"]) if "bias" in found else zeros
     if isinstance(layer, nn.LayerNorm):
         return Norm("layer", weight, bias)
     if isinstance(layer, ScaleNorm):

@@ -1,4 +1,4 @@
-"""The nodes of folded layers: x [rows * steps, D] -> the same, or [rows, D] where the first step is all that is wanted."""
+"""The nodes of folded layers: x [rows * steps, D] -> the same, or [rows, D] where only the first step is wanted."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ class StackWriter:
         key = z if layer.key is None else self._affine(z, layer.key, "key")
         value = activation(graph, graph.linear(n, layer.value, "value"), config.activation)
         context = attention.write(query, key, value, bias, width, first_only=first_only)
-        return self._gated(x, u, r, context, candidate, layer.hidden, layer.post_norm)
+        hidden = op.Add(candidate, graph.linear(op.Mul(graph.silu(r), context), layer.hidden, "hidden"))
+        return self._update(x, u, hidden, layer.post_norm)
 
     def _average(self, n: ir.Value, steps: Steps, layer: FoldedAttention, lowered: Lowered) -> ir.Value:
         """silu(EMA(n) + omega n), where padding enters no other step."""
@@ -136,23 +137,12 @@ class StackWriter:
         bias = bias_of(whole, memory.steps, layer.distances, "bias")
         attention = Attention(graph, config, whole, memory.steps, causal=False)
         context = attention.write(query, key, value, bias, dim)
-        return self._gated(x, u, r, context, None, layer.hidden, layer.post_norm)
+        hidden = graph.linear(op.Mul(graph.silu(r), context), layer.hidden, "hidden")
+        return self._update(x, u, hidden, layer.post_norm)
 
-    def _gated(
-        self,
-        x: ir.Value,
-        u: ir.Value,
-        r: ir.Value,
-        context: ir.Value,
-        candidate: ir.Value | None,
-        layer: Linear,
-        post_norm: Norm | None,
-    ) -> ir.Value:
-        """x + sigmoid(u) (act(candidate + layer(silu(r) context)) - x)."""
+    def _update(self, x: ir.Value, u: ir.Value, hidden: ir.Value, post_norm: Norm | None) -> ir.Value:
+        """x + sigmoid(u) (act(hidden) - x)."""
         graph, op = self.graph, self.op
-        hidden = graph.linear(op.Mul(graph.silu(r), context), layer, "hidden")
-        if candidate is not None:
-            hidden = op.Add(candidate, hidden)
         change = op.Sub(activation(graph, hidden, self.config.activation), x)
         return normalise(graph, op.Add(x, op.Mul(op.Sigmoid(u), change)), post_norm, "post_norm")
 

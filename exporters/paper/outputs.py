@@ -34,7 +34,8 @@ def scores(graph: Graph, x: ir.Value, output: Output | AdaptiveSoftmax, table: n
 
 def by_table(graph: Graph, x: ir.Value, name: str, weight: torch.Tensor, bias: ir.Value | None = None) -> ir.Value:
     """x [rows, width] with the words of a table [words, width] -> [rows, words]."""
-    return graph.op.Gemm(x, tied_table(graph, name, weight), bias, transB=1)
+    factors = (x, tied_table(graph, name, weight))
+    return graph.op.Gemm(*factors, *(() if bias is None else (bias,)), transB=1)
 
 
 def _adaptive(graph: Graph, x: ir.Value, output: AdaptiveSoftmax, table: nn.Module, table_name: str) -> ir.Value:

@@ -18,7 +18,7 @@ from paper_attacks import FILES, FOLDERS
 from mega_deploy.checkpoints import read_checkpoint
 from mega_deploy.errors import InputError
 
-SECONDS = 5.0
+SECONDS = 5.0  # of the processor: the machine may be others' too
 # What reading may take beyond what the process holds already, and the file itself.
 MEBIBYTES = 256
 
@@ -32,7 +32,7 @@ _CHILD = textwrap.dedent(
 
     for line in sys.stdin:
         path = line.rstrip("\\n")
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         try:
             read_checkpoint(path)
             kind, message = "loaded", ""
@@ -41,7 +41,7 @@ _CHILD = textwrap.dedent(
         except BaseException as error:
             kind, message = type(error).__name__, repr(error)[:500]
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        print(json.dumps([kind, message, time.perf_counter() - start, grown]), flush=True)
+        print(json.dumps([kind, message, time.process_time() - start, grown]), flush=True)
     """
 )
 

@@ -16,6 +16,7 @@ from mega_deploy.checkpoints import describe_checkpoint, load_checkpoint, read_c
 from mega_deploy.checkpoints.pickled import read_pt
 from mega_deploy.errors import CheckpointError, InputError, OptionError
 from mega_deploy.paper.signatures import signature, stacks
+from mega_deploy.signature import Range
 
 FAIRSEQ = DATA / "fairseq"
 HUGGING_FACE = DATA / "huggingface"

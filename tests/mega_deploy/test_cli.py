@@ -99,10 +99,11 @@ def test_inspect_tells_a_checkpoint_of_the_papers_mega(tmp_path):
     table = cli("inspect", path, env={"COLUMNS": "120"}).stdout
     for told in (seen["task"], *(spec["name"] for spec in seen["inputs"] + seen["outputs"]), seen["export_needs"]):
         assert told in table
-    # It can be looked at, and not exported so far: both commands say so.
-    assert seen["runs_here"] is False and "exports the paper's Mega" in seen["missing"][0]
-    assert "does not export it" in refused("export", path, "-o", tmp_path / "x.mega", "--seq-len", 8)
+    assert seen["runs_here"] is True and seen["missing"] == []
+    assert "--seq-len" in refused("export", path, "-o", tmp_path / "x.mega")
     assert not (tmp_path / "x.mega").exists()
+    report = answer("export", path, "-o", tmp_path / "x.mega", "--seq-len", 8)
+    assert [spec["name"] for spec in report["inputs"] + report["outputs"]] == ["tokens", "log_probs"]
 
 
 def test_doctor_tries_each_component():

@@ -97,7 +97,7 @@ class GatedAttention(nn.Module):
         q, k = (F.silu(z)[:, :, None] * self.qk_weight + self.qk_bias).unbind(2)  # [B, L, Z]
         v = self.hidden_dropout(act(self.v_proj(n)))  # [B, L, V]
         h = act(hx + self.h_proj(F.silu(r) * self._attend(q, k, v, keep)))
-        out = torch.lerp(x, self.dropout(h), torch.sigmoid(u))
+        out = x + torch.sigmoid(u) * (self.dropout(h) - x)
         return out if config.prenorm else self.norm(out)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
@@ -146,7 +146,7 @@ class GatedCrossAttention(nn.Module):
         bias = self.position(q.shape[1], k.shape[1])
         weights = attention_weights(config.attention, q, k, bias, keep, causal=False)
         h = act(self.h_proj(F.silu(r) * (self.attention_dropout(weights) @ v)))
-        out = torch.lerp(x, self.dropout(h), torch.sigmoid(u))
+        out = x + torch.sigmoid(u) * (self.dropout(h) - x)
         return out if config.prenorm else self.norm(out)
 
 

@@ -26,14 +26,14 @@ class SimpleBias(nn.Module):
             raise OptionError(
                 f"{max(queries, keys)} steps are more than the simple positional bias reaches: at most {self.reach}"
             )
-        ends = torch.arange(keys, device=self.table.device) - torch.arange(queries, device=self.table.device)[:, None]
-        return self.table[self.reach - 1 + ends]
+        return _spread(self.table[self.reach - queries : self.reach + keys - 1], queries, keys)
 
 
 class RotaryBias(nn.Module):
     """bias[i, j] = R(i) alpha . R(j) beta, where R(t) turns the plane of c and c + z/2 by t 10000^(-2c/z).
 
-    A function of j - i, of any length, that no query or key enters: not RoPE. Angles are taken in float64.
+    That is alpha . R(j - i) beta, for turning both alike changes no product. Of any length, and no query or key enters:
+    not RoPE. Angles are taken in float64.
     """
 
     def __init__(self, z_dim: int) -> None:
@@ -44,18 +44,24 @@ class RotaryBias(nn.Module):
 
     def forward(self, queries: int, keys: int) -> Tensor:
         """[queries, keys]."""
-        return _turned(self.alpha, queries) @ _turned(self.beta, keys).T
+        distances = torch.arange(1 - queries, keys, dtype=torch.float64, device=self.alpha.device)
+        return _spread(_turned(self.beta, distances) @ self.alpha, queries, keys)
 
 
-def _turned(vector: Tensor, steps: int) -> Tensor:
-    """The vector [z] as it stands at each step: [steps, z]."""
+def _turned(vector: Tensor, steps: Tensor) -> Tensor:
+    """The vector [z] as it stands at each step [n]: [n, z]."""
     half = vector.shape[0] // 2
     channels = torch.arange(half, dtype=torch.float64, device=vector.device)
-    speed = torch.exp(channels * (-math.log(10000) / half))
-    angle = torch.arange(steps, dtype=torch.float64, device=vector.device)[:, None] * speed  # [steps, z/2]
+    angle = steps[:, None] * torch.exp(channels * (-math.log(10000) / half))  # [n, z/2]
     sin, cos = angle.sin().to(vector.dtype), angle.cos().to(vector.dtype)
     first, second = vector[:half], vector[half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], 1)
+
+
+def _spread(numbers: Tensor, queries: int, keys: int) -> Tensor:
+    """Numbers of the distances j - i, from 1 - queries to keys - 1, where queries i and keys j are that far apart."""
+    steps = torch.arange(max(queries, keys), device=numbers.device)
+    return numbers[queries - 1 + steps[:keys] - steps[:queries, None]]
 
 
 def position_bias(config: MegaConfig, reach: int) -> SimpleBias | RotaryBias:

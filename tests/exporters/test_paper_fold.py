@@ -1,0 +1,203 @@
+"""The graphs of the paper's models are the trained form, in float64, whatever the options, lengths and padding."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from paper_graphs import in_float64, trained
+from strategies import relative_l2
+
+from mega_deploy.errors import InputError, OptionError
+from mega_deploy.exporters.family import family_of
+from mega_deploy.models.paper import build_model
+from mega_deploy.paper import MegaConfig
+from mega_deploy.paper.tasks import (
+    ClassifierConfig,
+    EmbeddingConfig,
+    HuggingFaceConfig,
+    LanguageModelConfig,
+    OutputConfig,
+    TranslationConfig,
+)
+from mega_deploy.signature import Range
+
+WORDS, PAD, MOST = 11, 1, 12
+# Some constants are float32 even so: the epsilon of a norm, the root of 2 in Gelu, those of the Laplace function.
+TOLERANCE = 1e-5
+
+
+@st.composite
+def stacks(draw, **fixed):
+    """Options of a small stack."""
+    bidirectional = draw(st.booleans())
+    options = {
+        "embed_dim": draw(st.sampled_from([4, 6])),
+        "z_dim": 4,
+        "hidden_dim": 5,
+        "ffn_dim": draw(st.sampled_from([None, 7])),
+        "ema_dim": draw(st.integers(1, 3)),
+        "num_layers": draw(st.integers(1, 2)),
+        "attention": draw(st.sampled_from(["softmax", "laplace", "relu2"])),
+        "position": draw(st.sampled_from(["simple", "rotary"])),
+        "norm": draw(st.sampled_from(["layernorm", "scalenorm", "rmsnorm", "batchnorm", "scaling"])),
+        "prenorm": draw(st.booleans()),
+        "bidirectional": bidirectional,
+        "causal": draw(st.sampled_from([None, False, True])),
+        "chunk_size": draw(st.sampled_from([None, 3, 4])),
+        "truncation": draw(st.sampled_from([None, 1, 5])),
+        "max_positions": 2 * MOST,
+        "activation": draw(st.sampled_from(["silu", "relu", "gelu", "gelu_accurate", "tanh", "linear"])),
+    }
+    return MegaConfig(**{**options, **fixed})
+
+
+def randomised(config, seed):
+    """A model in float64 whose every weight and buffer is random."""
+    generator = torch.Generator().manual_seed(seed)
+    model = build_model(config).double().eval()
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.5)
+        if name.endswith("running_var"):
+            tensor.abs_().add_(0.1)
+    return model
+
+
+def tokens(random, length, padding):
+    """[3, length], with padding nowhere, on the right, on the left, or anywhere and everywhere."""
+    words = np.delete(np.arange(WORDS), PAD)
+    found = random.choice(words, (3, length))
+    ends, steps = random.integers(1, length + 1, (3, 1)), np.arange(length)
+    if padding == "anywhere":
+        keep = random.random(found.shape) < 0.5
+        keep[0] = False
+    else:
+        keep = {"none": steps >= 0, "right": steps < ends, "left": steps[::-1] < ends}[padding]
+    return np.where(keep, found, PAD)
+
+
+PADDING = st.sampled_from(["none", "right", "left", "anywhere"])
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def agree(model, length, feeds, ema):
+    got, want = in_float64(model, length, feeds, ema), trained(model, feeds)
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert relative_l2(got[name], value) <= TOLERANCE
+
+
+@settings(max_examples=25, deadline=None)
+@given(stacks(), SEEDS, st.integers(1, 3), st.booleans(), st.sampled_from(["kernel", "blocked"]))
+def test_an_encoder(config, seed, chunks, dynamic, ema):
+    model, random = randomised(config, seed), np.random.default_rng(seed)
+    length = chunks * (config.chunk_size or 3)
+    served = Range(1, length, length if config.chunk_size else MOST)
+    dynamic = dynamic and (config.chunk_size is None or chunks == 1)
+    agree(model, served if dynamic else length, {"frames": random.standard_normal((2, length, config.embed_dim))}, ema)
+
+
+@settings(max_examples=25, deadline=None)
+@given(stacks(), SEEDS, st.integers(1, 9), PADDING, st.booleans(), st.sampled_from(["mean", "first"]), st.booleans())
+def test_a_classifier(config, seed, length, padding, dynamic, pooling, pair):
+    embedding = EmbeddingConfig(vocab_size=WORDS, dim=config.embed_dim, norm=True, pad=PAD)
+    task = ClassifierConfig(encoder=config, embedding=embedding, classes=3, pooling=pooling, pair=pair, widths=(6,))
+    model, random = randomised(task, seed), np.random.default_rng(seed)
+    feeds = {}
+    for document in ("src", "src1")[: 1 + pair]:
+        steps = int(random.integers(1, MOST + 1)) if dynamic and document == "src1" else length
+        found = tokens(random, steps, padding)
+        feeds |= {f"{document}_tokens": found, f"{document}_lengths": np.maximum((found != PAD).sum(1), 1)}
+    agree(model, Range(1, length, MOST) if dynamic else length, feeds, "kernel")
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    stacks(),
+    SEEDS,
+    st.integers(1, 9),
+    PADDING,
+    st.booleans(),
+    st.sampled_from([(), (3, 7)]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_language_model(config, seed, length, padding, dynamic, cutoffs, tied, tied_projections):
+    dim = config.embed_dim
+    embedding = EmbeddingConfig(
+        vocab_size=WORDS, dim=dim, cutoffs=cutoffs, factor=2, scaled=True, norm=not tied, pad=PAD
+    )
+    output = OutputConfig(
+        tied=tied, cutoffs=cutoffs, factor=2, tied_projections=bool(cutoffs and tied and tied_projections)
+    )
+    model = randomised(LanguageModelConfig(decoder=config, embedding=embedding, output=output), seed)
+    feeds = {"tokens": tokens(np.random.default_rng(seed), length, padding)}
+    agree(model, Range(1, length, MOST) if dynamic else length, feeds, "kernel")
+
+
+@settings(max_examples=15, deadline=None)
+@given(stacks(), st.data(), SEEDS, st.integers(1, 9), st.integers(1, 9), PADDING, st.booleans())
+def test_a_translation(encoder, data, seed, source, target, padding, shared):
+    dim = encoder.embed_dim
+    decoder = data.draw(stacks(embed_dim=dim, bidirectional=False, causal=None, cross_positions=2 * MOST))
+    embedding = EmbeddingConfig(vocab_size=WORDS, dim=dim, scaled=True, pad=PAD)
+    config = TranslationConfig(
+        encoder=encoder,
+        decoder=decoder,
+        source=embedding,
+        target=embedding,
+        output=OutputConfig(tied=shared),
+        shared=shared,
+    )
+    model, random = randomised(config, seed), np.random.default_rng(seed)
+    feeds = {
+        "src_tokens": tokens(random, source, padding),
+        "src_lengths": np.full(3, source),
+        "prev_output_tokens": tokens(random, target, "right"),
+    }
+    agree(model, Range(1, 5, MOST), feeds, "kernel")
+
+
+HEADS = [
+    "model",
+    "causal_lm",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "multiple_choice",
+]
+
+
+@settings(max_examples=15, deadline=None)
+@given(stacks(chunk_size=None), SEEDS, st.integers(1, 9), PADDING, st.booleans(), st.sampled_from(HEADS))
+def test_a_class_of_hugging_face(config, seed, length, padding, dynamic, head):
+    task = HuggingFaceConfig(encoder=config, vocab_size=WORDS, head=head, token_types=2, pooler=head == "model")
+    model, random = randomised(task, seed), np.random.default_rng(seed)
+    ids = tokens(random, length, padding)
+    shape = (3, 1, length) if head == "multiple_choice" else ids.shape
+    feeds = {
+        "input_ids": ids.reshape(shape),
+        "attention_mask": (ids != PAD).astype(np.int64).reshape(shape),
+        "token_type_ids": random.integers(0, 2, shape),
+    }
+    agree(model, Range(1, length, MOST) if dynamic else length, feeds, "kernel")
+
+
+SMALL = MegaConfig(embed_dim=4, z_dim=4, hidden_dim=5, ffn_dim=7, ema_dim=2, num_layers=1, max_positions=8)
+
+
+def test_a_length_without_a_position_is_refused():
+    with pytest.raises(OptionError, match="at most 8"):
+        family_of(randomised(SMALL, 0)).signature(Range(1, 1, 4), 9)
+
+
+def test_a_model_in_training_mode_and_one_that_diverged_are_refused():
+    model = randomised(SMALL, 0)
+    family = family_of(model)
+    signature = family.signature(Range(1, 1, 4), 8)
+    model.encoder.layers[0].attention.train()
+    with pytest.raises(OptionError, match=r"eval\(\)"):
+        family.graph(signature, "auto")
+    model.eval().encoder.layers[0].ffn.fc1.bias.data[2] = float("nan")
+    with pytest.raises(InputError, match=r"encoder\.layers\.0\.ffn\.fc1\.bias"):
+        family.graph(signature, "auto")

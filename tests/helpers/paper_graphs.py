@@ -1,0 +1,47 @@
+"""Graphs of the paper's models, run by onnxruntime or, in float64, by onnx's reference evaluator."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnxscript import ir
+
+from mega_deploy.exporters import onnx as onnx_file
+from mega_deploy.exporters.family import family_of
+from mega_deploy.exporters.paper.tasks import paper_graph
+from mega_deploy.signature import Range
+
+BATCH = Range(1, 1, 64)
+
+
+def served(model, length, feeds, ema="auto"):
+    """Outputs by name of the checked float32 graph."""
+    family = family_of(model)
+    signature = family.signature(BATCH, length)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx_file.save(family.graph(signature, ema).model, path)
+        session = onnxruntime.InferenceSession(path)
+    names = [spec.name for spec in signature.outputs]
+    return dict(zip(names, session.run(names, signature.feeds(feeds)), strict=True))
+
+
+def in_float64(model, length, feeds, ema="auto"):
+    """Outputs by name of the graph in float64, its kernels uncut."""
+    signature = family_of(model).signature(BATCH, length)
+    graph = paper_graph(model, signature, ema=ema, dtype=ir.DataType.DOUBLE, cut=0)
+    given = {name: x.astype(np.float64) if x.dtype.kind == "f" else x for name, x in feeds.items()}
+    names = [spec.name for spec in signature.outputs]
+    return dict(zip(names, ReferenceEvaluator(ir.to_proto(graph.model)).run(names, given), strict=True))
+
+
+@torch.no_grad()
+def trained(model, feeds):
+    """Outputs by name of the trained form in float64."""
+    tensors = {name: torch.from_numpy(x) for name, x in feeds.items()}
+    result = model(**{name: x.double() if x.is_floating_point() else x for name, x in tensors.items()})
+    named = {"features": result} if isinstance(result, torch.Tensor) else result
+    return {name: x.numpy() for name, x in named.items()}
