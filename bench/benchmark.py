@@ -1,4 +1,4 @@
-"""The benchmark: contenders in processes of their own, in alternating rounds; while one works, the others are stopped."""
+"""The benchmark: contenders in processes of their own, in alternating rounds; those that wait are stopped."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _check_backend(bundle: OpenBundle, backend: str) -> None:
 
 
 def _configurations(cases: Sequence[Case]) -> dict[Path, dict[str, Any]]:
-    """What each bundle's rows call their configuration: its manifest's, and what tells apart bundles that share that."""
+    """What the rows of each bundle say of it: its manifest's config, and what tells it from others of the same."""
     bundles = {case.bundle.path: case.bundle for case in cases}
     configs = {
         path: {**bundle.manifest.config, "ema": bundle.manifest.ema["lowering"], "precision": bundle.manifest.precision}

@@ -129,9 +129,7 @@ def save_case(bundle: OpenBundle, batch: int, seq_len: int, folder: Path) -> Non
     np.savez(folder / CASE, **arrays)
 
 
-def _recorded(
-    reference: Reference, inputs: Sequence[TensorSpec], batch: int, seq_len: int
-) -> dict[str, Array] | None:
+def _recorded(reference: Reference, inputs: Sequence[TensorSpec], batch: int, seq_len: int) -> dict[str, Array] | None:
     for case in reference.cases:
         rows = [case.rows[index % len(case.rows)] for index in range(batch)]
         feeds = {f"input/{name}": case.cut(pool[rows]) for name, pool in reference.inputs.items()}

@@ -29,7 +29,15 @@ from mega_deploy.runtime.session import OPTIMISED
 Array = npt.NDArray[Any]
 FLOOR, COUNTED = "floor.onnx", "counted.json"
 # onnxruntime's matrix products, its own among them; an activation that it fused to one is left out of the floor.
-PRODUCTS = ("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+PRODUCTS = (
+    "Gemm",
+    "MatMul",
+    "FusedGemm",
+    "FusedMatMul",
+    "MatMulInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+)
 PLAIN = {"FusedGemm": "Gemm"}
 PEAK_SIZE = 1024
 BYTES = {"float": 4, "double": 8, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
@@ -165,7 +173,9 @@ def _bound(task: Task, model: str | bytes) -> Callable[[], Sequence[Array]]:
     memory: dict[tuple[str, tuple[int, ...]], Any] = {}
     for value in session.get_inputs():
         dtype, shape = _dtype(value.type), tuple(value.shape)
-        array = random.standard_normal(shape).astype(dtype) if dtype.kind == "f" else random.integers(0, 99, shape, dtype)
+        array = (
+            random.standard_normal(shape).astype(dtype) if dtype.kind == "f" else random.integers(0, 99, shape, dtype)
+        )
         binding.bind_ortvalue_input(value.name, ort.OrtValue.ortvalue_from_numpy(array))
     for value in session.get_outputs():
         dtype, shape = _dtype(value.type), tuple(value.shape)

@@ -37,7 +37,7 @@ WARM_UP = 2.0
 
 
 def available(device: str) -> tuple[str, ...]:
-    """The peers that can run here on "cpu" or "cuda"; those that are no dependency take part where they are installed."""
+    """The peers that can run here on "cpu" or "cuda"; those that no extra brings take part where they are installed."""
     if device == "cuda" and look().lacks:
         return ()
     named = ON_GPU if device == "cuda" else ON_CPU
@@ -136,7 +136,7 @@ def _torch_call(
 
 
 def _write_laplace_as(form: Any) -> None:
-    """Let the model run Laplace attention as one writes it in PyTorch; for the whole process, which does nothing else."""
+    """Let the model run Laplace attention as one writes it in PyTorch, in all of this process."""
     from mega_deploy.models import edifice
 
     vars(edifice)["laplace_attention"] = form
@@ -204,9 +204,7 @@ def _onnxruntime(task: Task, feeds: Mapping[str, Array]) -> Contender:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = task.threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        os.fspath(task.place / EXPORT), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(os.fspath(task.place / EXPORT), options, providers=["CPUExecutionProvider"])
     inputs = dict(feeds)
     return Contender(
         lambda: session.run(None, inputs), "torch.onnx.export for this very batch, all optimisations, spinning, arena"

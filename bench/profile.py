@@ -57,7 +57,9 @@ def read_trace(events: Sequence[Mapping[str, Any]], calls: int) -> list[Node]:
     nodes = []
     for name, seen in runs.items():
         last = seen[-calls:]
-        shapes = [(kind, tuple(shape)) for entry in last[-1]["args"]["output_type_shape"] for kind, shape in entry.items()]
+        shapes = [
+            (kind, tuple(shape)) for entry in last[-1]["args"]["output_type_shape"] for kind, shape in entry.items()
+        ]
         milliseconds = float(np.median([event["dur"] for event in last])) / 1e3
         nodes.append(Node(name, last[-1]["args"]["op_name"], milliseconds, tuple(shapes)))
     return nodes

@@ -50,7 +50,7 @@ class SessionOptions:
     config: Mapping[str, str] = field(default_factory=dict)
     """Further entries of onnxruntime's session configuration, such as {"session.set_denormal_as_zero": "1"}."""
     profile: Path | None = None
-    """Folder for what onnxruntime makes of the model (OPTIMISED) and, after `stop_profiling`, the time of every node."""
+    """Folder for the graph as onnxruntime runs it (OPTIMISED) and, after `stop_profiling`, the time of every node."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(value, bool) for value in (self.spinning, self.memory_arena)):
