@@ -23,7 +23,8 @@ def title(row: Row) -> str:
 def name(row: Row) -> str:
     """A contender, with its backend where the name does not say it."""
     graph = ", CUDA graph" if row.get("cuda_graph") else ""
-    return f"{row['contender']} ({row['backend']}{graph})" if row["contender"] == OURS else row["contender"]
+    plain = row["contender"] != OURS or row["backend"] == "onnxruntime"
+    return str(row["contender"]) if plain else f"{row['contender']} ({row['backend']}{graph})"
 
 
 def cases_of(rows: list[Row]) -> list[list[Row]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,28 +19,23 @@ def table(report: Report) -> None:
     console, machine, method = Console(), report["machine"], report["method"]
     ratios = {key(row, row["baseline"]): row for row in report["ratios"]}
     for case in cases_of(report["results"]):
-        shown = Table(title=Text(title(case[0])), title_justify="left")
-        for column in ("contender", "p50 ms", "95 %", "p90", "p99", "windows/s", "cold start", "RSS MB", "ours is"):
+        shown = Table(title=Text(title(case[0])), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+        for column in ("contender", "p50 ms (95 %)", "p99 ms", "mega-deploy is faster", "of floor"):
             shown.add_column(column, justify="left" if column == "contender" else "right")
-        shown.add_column("of the GEMM floor", justify="right")
         for row in case:
             interval, share = row["intervals"]["p50_ms"], row["limit_share"]
             ratio = ratios.get(key(row, row["contender"]))
             shown.add_row(
-                Text(name(row) + (" (!)" if row["noise"] else "")),
-                *(f"{value:.3g}" for value in (row["p50_ms"],)),
-                f"{interval['low']:.3g} to {interval['high']:.3g}",
-                *(f"{row[column]:.3g}" for column in ("p90_ms", "p99_ms")),
-                f"{row['throughput_per_s']:,.0f}",
-                f"{row['cold_start_ms'] / 1e3:.2f} s",
-                f"{row['peak_rss_mb']:.0f}",
+                Text(name(row) + (" !" if row["noise"] else "")),
+                f"{row['p50_ms']:.3g} ({interval['low']:.3g} to {interval['high']:.3g})",
+                f"{row['p99_ms']:.3g}",
                 f"{ratio['ratio']:.2f} x ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "",
                 f"{share['gemm_floor']['value']:.0%}" if share else "",
             )
         console.print(shown)
         for row in case:
             if row["noise"]:
-                console.print(Text(f"(!) {name(row)}: {'; '.join(row['noise'])}"))
+                console.print(Text(f"! {name(row)}: {'; '.join(row['noise'])}"))
     for limit in report["limit"]:
         largest = ", ".join(f"{row['name']} {row['share']:.0%}" for row in limit["profile"]["by_op"][:5])
         console.print(
