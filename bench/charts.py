@@ -58,9 +58,10 @@ def bars(rows: Sequence[Bar]) -> Markup:
             _text(0, top + 13, row.label),
             _text(WIDTH, top + 13, row.text, "end"),
             _box(0, top + 18, row.value * scale, 12, f"s{row.series % SERIES}", rounded=True),
-            _line(row.low * scale, middle, row.high * scale, middle, "whisker"),
-            *(_line(x * scale, middle - 4, x * scale, middle + 4, "whisker") for x in (row.low, row.high)),
         ]
+        if row.high > row.low:
+            parts.append(_line(row.low * scale, middle, row.high * scale, middle, "whisker"))
+            parts += [_line(x * scale, middle - 4, x * scale, middle + 4, "whisker") for x in (row.low, row.high)]
         if row.tail is not None and row.tail <= longest:
             parts.append(_line(row.tail * scale, middle - 6, row.tail * scale, middle + 6, "tail"))
     return _svg(parts, len(rows) * ROW + GAP, "; ".join(f"{row.label}: {row.text}" for row in rows))

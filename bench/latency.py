@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The warm-up is over when so many stretches in a row were no faster than the best before them, to within a share.
+# The warm-up is over when so many stretches in a row were no faster than the best before, to within a share.
 STRETCH_SECONDS = 0.05
 STRETCH_CALLS = 5
 PATIENCE = 4
@@ -54,18 +54,20 @@ def warm_up(call: Callable[[], object], *, limit: float = LIMIT_SECONDS) -> Warm
         limit: seconds after which it is enough.
     """
     start = time.perf_counter()
-    best, calls, idle = math.inf, 0, 0
+    best, fastest, calls, idle = math.inf, math.inf, 0, 0
     while True:
         stretch = sample(call, STRETCH_CALLS)
         while sum(stretch) < STRETCH_SECONDS:
             stretch += sample(call, 1)
         calls += len(stretch)
         median = float(np.median(stretch))
-        idle = 0 if median < best * (1 - FASTER) else idle + 1
-        best = min(best, median)
+        fastest = min(fastest, median)
+        idle += 1
+        if median < best * (1 - FASTER):  # small steps add up: they are held against the last that counted
+            best, idle = median, 0
         seconds = time.perf_counter() - start
         if idle == PATIENCE or seconds >= limit:
-            return WarmUp(calls, seconds, idle == PATIENCE, best)
+            return WarmUp(calls, seconds, idle == PATIENCE, fastest)
 
 
 def sample(call: Callable[[], object], count: int) -> list[float]:

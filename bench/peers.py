@@ -264,7 +264,7 @@ def _gpu(device: str) -> dict[str, Any] | None:
     gpus = look().gpus
     if not gpus:
         raise OptionError("no GPU is here")
-    return {"gpu": gpus[0].name, "compute_capability": gpus[0].compute_capability}
+    return {"gpu": vars(gpus[0])}
 
 
 BUILD: dict[str, Callable[[Task, Mapping[str, Array]], Contender]] = {

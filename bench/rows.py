@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mega_deploy.bench.benchmark import Options
 
 Row = dict[str, Any]
+# NVML's reasons for lower clocks: power cap, slowdown by hardware, heat by software and by hardware, power brake.
+HELD_BACK = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 Rounds = list[list[float]]
 
 
@@ -83,6 +85,7 @@ def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits
         "samples_ms": [[round(second * 1e3, 5) for second in turn] for turn in one.rounds],
     }
     if one.device:
+        row["noise"] += throttling(one.device)
         row |= {"gpu": facts["gpu"], "cuda_graph": one.task.cuda_graph, "device": _device(one.device)}
     return row
 
@@ -127,9 +130,16 @@ def limit_row(
         **about,
         "precision": about["config"]["precision"],
         **limit,
+        "p50_ms": Latency.of([second for turn in ours.rounds for second in turn]).p50_ms if ours else None,
         "times_gemm_floor": ratio(ours.rounds, limits["gemm-floor"]).to_json() if ours else None,
         "profile": {name: counted[name] for name in ("nodes", "products", "nodes_ms", "by_op", "by_block")},
     }
+
+
+def throttling(turns: Sequence[Row]) -> list[str]:
+    """A label where the GPU held its clocks back in a round, by the sensors read behind it."""
+    held = sum(bool((turn["sensors"]["throttled_by"] or 0) & HELD_BACK) for turn in turns)
+    return [f"throttled: the GPU held its clocks back in {held} of {len(turns)} rounds"] if held else []
 
 
 def _device(turns: Sequence[Row]) -> Row:

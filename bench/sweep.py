@@ -164,7 +164,7 @@ def bundle_of(configuration: Configuration, largest_batch: int, on_step: Callabl
 def _cache() -> Path:
     """A folder of this user's alone."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    folder = Path(tempfile.gettempdir()) / f"mega-deploy-bench-{user}"
+    folder = Path(tempfile.gettempdir()) / f"mega-deploy-bundles-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     info = folder.lstat()
     if hasattr(os, "getuid") and (info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o022):
