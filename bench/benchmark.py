@@ -254,7 +254,8 @@ class _Rounds:
             process.close(at_once=True)
             raise
         wanted = self.options.turn_seconds / facts["warm_up"]["call_seconds"]
-        calls = min(MOST_CALLS, max(math.ceil(MIN_SAMPLES / self.options.rounds), math.ceil(wanted)))
+        least = 1 if task.contender in floor.BUILD else math.ceil(MIN_SAMPLES / self.options.rounds)
+        calls = min(MOST_CALLS, max(least, math.ceil(wanted)))
         return Timed(task, process, facts, calls)
 
     def _turn(self, one: Timed) -> None:

@@ -14,7 +14,9 @@ from mega_deploy.models.edifice import Mega
 def tiny(tmp_path_factory):
     torch.manual_seed(0)
     model = Mega.build(embed_dim=4, hidden_size=8, ema_dim=2, num_layers=1, window_size=3, laplace_attention=True)
-    return md.export(model.eval(), tmp_path_factory.mktemp("bench") / "tiny.mega", seq_range="2:3:5")
+    return md.export(
+        model.eval(), tmp_path_factory.mktemp("bench") / "tiny.mega", seq_range="2:3:5", batch_range="1:1:4"
+    )
 
 
 @pytest.fixture(scope="session")
