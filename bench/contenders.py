@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.arrays import load_arrays
+from mega_deploy.arrays import load_arrays, save_arrays
 from mega_deploy.bench.latency import sample
 from mega_deploy.engines import TARGETS
 from mega_deploy.errors import InputError, OptionError
@@ -126,7 +126,7 @@ def save_case(bundle: OpenBundle, batch: int, seq_len: int, folder: Path) -> Non
         from mega_deploy.bench.peers import run_trained
 
         arrays = run_trained(bundle, batch, seq_len)
-    np.savez(folder / CASE, **arrays)
+    save_arrays(folder / CASE, arrays)
 
 
 def _recorded(reference: Reference, inputs: Sequence[TensorSpec], batch: int, seq_len: int) -> dict[str, Array] | None:
@@ -145,6 +145,7 @@ def _length(spec: TensorSpec, shape: Sequence[int]) -> int | None:
 def load_case(folder: Path) -> tuple[dict[str, Array], dict[str, Array]]:
     """The inputs of a configuration, and the outputs that the trained model gives in float64, by name."""
     arrays = load_arrays(folder / CASE)
+    assert isinstance(arrays, dict)  # of an .npz
     named: dict[str, dict[str, Array]] = {"input": {}, "output": {}}
     for name, array in arrays.items():
         kind, _, rest = name.partition("/")

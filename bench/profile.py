@@ -92,4 +92,4 @@ def _grouped(named: Sequence[tuple[str, Node]]) -> list[dict[str, Any]]:
         {"name": name, "nodes": len(times), "ms": sum(times), "share": sum(times) / total}
         for name, times in groups.items()
     ]
-    return sorted(rows, key=lambda row: -float(row["ms"]))  # type: ignore[arg-type]
+    return sorted(rows, key=lambda row: -float(row["ms"]))

@@ -65,8 +65,8 @@ def state(pid):
 def test_a_paused_process_and_its_children_get_no_core():
     child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'while True: pass']); "
     one = process(child + "print([p.pid], flush=True)\nwhile True: pass")
-    pids = [*one.answer(30), one._process.pid]
     try:
+        pids = [*one.answer(30), one._process.pid]
         one.pause()
         assert [wait_for(pid, "T") for pid in pids] == ["T", "T"]
         one.resume()

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-COMMANDS = ["export", "validate", "run", "inspect", "build", "doctor", "demo"]
+COMMANDS = ["export", "validate", "run", "inspect", "build", "bench", "doctor", "demo"]
 
 
 def cli(*args, cwd=None, env=None):
