@@ -27,6 +27,11 @@ def name(row: Row) -> str:
     return str(row["contender"]) if plain else f"{row['contender']} ({row['backend']}{graph})"
 
 
+def short(value: float) -> str:
+    """Three digits, and no power of ten."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 def cases_of(rows: list[Row]) -> list[list[Row]]:
     """Rows of one configuration, batch and length together, in their order."""
     cases: dict[str, list[Row]] = {}

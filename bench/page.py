@@ -9,7 +9,7 @@ from typing import Any
 
 from mega_deploy.bench.contenders import OURS
 from mega_deploy.bench.floor import PEAK_SIZE
-from mega_deploy.bench.naming import cases_of, key, name, title
+from mega_deploy.bench.naming import cases_of, key, name, short, title
 from mega_deploy.errors import require
 
 Row = dict[str, Any]
@@ -43,6 +43,7 @@ def page(report: Row) -> str:
         noisy=sum(bool(row["noise"]) for row in results),
         name=name,
         title=title,
+        short=short,
     )
     return text
 
@@ -53,7 +54,7 @@ def _case(rows: Sequence[Row], ratios: dict[str, Row], contenders: Sequence[str]
     shown = []
     for row in rows:
         interval = row["intervals"]["p50_ms"]
-        text = f"{row['p50_ms']:.3g} ms ({interval['low']:.3g} to {interval['high']:.3g})"
+        text = f"{short(row['p50_ms'])} ms ({short(interval['low'])} to {short(interval['high'])})"
         label = name(row) + (" (noisy)" if row["noise"] else "")
         series = contenders.index(name(row))
         shown.append(Bar(label, row["p50_ms"], interval["low"], interval["high"], text, series, row["p99_ms"]))
@@ -109,7 +110,7 @@ def _limit(row: Row) -> Row:
     if ours is not None:
         floors = [(OURS, row["p50_ms"], 0), ("matrix products alone", row["gemm_floor_ms"], 1)]
     floors += [("the same work at peak speed", row["compute_floor_ms"], 2), ("reading", row["memory_floor_ms"], 3)]
-    floor_bars = [Bar(label, ms, ms, ms, f"{ms:.3g} ms", series) for label, ms, series in floors]
+    floor_bars = [Bar(label, ms, ms, ms, f"{short(ms)} ms", series) for label, ms, series in floors]
     return {
         "title": title(row),
         "row": row,

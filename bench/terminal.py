@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mega_deploy.bench.naming import cases_of, key, name, title
+from mega_deploy.bench.naming import cases_of, key, name, short, title
 
 Report = dict[str, Any]
 
@@ -27,8 +27,8 @@ def table(report: Report) -> None:
             ratio = ratios.get(key(row, row["contender"]))
             shown.add_row(
                 Text(name(row) + (" !" if row["noise"] else "")),
-                f"{row['p50_ms']:.3g} ({interval['low']:.3g} to {interval['high']:.3g})",
-                f"{row['p99_ms']:.3g}",
+                f"{short(row['p50_ms'])} ({short(interval['low'])} to {short(interval['high'])})",
+                short(row["p99_ms"]),
                 f"{ratio['ratio']:.2f} x ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "",
                 f"{share['gemm_floor']['value']:.0%}" if share else "",
             )
@@ -40,7 +40,7 @@ def table(report: Report) -> None:
         largest = ", ".join(f"{row['name']} {row['share']:.0%}" for row in limit["profile"]["by_op"][:5])
         console.print(
             Text(
-                f"limit, {title(limit)}: GEMM floor {limit['gemm_floor_ms']:.3g} ms at "
+                f"limit, {title(limit)}: GEMM floor {short(limit['gemm_floor_ms'])} ms at "
                 f"{limit['gemm_floor_gflop_s']:.0f} GFLOP/s (peak {limit['peak_gflop_s']:.0f}), memory "
                 f"{limit['memory_floor_ms']:.2g} ms at {limit['memory_gb_s']:.0f} GB/s; time goes to {largest}"
             )
@@ -50,7 +50,7 @@ def table(report: Report) -> None:
         verdict = "REGRESSION" if row["regression"] else "no regression"
         console.print(
             Text(
-                f"against, {title(row)}: p50 {row['old_p50_ms']:.3g} -> {row['new_p50_ms']:.3g} ms, "
+                f"against, {title(row)}: p50 {short(row['old_p50_ms'])} -> {short(row['new_p50_ms'])} ms, "
                 f"{changed['value']:.3f} x ({changed['low']:.3f} to {changed['high']:.3f}): {verdict}"
             )
         )
