@@ -20,16 +20,16 @@ def table(report: Report) -> None:
     ratios = {key(row, row["baseline"]): row for row in report["ratios"]}
     for case in cases_of(report["results"]):
         shown = Table(title=Text(title(case[0])), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
-        for column in ("contender", "p50 ms (95 %)", "p99 ms", "mega-deploy is faster", "of floor"):
+        for column in ("contender", "p50 ms (95 %)", "p99 ms", "ours is faster", "of floor"):
             shown.add_column(column, justify="left" if column == "contender" else "right")
         for row in case:
             interval, share = row["intervals"]["p50_ms"], row["limit_share"]
             ratio = ratios.get(key(row, row["contender"]))
             shown.add_row(
                 Text(name(row) + (" !" if row["noise"] else "")),
-                f"{short(row['p50_ms'])} ({short(interval['low'])} to {short(interval['high'])})",
+                f"{short(row['p50_ms'])} ({short(interval['low'])}..{short(interval['high'])})",
                 short(row["p99_ms"]),
-                f"{ratio['ratio']:.2f} x ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "",
+                f"{ratio['ratio']:.2f} x ({ratio['low']:.2f}..{ratio['high']:.2f})" if ratio else "",
                 f"{share['gemm_floor']['value']:.0%}" if share else "",
             )
         console.print(shown)
