@@ -19,8 +19,15 @@ def table(report: Report) -> None:
     console, machine, method = Console(), report["machine"], report["method"]
     ratios = {key(row, row["baseline"]): row for row in report["ratios"]}
     for case in cases_of(report["results"]):
-        shown = Table(title=Text(title(case[0])), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
-        for column in ("contender", "p50 ms (95 %)", "p99 ms", "ours is faster", "of floor"):
+        shown = Table(
+            title=Text(title(case[0])),
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1),
+            collapse_padding=True,
+            pad_edge=False,
+        )
+        for column in ("contender", "p50 ms (95 %)", "p99", "ours is faster", "floor"):
             shown.add_column(column, justify="left" if column == "contender" else "right")
         for row in case:
             interval, share = row["intervals"]["p50_ms"], row["limit_share"]
