@@ -1,1 +1,1 @@
-"""Latency: of one session, and side by side with what one would use instead."""
+"""Latency: of one session, and per configuration beside what one would use instead and what the machine can do."""

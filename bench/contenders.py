@@ -1,138 +1,190 @@
-"""What is timed side by side: a bundle's session, and the ways in which one would run the trained model instead.
-
-Each gives a function of no arguments that runs one batch and returns `features`. All use the same threads.
+"""What is timed side by side: a bundle's sessions, the ways in which one would run the trained model instead (`peers`),
+and what bounds them all (`floor`). All get the same cores, threads and inputs, and are checked before they are timed.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.bench.latency import sample, warm_up
-from mega_deploy.bundle import TRAINED
-from mega_deploy.config import EdificeConfig
-from mega_deploy.errors import OptionError
-from mega_deploy.plugins.laplace import EPSILON
+from mega_deploy.arrays import load_arrays, save_arrays
+from mega_deploy.bench.latency import sample
+from mega_deploy.engines import TARGETS
+from mega_deploy.errors import InputError, OptionError
 from mega_deploy.runtime import OpenBundle
+from mega_deploy.signature import Range, TensorSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from mega_deploy.parity import Reference
 
 Array = npt.NDArray[Any]
-Call = Callable[[], Array]
-CONTENDERS = ("mega-deploy", "torch-eager", "torch-compile", "onnxruntime-naive", "openvino-naive")
-# Calls for which each way to write Laplace attention is tried, before the fastest is timed.
-TRIALS = 30
+Outputs = Mapping[str, Array] | Sequence[Array]
+OURS = "mega-deploy"
+CASE = "case.npz"
+# float32 contenders differ from the trained model in float64 by 1e-6 or less; another model differs by 1 or so.
+TOLERANCE = 1e-4
 
 
-def available() -> tuple[str, ...]:
-    """The contenders that can run here; openvino is no dependency, and takes part where it is installed."""
-    return tuple(name for name in CONTENDERS if name != "openvino-naive" or importlib.util.find_spec("openvino"))
+@dataclass(frozen=True)
+class Task:
+    """One contender on one configuration."""
+
+    contender: str
+    backend: str
+    bundle: str
+    batch: int
+    seq_len: int
+    cores: tuple[int, ...]
+    folder: str
+    """Holds what is prepared for this configuration: CASE, exports, profiles."""
+    tolerance: float = TOLERANCE
+    """The largest relative error (l2) that its outputs may have."""
+    cuda_graph: bool = False
+    """Of engines: whether the launches are recorded once and replayed."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Task:
+        return cls(**{**value, "cores": tuple(value["cores"])})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def threads(self) -> int:
+        """That share the work of a call, each with a core."""
+        return len(self.cores)
+
+    @property
+    def place(self) -> Path:
+        """`folder` as a path."""
+        return Path(self.folder)
 
 
-def build(contender: str, bundle: OpenBundle, frames: Array, threads: int) -> Call:
-    """The call that is timed.
+@dataclass(frozen=True)
+class Contender:
+    """A contender that is ready."""
 
-    Args:
-        contender: one of CONTENDERS.
-        bundle: holds the deployed model and the trained one.
-        frames: the batch, [batch, seq_len, embed_dim].
-        threads: for the work within one call.
+    call: Callable[[], Outputs]
+    """One batch; its outputs in the signature's order, or by name."""
+    settings: str
+    """How it is set up, in words."""
+    measure: Callable[[int], tuple[list[float], dict[str, Any]]] | None = None
+    """So many calls: seconds of each, and what else was measured; None: `call` is timed by the clock on the wall."""
+    facts: Mapping[str, Any] | None = None
+    """What else is to be known of it, such as the GPU."""
+
+    def sample(self, count: int) -> tuple[list[float], dict[str, Any]]:
+        """Seconds of each of `count` calls, and what else was measured."""
+        return self.measure(count) if self.measure else (sample(self.call, count), {})
+
+
+def build(task: Task, feeds: Mapping[str, Array]) -> Contender:
+    """Load what `prepare` made, up to the point where a call can be timed.
+
+    Raises:
+        OptionError: there is no such contender.
     """
-    if contender == "mega-deploy":
-        session = bundle.session(threads=threads)
-        return lambda: session.run(frames)
-    if contender == "onnxruntime-naive":
-        return _onnxruntime_naive(_naive_export(bundle, frames), frames, threads)
-    if contender == "openvino-naive":
-        return _openvino_naive(_naive_export(bundle, frames), frames, threads)
-    if contender in ("torch-eager", "torch-compile"):
-        return _torch(bundle, frames, threads, compiled=contender == "torch-compile")
-    raise OptionError(f"there is no contender {contender!r}; there are {', '.join(CONTENDERS)}")
+    from mega_deploy.bench import floor, peers
+
+    if task.contender == OURS:
+        return _ours(task, feeds)
+    known = {**peers.BUILD, **floor.BUILD}
+    if task.contender not in known:
+        raise OptionError(f"there is no contender {task.contender!r}; there are {', '.join((OURS, *known))}")
+    return known[task.contender](task, feeds)
 
 
-def _torch(bundle: OpenBundle, frames: Array, threads: int, *, compiled: bool) -> Call:
-    import torch
+def _ours(task: Task, feeds: Mapping[str, Array]) -> Contender:
+    bundle = OpenBundle.open(task.bundle)
+    if task.backend in TARGETS:
+        from mega_deploy.bench.gpu import engine_contender
 
-    from mega_deploy.checkpoints import load_checkpoint
-
-    torch.set_num_threads(threads)
-    trained = load_checkpoint(bundle.file(TRAINED))
-    model: Any = torch.compile(trained) if compiled else trained
-    x = torch.from_numpy(frames)
-
-    def call() -> Array:
-        with torch.inference_mode():
-            result: Array = model(x).numpy()
-        return result
-
-    if isinstance(trained.config, EdificeConfig) and trained.config.laplace_attention:
-        _write_laplace_the_fastest_way(call)
-    return call
+        return engine_contender(bundle, task, feeds)
+    session = bundle.session(task.backend, threads=task.threads)
+    native = f", native {', '.join(session.native_ops)}" if session.native_ops else ""
+    inputs = dict(feeds)
+    return Contender(lambda: session.run_named(inputs), f"{', '.join(session.providers)}{native}")
 
 
-def _write_laplace_the_fastest_way(call: Call) -> None:
-    """Let the model run Laplace attention as one writes it in PyTorch, in whichever way makes `call` the fastest.
+def save_case(bundle: OpenBundle, batch: int, seq_len: int, folder: Path) -> None:
+    """Write inputs of a configuration, and what the trained model in float64 gives for them, to CASE.
 
-    Which one that is depends on the batch and the compiler. Our own operator is not among them: torch.compile does not
-    look into it, and would lose what it can do with either of these.
+    They are random windows of the bundle's parity reference, over again where the batch is larger; where the reference
+    has none of this length, the trained model is run.
+
+    Raises:
+        MissingComponentError: the trained model must be run, and torch is not installed.
     """
-    from mega_deploy.plugins.laplace.torch_op import naive_laplace_attention
+    reference = bundle.reference()
+    arrays = _recorded(reference, bundle.manifest.signature.inputs, batch, seq_len)
+    if arrays is None:
+        from mega_deploy.bench.peers import run_trained
 
-    def seconds(form: Any) -> float:
-        _write_laplace_as(form)
-        warm_up(call)
-        return min(sample(call, TRIALS))
-
-    _write_laplace_as(min((naive_laplace_attention, _cdist_laplace), key=seconds))
-
-
-def _write_laplace_as(form: Any) -> None:
-    from mega_deploy.models import edifice
-
-    vars(edifice)["laplace_attention"] = form  # for the whole process, which does nothing else
+        arrays = run_trained(bundle, batch, seq_len)
+    save_arrays(folder / CASE, arrays)
 
 
-def _cdist_laplace(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    import torch
-
-    weights = 1 / (1 + torch.cdist(q, k, p=1.0))
-    return weights / (weights.sum(-1, keepdim=True) + EPSILON) @ v
-
-
-def _naive_export(bundle: OpenBundle, frames: Array) -> bytes:
-    """The trained form through torch.onnx.export, as it comes, for this very batch."""
-    import torch
-
-    from mega_deploy.checkpoints import load_checkpoint
-    from mega_deploy.plugins.laplace.torch_op import naive_laplace_attention
-
-    _write_laplace_as(naive_laplace_attention)  # torch.cdist does not export
-    model = load_checkpoint(bundle.file(TRAINED))
-    program = torch.onnx.export(model, (torch.from_numpy(frames),), input_names=["frames"], dynamo=True, verbose=False)
-    assert program is not None
-    return program.model_proto.SerializeToString()
+def _recorded(reference: Reference, inputs: Sequence[TensorSpec], batch: int, seq_len: int) -> dict[str, Array] | None:
+    for case in reference.cases:
+        rows = [case.rows[index % len(case.rows)] for index in range(batch)]
+        feeds = {f"input/{name}": case.cut(pool[rows]) for name, pool in reference.inputs.items()}
+        if all(_length(spec, feeds[f"input/{spec.name}"].shape) in (seq_len, None) for spec in inputs):
+            return feeds | {f"output/{name}": case.cut(pool[rows]) for name, pool in reference.outputs.items()}
+    return None
 
 
-def _onnxruntime_naive(model: bytes, frames: Array, threads: int) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda: np.asarray(session.run(None, {"frames": frames})[0])
+def _length(spec: TensorSpec, shape: Sequence[int]) -> int | None:
+    return shape[spec.axes.index("seq_len")] if "seq_len" in spec.axes else None
 
 
-def _openvino_naive(model: bytes, frames: Array, threads: int) -> Call:
-    import openvino
+def load_case(folder: Path) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The inputs of a configuration, and the outputs that the trained model gives in float64, by name."""
+    arrays = load_arrays(folder / CASE)
+    assert isinstance(arrays, dict)  # of an .npz
+    named: dict[str, dict[str, Array]] = {"input": {}, "output": {}}
+    for name, array in arrays.items():
+        kind, _, rest = name.partition("/")
+        named[kind][rest] = array
+    return named["input"], named["output"]
 
-    core = openvino.Core()
-    # Left alone it computes in bfloat16 where the processor can.
-    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    request = core.compile_model(core.read_model(model), "CPU", config).create_infer_request()
-    return lambda: np.asarray(request.infer([frames])[0])
+
+def lengths(bundle: OpenBundle) -> Range | int | None:
+    """The lengths that a bundle takes; None where its inputs have no axis of that name."""
+    for spec in bundle.manifest.signature.inputs:
+        if "seq_len" in spec.axes:
+            return spec.dims[spec.axes.index("seq_len")]
+    return None
+
+
+def check_fits(bundle: OpenBundle, batch: int, seq_len: int) -> None:
+    """Refuse a batch or a length that a bundle does not take.
+
+    Raises:
+        InputError: the message names the bundle, its range and the option of `export` that widens it.
+    """
+    for spec in bundle.manifest.signature.inputs:
+        for axis, wanted in (("batch", batch), ("seq_len", seq_len)):
+            dim = spec.dims[spec.axes.index(axis)] if axis in spec.axes else wanted
+            low, high = (dim.min, dim.max) if isinstance(dim, Range) else (dim, dim)
+            if not low <= wanted <= high:
+                option = {"batch": "--batch-range", "seq_len": "--seq-range"}[axis]
+                raise InputError(
+                    f"{axis} {wanted} is outside what {bundle.path} takes, {low}..{high}; export it with {option}"
+                )
+
+
+def relative_error(outputs: Outputs, want: Mapping[str, Array]) -> float:
+    """The worst relative l2 error over the outputs; infinite where a shape is another."""
+    got = outputs if isinstance(outputs, Mapping) else dict(zip(want, outputs, strict=True))
+    errors = []
+    for name, value in want.items():
+        if np.shape(got[name]) != value.shape:
+            return float("inf")
+        error = np.linalg.norm(np.asarray(got[name], np.float64) - value) / (np.linalg.norm(value) or 1.0)
+        errors.append(float("inf") if np.isnan(error) else float(error))
+    return max(errors)

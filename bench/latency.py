@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-WARM_UP_CALLS = 10
-WARM_UP_SECONDS = 0.3
+# The warm-up is over when so many stretches in a row were no faster than the best before, to within a share.
+STRETCH_SECONDS = 0.05
+STRETCH_CALLS = 5
+PATIENCE = 4
+FASTER = 0.01
+LIMIT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,40 @@ class Latency:
         return cls(p50, p90, p99, float(np.mean(seconds)) * 1e3, len(seconds))
 
 
-def warm_up(call: Callable[[], object]) -> None:
-    """Call until caches, thread pools and memory arenas have settled."""
+@dataclass(frozen=True)
+class WarmUp:
+    """What it took until a call was as fast as it gets."""
+
+    calls: int
+    seconds: float
+    converged: bool
+    """False where the calls were still getting faster when the time was up."""
+    call_seconds: float
+    """Of one call: the median of the fastest stretch."""
+
+
+def warm_up(call: Callable[[], object], *, limit: float = LIMIT_SECONDS) -> WarmUp:
+    """Call until it gets no faster: caches, thread pools, memory arenas and clocks have then settled.
+
+    Args:
+        call: what will be timed.
+        limit: seconds after which it is enough.
+    """
     start = time.perf_counter()
-    for _ in range(WARM_UP_CALLS):
-        call()
-    while time.perf_counter() - start < WARM_UP_SECONDS:
-        call()
+    best, fastest, calls, idle = math.inf, math.inf, 0, 0
+    while True:
+        stretch = sample(call, STRETCH_CALLS)
+        while sum(stretch) < STRETCH_SECONDS:
+            stretch += sample(call, 1)
+        calls += len(stretch)
+        median = float(np.median(stretch))
+        fastest = min(fastest, median)
+        idle += 1
+        if median < best * (1 - FASTER):  # small steps add up: they are held against the last that counted
+            best, idle = median, 0
+        seconds = time.perf_counter() - start
+        if idle == PATIENCE or seconds >= limit:
+            return WarmUp(calls, seconds, idle == PATIENCE, fastest)
 
 
 def sample(call: Callable[[], object], count: int) -> list[float]:

@@ -52,6 +52,8 @@ PACKAGES = (
     _Package("safetensors", "export", "read checkpoints"),
     _Package("onnx", "export", "check and save graphs"),
     _Package("onnxscript", "export", "build graphs"),
+    _Package("scipy", "bench", "the intervals of the benchmark"),
+    _Package("jinja2", "bench", "the page of the benchmark"),
     _Package("tensorrt", "gpu", "engines for this machine's GPU"),
     _Package("tensorrt_rtx", "rtx", "engines for RTX GPUs, built without one", ("tensorrt-rtx", "tensorrt_rtx_cu13")),
 )

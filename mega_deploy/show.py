@@ -167,6 +167,11 @@ def demo_table(report: Report) -> None:
     )
 
 
+def warning(line: str) -> None:
+    """Something that went wrong and did not end the command."""
+    Console(stderr=True).print(_plain(f"warning: {line}"), soft_wrap=True)
+
+
 def _facts(title: str, facts: dict[str, object]) -> None:
     table = RichTable(title=_plain(title), show_header=False, title_justify="left")
     table.add_column(style="bold")

@@ -1,8 +1,9 @@
-"""The little of CUDA's driver interface that a session needs, through ctypes: memory, copies and a stream."""
+"""The little of CUDA's driver interface that a session needs, through ctypes: memory, copies, a stream and marks."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
@@ -11,6 +12,8 @@ from mega_deploy.errors import MegaDeployError, MissingComponentError
 from mega_deploy.machine import DRIVER_LIBRARY
 
 OUT_OF_MEMORY = 2
+CAPTURE_THIS_THREAD = 1
+BUS_BYTES = 32
 
 
 class CudaError(MegaDeployError):
@@ -27,11 +30,11 @@ class Device:
     def __init__(self) -> None:
         self._cuda = ctypes.CDLL(DRIVER_LIBRARY)
         self._call("cuInit", 0)
-        device = ctypes.c_int()
-        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        self._device = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(self._device), 0)
         self._context = ctypes.c_void_p()
         # The context that CUDA's runtime, and so TensorRT, uses as well.
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
         self.activate()
         self._stream = ctypes.c_void_p()
         self._call("cuStreamCreate", ctypes.byref(self._stream), 0)
@@ -73,6 +76,43 @@ class Device:
         self._call(
             "cuMemcpyDtoHAsync_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address), size, self._stream
         )
+
+    def event(self) -> int:
+        """A mark for the stream, by its handle; it is kept as long as the process lives."""
+        event = ctypes.c_void_p()
+        self._call("cuEventCreate", ctypes.byref(event), 0)
+        return event.value or 0
+
+    def mark(self, event: int) -> None:
+        """Set a mark behind all that the stream was told so far."""
+        self._call("cuEventRecord", ctypes.c_void_p(event), self._stream)
+
+    def milliseconds(self, start: int, end: int) -> float:
+        """Time between two marks that the stream has passed, by the GPU's own clock."""
+        value = ctypes.c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(value), ctypes.c_void_p(start), ctypes.c_void_p(end))
+        return value.value
+
+    def record(self, work: Callable[[], None]) -> int:
+        """What `work` tells the stream, as a CUDA graph that `replay` runs; nothing is run meanwhile."""
+        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", self._stream, CAPTURE_THIS_THREAD)
+        try:
+            work()
+        finally:
+            self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
+        return ready.value or 0
+
+    def replay(self, graph: int) -> None:
+        """Run a recorded graph, in the stream's order."""
+        self._call("cuGraphLaunch", ctypes.c_void_p(graph), self._stream)
+
+    def bus(self) -> str:
+        """The GPU's place on the PCI bus, by which NVML finds it whatever CUDA_VISIBLE_DEVICES says."""
+        text = ctypes.create_string_buffer(BUS_BYTES)
+        self._call("cuDeviceGetPCIBusId", text, BUS_BYTES, self._device)
+        return text.value.decode()
 
     def wait(self) -> None:
         """Return when the stream has done all its work."""

@@ -49,8 +49,8 @@ class EngineSession:
         for library in plugin_libraries(engine):
             trt.get_plugin_registry().load_library(str(library))
         self.native_ops = tuple(plugin["name"] for plugin in engine.plugins)
-        self._device = Device()
-        weakref.finalize(self, self._device.close)
+        self.device = Device()
+        weakref.finalize(self, self.device.close)
         self._runtime = trt.Runtime(self._logger)
         if engine.options["version_compatible"]:
             self._runtime.engine_host_code_allowed = True  # it brings the part of TensorRT that reads it
@@ -70,19 +70,32 @@ class EngineSession:
         """As `run`, but always a dict by name."""
         feeds = self.signature.feeds(inputs)
         with self._lock:
-            self._device.activate()
-            for name, array in feeds.items():
-                self._context.set_input_shape(name, array.shape)
-                self._device.upload(array, self._addresses[name])
-            self._errors.clear()
-            if not self._context.execute_async_v3(self._device.stream):
-                raise MegaDeployError(f"the engine failed: {first(self._errors)}")
-            outputs = {}
-            for spec in self.signature.outputs:
-                array = np.empty(tuple(self._context.get_tensor_shape(spec.name)), spec.dtype)
-                self._device.download(self._addresses[spec.name], array)
-                outputs[spec.name] = array
-            self._device.wait()
+            self.device.activate()
+            self.upload(feeds)
+            self.enqueue()
+            outputs = self.download()
+            self.device.wait()
+        return outputs
+
+    def upload(self, feeds: Mapping[str, Array]) -> None:
+        """Tell the stream to copy inputs to the GPU; this and the next two are the steps of `run`, to be timed."""
+        for name, array in feeds.items():
+            self._context.set_input_shape(name, array.shape)
+            self.device.upload(array, self._addresses[name])
+
+    def enqueue(self) -> None:
+        """Tell the stream to run the engine on what was uploaded."""
+        self._errors.clear()
+        if not self._context.execute_async_v3(self.device.stream):
+            raise MegaDeployError(f"the engine failed: {first(self._errors)}")
+
+    def download(self) -> dict[str, Array]:
+        """Tell the stream to copy the outputs back; they are there after `device.wait()`."""
+        outputs = {}
+        for spec in self.signature.outputs:
+            array = np.empty(tuple(self._context.get_tensor_shape(spec.name)), spec.dtype)
+            self.device.download(self._addresses[spec.name], array)
+            outputs[spec.name] = array
         return outputs
 
     def _deserialize(self, trt: ModuleType, path: Path) -> Any:
@@ -101,8 +114,8 @@ class EngineSession:
         addresses = {}
         for spec in specs:
             sizes = (dim.max if isinstance(dim, Range) else dim for dim in spec.dims)
-            address = self._device.allocate(math.prod(sizes) * np.dtype(spec.dtype).itemsize)
-            weakref.finalize(self, self._device.free, address)
+            address = self.device.allocate(math.prod(sizes) * np.dtype(spec.dtype).itemsize)
+            weakref.finalize(self, self.device.free, address)
             self._context.set_tensor_address(spec.name, address)
             addresses[spec.name] = address
         return addresses

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,6 +23,7 @@ Array = npt.NDArray[Any]
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 MAX_THREADS = 1024
+OPTIMISED = "optimised.onnx"
 # How onnxruntime calls the types of a signature.
 _TYPES = {
     "float32": "tensor(float)",
@@ -47,6 +49,8 @@ class SessionOptions:
     """Whether native kernels serve our operators where they were built; otherwise their function bodies do."""
     config: Mapping[str, str] = field(default_factory=dict)
     """Further entries of onnxruntime's session configuration, such as {"session.set_denormal_as_zero": "1"}."""
+    profile: Path | None = None
+    """Folder for the graph as onnxruntime runs it (OPTIMISED) and, after `stop_profiling`, the time of every node."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(value, bool) for value in (self.spinning, self.memory_arena)):
@@ -95,6 +99,10 @@ class Session:
         try:
             for key, value in options.config.items():
                 settings.add_session_config_entry(key, value)
+            if options.profile:
+                settings.enable_profiling = True
+                settings.profile_file_prefix = os.fspath(options.profile / "nodes")
+                settings.optimized_model_filepath = os.fspath(options.profile / OPTIMISED)
             self._session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own classes have no base of theirs
             named = "the model" if isinstance(source, bytes) else source
@@ -136,6 +144,10 @@ class Session:
         """As `run`, but always a dict by name."""
         results = self._session.run(self._outputs, self.signature.feeds(inputs))
         return {name: np.asarray(value) for name, value in zip(self._outputs, results, strict=True)}
+
+    def stop_profiling(self) -> Path:
+        """The file of onnxruntime's trace, for a session with `SessionOptions.profile`."""
+        return Path(self._session.end_profiling())
 
 
 def native_ops(plugins: Sequence[str], onnxruntime_version: str) -> tuple[tuple[str, ...], str | None]:

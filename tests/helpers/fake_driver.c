@@ -66,6 +66,43 @@ int cuStreamCreate(void** stream, unsigned flags) {
 
 int cuStreamSynchronize(void* stream) { return stream ? 0 : 400; }
 
+/* A clock that goes on by a millisecond with every mark. */
+static int marks = 0;
+
+int cuEventCreate(void** event, unsigned flags) {
+  *event = calloc(1, sizeof(int));
+  return (int)flags;
+}
+
+int cuEventRecord(void* event, void* stream) {
+  *(int*)event = ++marks;
+  return stream ? 0 : 400;
+}
+
+int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+  *milliseconds = (float)(*(int*)end - *(int*)start);
+  return 0;
+}
+
+int cuStreamBeginCapture_v2(void* stream, int mode) { return stream && mode == 1 ? 0 : 400; }
+
+int cuStreamEndCapture(void* stream, void** graph) {
+  *graph = (void*)(intptr_t)11;
+  return stream ? 0 : 400;
+}
+
+int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long flags) {
+  *ready = (void*)(intptr_t)12;
+  return graph == (void*)(intptr_t)11 && !flags ? 0 : 1;
+}
+
+int cuGraphLaunch(void* ready, void* stream) { return ready == (void*)(intptr_t)12 && stream ? 0 : 1; }
+
+int cuDeviceGetPCIBusId(char* text, int size, int device) {
+  snprintf(text, (size_t)size, "0000:%02x:00.0", device + 1);
+  return 0;
+}
+
 int cuStreamDestroy_v2(void* stream) { return stream ? 0 : 400; }
 
 int cuMemAlloc_v2(uint64_t* address, size_t size) {

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-COMMANDS = ["export", "validate", "run", "inspect", "build", "doctor", "demo"]
+COMMANDS = ["export", "validate", "run", "inspect", "build", "bench", "doctor", "demo"]
 
 
 def cli(*args, cwd=None, env=None):

@@ -175,7 +175,7 @@ def test_an_engine_that_fails_does_not_give_old_numbers(session, library, monkey
 
 
 def test_a_failure_of_the_driver_is_told_in_its_words(session, monkeypatch):
-    monkeypatch.setattr(session._device, "_stream", ctypes.c_void_p())
+    monkeypatch.setattr(session.device, "_stream", ctypes.c_void_p())
     with pytest.raises(MegaDeployError, match="cuMemcpyHtoDAsync_v2 says error 400"):
         session.run(np.zeros((1, 8, 6), np.float32))
     monkeypatch.undo()

@@ -1,0 +1,188 @@
+"""What `mega-deploy bench` does, from the texts of its options to its files."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mega_deploy.bench import against, sweep
+from mega_deploy.bench.benchmark import QUICK, Case, Options, Report, cases, run
+from mega_deploy.errors import InputError, OptionError, require
+
+FLAT = (
+    *("contender", "backend", "batch", "seq_len", "precision", "p50_ms", "p90_ms", "p99_ms", "mean_ms"),
+    *("throughput_per_s", "samples", "rounds", "peak_rss_mb", "load_ms", "cold_start_ms", "relative_error", "settings"),
+)
+
+
+def numbers(name: str, text: str | None) -> tuple[int, ...]:
+    """The whole numbers of an option such as "1,8".
+
+    Raises:
+        OptionError: one of them is none, or below 1.
+    """
+    if text is None:
+        return ()
+    parts = text.split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() and 0 < int(part) < 1 << 31 for part in parts):
+        raise OptionError(f"{name} is a list of whole numbers from 1 on, such as 1,8, got {text!r}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def options(quick: bool, **given: Any) -> Options:
+    """The benchmark's options: those that were given, over those of --quick, over the defaults."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Options(**{**(QUICK if quick else {}), **chosen})
+
+
+def plan(
+    bundles: Sequence[Path],
+    *,
+    batch: str | None,
+    seq_len: str | None,
+    sweep_file: Path | None,
+    axes: Mapping[str, str | None],
+    on_step: Callable[[str], None],
+) -> list[Case]:
+    """What is to be timed: bundles, or configurations with random weights; the default pair where nothing is named.
+
+    Args:
+        bundles: paths.
+        batch: windows of a call, such as "1,8"; default 1.
+        seq_len: lengths, for bundles that take a range.
+        sweep_file: see mega_deploy.bench.sweep.
+        axes: sweep.AXES by name, as texts such as "128,256".
+        on_step: called with the name of each step as it begins.
+
+    Raises:
+        InputError: an option is impossible or contradicts another.
+        MissingComponentError: an export is needed, and torch is not installed.
+    """
+    batches = numbers("--batch", batch) or (1,)
+    given = {name: _values(name, text) for name, text in axes.items() if text is not None}
+    if sum((bool(bundles), sweep_file is not None, bool(given))) > 1:
+        raise OptionError(
+            "name bundles, a sweep file or options of a sweep such as --hidden-size; only one of the three"
+        )
+    if bundles:
+        return cases(bundles, batches, numbers("--seq-len", seq_len))
+    if seq_len is not None:
+        raise OptionError(
+            "--seq-len is for bundles that take a range of lengths; the length of a sweep is its --window"
+        )
+    if sweep_file is not None:
+        sweeps = sweep.read(sweep_file, batches)
+    elif given:
+        sweeps = [sweep.expand(given, batches)]
+    else:
+        sweeps = [sweep.Sweep(sweep.DEFAULT_PAIR, batches)]
+    found: dict[tuple[Path, int], Case] = {}
+    for one in sweeps:
+        for configuration in one.configurations:
+            path = sweep.bundle_of(configuration, max(64, *one.batches), on_step)
+            for case in cases([path], one.batches):
+                found[path, case.batch] = case
+    return list(found.values())
+
+
+def _values(name: str, text: str) -> tuple[Any, ...]:
+    if isinstance(getattr(sweep.Configuration(), name), int):
+        return numbers(f"--{name.replace('_', '-')}", text)
+    return tuple(part.strip() for part in text.split(","))
+
+
+def bench(
+    planned: Sequence[Case],
+    chosen: Options,
+    *,
+    outputs: Mapping[str, Path | None],
+    old: Mapping[str, Any] | None = None,
+    other_machine: bool = False,
+    factor: float = 0.0,
+    on_step: Callable[[str], None],
+    on_failure: Callable[[str], None],
+) -> Report:
+    """Run the benchmark, write its files, and compare it with an earlier report where there is one.
+
+    Args:
+        planned: of `plan`.
+        chosen: of `options`.
+        outputs: by kind, "json", "csv" or "html", the file to write.
+        old: an earlier report, of against.read_report.
+        other_machine: compare all the same where that is of another set-up.
+        factor: from which on a row is a regression.
+        on_step: called with the name of each step as it begins.
+        on_failure: called with one line for each contender that could not be timed.
+
+    Raises:
+        InputError: a file cannot be written, or the earlier report does not compare.
+    """
+    if outputs.get("html"):
+        require("jinja2", "bench", "the HTML report")
+    for path in filter(None, outputs.values()):
+        if path.is_dir() or not path.parent.is_dir():
+            raise InputError(f"{path} cannot be written: it must be a file in a folder that is there")
+    report = run(planned, chosen, on_step, on_failure)
+    if old is not None:
+        try:
+            if not other_machine:
+                against.check_alike(old, report)
+            report["against"] = against.compare(old, report, factor)
+        finally:
+            _write(report, outputs)  # what was measured is kept, whatever it is compared with
+    else:
+        _write(report, outputs)
+    return report
+
+
+def _write(report: Report, outputs: Mapping[str, Path | None]) -> None:
+    from mega_deploy.bench.page import page
+
+    makers: dict[str, Callable[[Report], str]] = {"json": json.dumps, "csv": table, "html": page}
+    for kind, path in outputs.items():
+        if path is not None:
+            _replace(path, makers[kind](report))
+
+
+def table(report: Report) -> str:
+    """The results as CSV: a row each, its configuration in columns of its own."""
+    keys = dict.fromkeys(key for row in report["results"] for key in row["config"])
+    extra = [f"config.{key}" for key in keys]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*FLAT, "p50_low_ms", "p50_high_ms", "noise", *extra])
+    writer.writeheader()
+    for row in report["results"]:
+        interval = row["intervals"]["p50_ms"]
+        writer.writerow(
+            {name: row[name] for name in FLAT}
+            | {"p50_low_ms": interval["low"], "p50_high_ms": interval["high"], "noise": "; ".join(row["noise"])}
+            | {f"config.{key}": value for key, value in row["config"].items()}
+        )
+    return text.getvalue()
+
+
+def without_samples(report: Report) -> Report:
+    """The report as it is printed: the raw samples are for files."""
+    return {
+        **report,
+        "results": [{key: row[key] for key in row if key != "samples_ms"} for row in report["results"]],
+    }
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.write_text(text, "utf-8", newline="")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {os.strerror(error.errno or 0)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

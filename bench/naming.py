@@ -1,0 +1,45 @@
+"""How rows of a report are called where a person reads them; what comes from a bundle is made printable."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mega_deploy.bench.contenders import OURS
+
+Row = dict[str, Any]
+
+
+def title(row: Row) -> str:
+    """A configuration at a batch and a length, in words."""
+    config = row["config"]
+    attention = {True: "laplace, ", False: "softmax, "}.get(config.get("laplace_attention"), "")
+    size = f"{config['num_layers']} x {config['hidden_size']}, " if "num_layers" in config else ""
+    named = f", {config['bundle']}" if "bundle" in config else ""
+    text = f"{attention}{size}{row['seq_len']} frames, batch {row['batch']}, {config['precision']}{named}"
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def name(row: Row) -> str:
+    """A contender, with its backend where the name does not say it."""
+    graph = ", CUDA graph" if row.get("cuda_graph") else ""
+    plain = row["contender"] != OURS or row["backend"] == "onnxruntime"
+    return str(row["contender"]) if plain else f"{row['contender']} ({row['backend']}{graph})"
+
+
+def short(value: float) -> str:
+    """Three digits, and no power of ten."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def cases_of(rows: list[Row]) -> list[list[Row]]:
+    """Rows of one configuration, batch and length together, in their order."""
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        cases.setdefault(json.dumps([row["config"], row["batch"], row["seq_len"]]), []).append(row)
+    return list(cases.values())
+
+
+def key(row: Row, contender: str) -> str:
+    """What a row and a ratio of the same contender on the same case have in common."""
+    return json.dumps([contender, row["config"], row["batch"], row["seq_len"]])

@@ -1,0 +1,281 @@
+"""The ways in which one would run the trained model instead, each with the settings that are best for it.
+
+What takes long and is done once (exports, ahead-of-time compilation) is `prepare`d in a process of its own, so that a
+contender's load time, cold start and memory are those of a host that only runs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mega_deploy.bench.contenders import Contender, Task
+from mega_deploy.bench.latency import sample, warm_up
+from mega_deploy.bundle import TRAINED
+from mega_deploy.errors import OptionError, require
+from mega_deploy.machine import look
+from mega_deploy.plugins.laplace import EPSILON
+from mega_deploy.runtime import OpenBundle
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = npt.NDArray[Any]
+ON_CPU = ("torch-eager", "torch-compile", "torch-aotinductor", "onnxruntime-naive", "openvino-naive")
+ON_GPU = ("torch-eager", "torch-compile", "torch-tensorrt", "tensorrt-naive")
+MODULES = {"openvino-naive": "openvino", "torch-tensorrt": "torch_tensorrt", "tensorrt-naive": "tensorrt"}
+EXPORT, PACKAGE = "naive.onnx", "aotinductor.pt2"
+# Calls for which each way to set a contender up is tried, before the fastest is timed.
+TRIALS = 30
+WARM_UP = 2.0
+
+
+def available(device: str) -> tuple[str, ...]:
+    """The peers that can run here on "cpu" or "cuda"; those that no extra brings take part where they are installed."""
+    if device == "cuda" and look().lacks:
+        return ()
+    named = ON_GPU if device == "cuda" else ON_CPU
+    return tuple(name for name in named if name not in MODULES or importlib.util.find_spec(MODULES[name]))
+
+
+def prepare(task: Task) -> None:
+    """Write what a contender loads into the task's folder, where it needs anything."""
+    if task.contender in ("onnxruntime-naive", "openvino-naive", "tensorrt-naive"):
+        if not (task.place / EXPORT).exists():  # they share it
+            _plain_export(task)
+    elif task.contender == "torch-aotinductor":
+        _compile_ahead(task)
+
+
+def run_trained(bundle: OpenBundle, batch: int, seq_len: int) -> dict[str, Array]:
+    """Random frames and what the trained model gives for them in float64: arrays for contenders.CASE."""
+    torch = require("torch", "export", f"the reference for {seq_len} frames, which the bundle does not hold,")
+    model = _load(bundle)
+    shape = (batch, seq_len, model.config.embed_dim)
+    frames = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    with torch.inference_mode():
+        features = model.double()(torch.from_numpy(frames).double()).numpy()
+    return {"input/frames": frames, "output/features": features}
+
+
+def _load(bundle: OpenBundle) -> Any:
+    from mega_deploy.checkpoints import load_checkpoint
+
+    return load_checkpoint(bundle.file(TRAINED))
+
+
+def _torch(task: Task, feeds: Mapping[str, Array]) -> Contender:
+    """PyTorch itself, in inference mode, compiled or not."""
+    torch = require("torch", "export", task.contender)
+    torch.set_num_threads(task.threads)
+    device = "cuda" if task.backend == "torch-cuda" else "cpu"
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = _load(OpenBundle.open(task.bundle)).to(device)
+    frames = torch.from_numpy(feeds["frames"])
+    laplace = model.config.laplace_attention
+    forms: dict[str, Any] = {"": None}
+    if laplace:
+        from mega_deploy.plugins.laplace.torch_op import naive_laplace_attention
+
+        # Not our own operator: torch.compile does not look into it, and would lose what it can do with these.
+        forms = {", Laplace attention as a broadcast": naive_laplace_attention, ", as torch.cdist": _cdist_laplace}
+    first, *other_ways = _ways(task.contender, device)
+    tried = [_try(model, frames, device, form, first) for form in forms.items()]
+    tried += [_try(model, frames, device, min(tried).form, way) for way in other_ways]
+    best = min(tried)
+    others = f"; fastest of {len(tried)} ways" if len(tried) > 1 else ""
+    return Contender(best.call, f"{best.named}, inference mode, float32{others}", facts=_gpu(device))
+
+
+@dataclass(frozen=True, order=True)
+class _Tried:
+    """One way to run the model in PyTorch; they are ordered by what a call takes."""
+
+    seconds: float
+    named: str
+    form: tuple[str, Any] = field(compare=False)
+    call: Callable[[], tuple[Array]] = field(compare=False)
+
+
+def _try(model: Any, frames: Any, device: str, form: tuple[str, Any], way: tuple[str, dict[str, Any] | None]) -> _Tried:
+    call = _torch_call(model, frames, device, form[1], way[1])
+    call()
+    warm_up(call, limit=WARM_UP)
+    return _Tried(min(sample(call, TRIALS)), way[0] + form[0], form, call)
+
+
+def _ways(contender: str, device: str) -> list[tuple[str, dict[str, Any] | None]]:
+    """Names, and what torch.compile is told; None: nothing is compiled."""
+    if contender == "torch-eager":
+        return [("eager", None)]
+    if device == "cuda":
+        return [("max-autotune, CUDA graphs", {"mode": "max-autotune"}), ("default", {})]
+    # Freezing makes the weights constants, which are then packed for the processor.
+    return [("default", {}), ("freezing", {"options": {"freezing": True}})]
+
+
+def _torch_call(
+    model: Any, frames: Any, device: str, form: Any, options: dict[str, Any] | None
+) -> Callable[[], tuple[Array]]:
+    import torch
+
+    run = model if options is None else torch.compile(model, **options)
+
+    def call() -> tuple[Array]:
+        if form is not None:
+            _write_laplace_as(form)  # every time: another way may have been tried since, and torch.compile looks at it
+        with torch.inference_mode():
+            return (run(frames.to(device)).cpu().numpy(),)
+
+    return call
+
+
+def _write_laplace_as(form: Any) -> None:
+    """Let the model run Laplace attention as one writes it in PyTorch, in all of this process."""
+    from mega_deploy.models import edifice
+
+    vars(edifice)["laplace_attention"] = form
+
+
+def _cdist_laplace(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    import torch
+
+    weights = 1 / (1 + torch.cdist(q, k, p=1.0))
+    return weights / (weights.sum(-1, keepdim=True) + EPSILON) @ v
+
+
+def _compile_ahead(task: Task) -> None:
+    import torch
+
+    from mega_deploy.bench.contenders import load_case
+
+    model, frames = _exportable(task), torch.from_numpy(load_case(task.place)[0]["frames"])
+    torch.set_num_threads(task.threads)
+    with torch.inference_mode():
+        program = torch.export.export(model, (frames,))
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=os.fspath(task.place / PACKAGE), inductor_configs={"freezing": True}
+        )
+
+
+def _ahead(task: Task, feeds: Mapping[str, Array]) -> Contender:
+    torch = require("torch", "export", task.contender)
+    torch.set_num_threads(task.threads)
+    run = torch._inductor.aoti_load_package(os.fspath(task.place / PACKAGE))
+    frames = torch.from_numpy(feeds["frames"])
+
+    def call() -> tuple[Array]:
+        with torch.inference_mode():
+            return (run(frames).numpy(),)
+
+    return Contender(call, "torch.export and aoti_compile_and_package for this very batch, freezing, float32")
+
+
+def _exportable(task: Task) -> Any:
+    """The trained model with Laplace attention in plain operators: torch.cdist does not export."""
+    from mega_deploy.plugins.laplace.torch_op import naive_laplace_attention
+
+    _write_laplace_as(naive_laplace_attention)
+    return _load(OpenBundle.open(task.bundle))
+
+
+def _plain_export(task: Task) -> None:
+    """The trained form through torch.onnx.export, as it comes, for this very batch."""
+    import torch
+
+    from mega_deploy.bench.contenders import load_case
+
+    model, frames = _exportable(task), torch.from_numpy(load_case(task.place)[0]["frames"])
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    program = torch.onnx.export(model, (frames,), input_names=["frames"], dynamo=True, verbose=False)
+    assert program is not None
+    partial = task.place / f"partial-{EXPORT}"
+    program.save(os.fspath(partial), external_data=False)
+    partial.replace(task.place / EXPORT)
+
+
+def _onnxruntime(task: Task, feeds: Mapping[str, Array]) -> Contender:
+    onnxruntime = require("onnxruntime", "cpu", task.contender)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = task.threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(os.fspath(task.place / EXPORT), options, providers=["CPUExecutionProvider"])
+    inputs = dict(feeds)
+    return Contender(
+        lambda: session.run(None, inputs), "torch.onnx.export for this very batch, all optimisations, spinning, arena"
+    )
+
+
+def _openvino(task: Task, feeds: Mapping[str, Array]) -> Contender:
+    import openvino
+
+    core = openvino.Core()
+    # Left alone it computes in bfloat16 where the processor can.
+    config = {"INFERENCE_NUM_THREADS": task.threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    model = core.read_model(os.fspath(task.place / EXPORT))
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+    inputs = [feeds["frames"]]
+    return Contender(
+        lambda: (np.asarray(request.infer(inputs)[0]),),
+        "torch.onnx.export for this very batch, latency hint, float32",
+    )
+
+
+def _torch_tensorrt(task: Task, feeds: Mapping[str, Array]) -> Contender:
+    import torch
+    import torch_tensorrt
+
+    model = _exportable(task).cuda()
+    frames = torch.from_numpy(feeds["frames"])
+    compiled = torch_tensorrt.compile(
+        model, ir="dynamo", inputs=[frames.cuda()], enabled_precisions={torch.float32}, disable_tf32=True
+    )
+
+    def call() -> tuple[Array]:
+        with torch.inference_mode():
+            return (compiled(frames.cuda()).cpu().numpy(),)
+
+    return Contender(call, "torch_tensorrt.compile for this very batch, float32 without TF32", facts=_gpu("cuda"))
+
+
+def _tensorrt(task: Task, feeds: Mapping[str, Array]) -> Contender:
+    from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxPath, TrtRunner
+
+    network = NetworkFromOnnxPath(os.fspath(task.place / EXPORT), strongly_typed=True)
+    runner = TrtRunner(EngineFromNetwork(network, CreateConfig(tf32=False)))
+    runner.activate()  # until the process ends
+    inputs = dict(feeds)
+    return Contender(
+        lambda: list(runner.infer(inputs).values()),
+        "torch.onnx.export for this very batch, strongly typed float32 without TF32",
+        facts=_gpu("cuda"),
+    )
+
+
+def _gpu(device: str) -> dict[str, Any] | None:
+    """The GPU that a contender runs on, as its driver names it."""
+    if device == "cpu":
+        return None
+    gpus = look().gpus
+    if not gpus:
+        raise OptionError("no GPU is here")
+    return {"gpu": vars(gpus[0])}
+
+
+BUILD: dict[str, Callable[[Task, Mapping[str, Array]], Contender]] = {
+    "torch-eager": _torch,
+    "torch-compile": _torch,
+    "torch-aotinductor": _ahead,
+    "onnxruntime-naive": _onnxruntime,
+    "openvino-naive": _openvino,
+    "torch-tensorrt": _torch_tensorrt,
+    "tensorrt-naive": _tensorrt,
+}

@@ -1,0 +1,188 @@
+"""Configurations to be timed: bundles of models with random weights, for every combination of the values given.
+
+A file holds one value or a list for each axis; tables [[sweep]] add products of their own to the values above them:
+
+    batch = [1, 8]
+
+    [[sweep]]
+    attention = ["softmax", "laplace"]
+    window = [60, 256]
+
+    [[sweep]]
+    hidden_size = [128, 512]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import stat
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import mega_deploy
+from mega_deploy import deploy
+from mega_deploy.errors import BundleError, InputError, OptionError, require
+from mega_deploy.runtime import OpenBundle
+
+MOST = 1000
+SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A model with random weights, and how it is exported; the defaults are Edifice's, for 287 features a frame."""
+
+    embed_dim: int = 287
+    hidden_size: int = 256
+    ema_dim: int = 16
+    layers: int = 4
+    window: int = 60
+    attention: str = "softmax"
+    precision: str = "float32"
+    form: str = "window"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not type(field.default):
+                kind = "a whole number" if isinstance(field.default, int) else "a text"
+                raise OptionError(f"{field.name} must be {kind} in a sweep, got {value!r}")
+        if self.attention not in ("softmax", "laplace"):
+            raise OptionError(f'attention must be "softmax" or "laplace" in a sweep, got {self.attention!r}')
+        if self.form != "window":
+            raise OptionError(f'form must be "window", the only one that this version exports, got {self.form!r}')
+
+
+AXES = tuple(field.name for field in fields(Configuration))
+DEFAULT_PAIR = (Configuration(), Configuration(attention="laplace"))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Configurations, each at the same batches."""
+
+    configurations: tuple[Configuration, ...]
+    batches: tuple[int, ...]
+
+
+def expand(axes: Mapping[str, Any], default_batches: Sequence[int] = (1,)) -> Sweep:
+    """The product of the values of each axis.
+
+    Args:
+        axes: by name (Configuration's, and `batch`) one value or a list.
+        default_batches: where `axes` has none.
+
+    Raises:
+        OptionError: an axis or a value is not one, or there are too many combinations.
+    """
+    values = {name: tuple(value) if isinstance(value, list | tuple) else (value,) for name, value in axes.items()}
+    for name, several in values.items():
+        if name not in (*AXES, "batch"):
+            raise OptionError(f"a sweep has no axis {name!r}; its axes are {', '.join((*AXES, 'batch'))}")
+        if not several:
+            raise OptionError(f"{name} is an empty list in a sweep; give it a value, or leave it out")
+    batches = values.pop("batch", tuple(default_batches))
+    for batch in batches:
+        if type(batch) is not int or batch < 1:
+            raise OptionError(f"batch must be a whole number from 1 on, got {batch!r}")
+    product = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+    if len(product) * len(batches) > MOST:
+        raise OptionError(f"a sweep of {len(product) * len(batches)} combinations is too large; {MOST} are allowed")
+    return Sweep(tuple(Configuration(**options) for options in product), batches)
+
+
+def read(path: Path, default_batches: Sequence[int] = (1,)) -> list[Sweep]:
+    """The sweeps of a TOML file, or of a YAML file where pyyaml is installed.
+
+    Raises:
+        InputError: it cannot be read, or a value in it is impossible.
+    """
+    try:
+        text = path.read_text("utf-8")
+        value = _parse(path, text)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a sweep: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold axes by name, and tables [[sweep]]")
+    tables = value.pop("sweep", [{}])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise InputError(f"{path}: sweep must be a list of tables, [[sweep]]")
+    try:
+        return [expand({**value, **table}, default_batches) for table in tables]
+    except OptionError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _parse(path: Path, text: str) -> Any:
+    if path.suffix not in (".yaml", ".yml"):
+        return tomllib.loads(text)
+    yaml = require("yaml", "bench", "a sweep in YAML (TOML needs nothing)")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def bundle_of(configuration: Configuration, largest_batch: int, on_step: Callable[[str], None]) -> Path:
+    """The bundle of a configuration, from a folder for temporary files where an earlier benchmark left it there.
+
+    Raises:
+        MissingComponentError: torch or another package of the extra `export` is not installed.
+        QualityGateError: the export fails its parity.
+    """
+    options = asdict(configuration)
+    key = json.dumps([options, largest_batch, _sources()]).encode()
+    path = _cache() / f"{configuration.attention}-{hashlib.sha256(key).hexdigest()[:16]}.mega"
+    try:
+        return OpenBundle.open(path).path
+    except BundleError:
+        on_step(f"export {configuration.attention}, {configuration.hidden_size} wide, {configuration.window} frames")
+    torch = require("torch", "export", "a model with random weights")
+    from mega_deploy.models.edifice import Mega
+
+    torch.manual_seed(SEED)
+    model = Mega.build(
+        embed_dim=configuration.embed_dim,
+        hidden_size=configuration.hidden_size,
+        ema_dim=configuration.ema_dim,
+        num_layers=configuration.layers,
+        window_size=configuration.window,
+        laplace_attention=configuration.attention == "laplace",
+    )
+    precision: Any = configuration.precision
+    range_ = f"1:1:{largest_batch}"
+    return deploy.export(model.eval(), path, batch_range=range_, precision=precision, force=path.exists()).path
+
+
+def _cache() -> Path:
+    """A folder of this user's alone."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    folder = Path(tempfile.gettempdir()) / f"mega-deploy-bundles-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    info = folder.lstat()
+    if hasattr(os, "getuid") and (info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o022):
+        raise InputError(f"{folder} belongs to others, who could put bundles there; set TMPDIR to a folder of yours")
+    return folder
+
+
+def _sources() -> str:
+    """A hash of this package: another version may write another graph."""
+    digest = hashlib.sha256()
+    for package in (mega_deploy, *map(_module, ("exporters", "plugins"))):
+        for root in package.__path__:
+            for path in sorted(Path(root).rglob("*.py")):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _module(name: str) -> Any:
+    import importlib
+
+    return importlib.import_module(f"mega_deploy.{name}")

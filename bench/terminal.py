@@ -1,0 +1,69 @@
+"""A report of the benchmark on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mega_deploy.bench.naming import cases_of, key, name, short, title
+
+Report = dict[str, Any]
+
+
+def table(report: Report) -> None:
+    """Print a report of `bench`."""
+    console, machine, method = Console(), report["machine"], report["method"]
+    ratios = {key(row, row["baseline"]): row for row in report["ratios"]}
+    for case in cases_of(report["results"]):
+        shown = Table(
+            title=Text(title(case[0])),
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1),
+            collapse_padding=True,
+            pad_edge=False,
+        )
+        for column in ("contender", "p50 ms (95 %)", "p99", "ours is faster", "floor"):
+            shown.add_column(column, justify="left" if column == "contender" else "right")
+        for row in case:
+            interval, share = row["intervals"]["p50_ms"], row["limit_share"]
+            ratio = ratios.get(key(row, row["contender"]))
+            shown.add_row(
+                Text(name(row) + (" !" if row["noise"] else "")),
+                f"{short(row['p50_ms'])} ({short(interval['low'])}..{short(interval['high'])})",
+                short(row["p99_ms"]),
+                f"{ratio['ratio']:.2f} x ({ratio['low']:.2f}..{ratio['high']:.2f})" if ratio else "",
+                f"{share['gemm_floor']['value']:.0%}" if share else "",
+            )
+        console.print(shown)
+        for row in case:
+            if row["noise"]:
+                console.print(Text(f"! {name(row)}: {'; '.join(row['noise'])}"))
+    for limit in report["limit"]:
+        largest = ", ".join(f"{row['name']} {row['share']:.0%}" for row in limit["profile"]["by_op"][:5])
+        console.print(
+            Text(
+                f"limit, {title(limit)}: GEMM floor {short(limit['gemm_floor_ms'])} ms at "
+                f"{limit['gemm_floor_gflop_s']:.0f} GFLOP/s (peak {limit['peak_gflop_s']:.0f}), memory "
+                f"{limit['memory_floor_ms']:.2g} ms at {limit['memory_gb_s']:.0f} GB/s; time goes to {largest}"
+            )
+        )
+    for row in report.get("against", {}).get("rows", ()):
+        changed = row["change"]
+        verdict = "REGRESSION" if row["regression"] else "no regression"
+        console.print(
+            Text(
+                f"against, {title(row)}: p50 {short(row['old_p50_ms'])} -> {short(row['new_p50_ms'])} ms, "
+                f"{changed['value']:.3f} x ({changed['low']:.3f} to {changed['high']:.3f}): {verdict}"
+            )
+        )
+    console.print(
+        Text(
+            f"{machine['cpu']}, {method['threads']} threads on cores {', '.join(map(str, method['cores']))}; "
+            f"{method['rounds']} alternating rounds, a process each, those whose turn it is not are stopped"
+        )
+    )

@@ -1,0 +1,112 @@
+"""Timing an engine, with a driver whose clock goes on by a millisecond with every mark, and sensors of our own."""
+
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mega_deploy.bench.gpu import Sensors, Timer
+from mega_deploy.bench.rows import throttling
+from mega_deploy.runtime.cuda import Device
+
+
+class NoSensor(Exception):
+    pass
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    def absent(*_):
+        raise NoSensor
+
+    module = types.SimpleNamespace(
+        NVMLError=NoSensor,
+        NVML_CLOCK_SM=1,
+        NVML_CLOCK_MEM=2,
+        NVML_TEMPERATURE_GPU=0,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByPciBusId=lambda bus: bus,
+        nvmlSystemGetDriverVersion=lambda: "580.1",
+        nvmlDeviceGetPersistenceMode=lambda gpu: 0,
+        nvmlDeviceGetEnforcedPowerLimit=lambda gpu: 350_000,
+        nvmlDeviceGetMaxClockInfo=lambda gpu, kind: 2000 + kind,
+        nvmlDeviceGetClockInfo=lambda gpu, kind: 1000 + kind,
+        nvmlDeviceGetPowerUsage=lambda gpu: 123_400,
+        nvmlDeviceGetTemperature=lambda gpu, kind: 61,
+        nvmlDeviceGetCurrentClocksEventReasons=absent,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory):
+    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    source = Path(__file__).parents[1] / "helpers" / "fake_driver.c"
+    subprocess.run([shutil.which("cc"), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mega_deploy.runtime.cuda.DRIVER_LIBRARY", str(library))
+        yield Device()
+
+
+class Session:
+    """What Timer calls of a session, written down."""
+
+    def __init__(self, device):
+        self.device, self.done = device, []
+
+    def upload(self, feeds):
+        self.done.append(("upload", *feeds))
+
+    def enqueue(self):
+        self.done.append("enqueue")
+
+    def download(self):
+        self.done.append("download")
+        return {"features": np.zeros(1)}
+
+
+def test_copies_and_computing_are_told_apart(device):
+    session = Session(device)
+    timer = Timer(session, {"frames": np.zeros(1)}, session.enqueue)
+    seconds, steps = timer.measure(3)
+    assert len(seconds) == 3 and min(seconds) > 0
+    assert steps == {"copy_in": 1.0, "compute": 1.0, "copy_out": 1.0}
+    assert session.done == [("upload", "frames"), "enqueue", "download"] * 3
+
+
+def test_a_cuda_graph_is_recorded_once_and_replayed(device):
+    session = Session(device)
+    graph = device.record(session.enqueue)
+    assert session.done == ["enqueue"]
+    timer = Timer(session, {}, lambda: device.replay(graph))
+    timer.measure(2)
+    assert session.done == ["enqueue", *[("upload",), "download"] * 2]
+
+
+def test_sensors_tell_what_the_gpu_has(nvml, device):
+    sensors = Sensors(device.bus())
+    assert sensors.set_up() == {
+        "driver": "580.1",
+        "persistence": 0,
+        "power_limit_w": 350.0,
+        "most_sm_mhz": 2001,
+        "most_memory_mhz": 2002,
+    }
+    assert sensors.read() == {
+        "sm_mhz": 1001,
+        "memory_mhz": 1002,
+        "power_w": 123.4,
+        "celsius": 61,
+        "throttled_by": None,
+    }
+
+
+@pytest.mark.parametrize(("reasons", "labels"), [((0, 1, None), 0), ((0x20, 1, 0x4), 1)])
+def test_a_gpu_that_throttles_is_labelled(reasons, labels):
+    found = throttling([{"sensors": {"throttled_by": reason}} for reason in reasons])
+    assert len(found) == labels and all("2 of 3 rounds" in label for label in found)

@@ -1,0 +1,24 @@
+"""Peers compute what the trained model computes; whatever they need is prepared once."""
+
+import os
+
+import pytest
+
+from mega_deploy.bench import peers
+from mega_deploy.bench.contenders import Task, build, load_case, relative_error, save_case
+
+
+@pytest.mark.parametrize("name", ["torch-eager", "onnxruntime-naive"])
+def test_a_peer_gives_what_the_trained_model_gives(tiny, tmp_path, name):
+    save_case(tiny, 2, 3, tmp_path)
+    task = Task(name, "cpu", os.fspath(tiny.path), 2, 3, (0,), os.fspath(tmp_path))
+    peers.prepare(task)
+    feeds, want = load_case(tmp_path)
+    contender = build(task, feeds)
+    assert relative_error(contender.call(), want) < 1e-5 and contender.settings and contender.facts is None
+
+
+def test_nothing_runs_on_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("mega_deploy.machine.DRIVER_LIBRARY", "libno-driver.so")
+    assert peers.available("cuda") == ()
+    assert {"torch-eager", "torch-compile", "onnxruntime-naive"} <= set(peers.available("cpu"))
