@@ -131,10 +131,11 @@ def save_case(bundle: OpenBundle, batch: int, seq_len: int, folder: Path) -> Non
 
 def _recorded(reference: Reference, inputs: Sequence[TensorSpec], batch: int, seq_len: int) -> dict[str, Array] | None:
     for case in reference.cases:
-        rows = [case.rows[index % len(case.rows)] for index in range(batch)]
-        feeds = {f"input/{name}": case.cut(pool[rows]) for name, pool in reference.inputs.items()}
-        if all(_length(spec, feeds[f"input/{spec.name}"].shape) in (seq_len, None) for spec in inputs):
-            return feeds | {f"output/{name}": case.cut(pool[rows]) for name, pool in reference.outputs.items()}
+        pool = reference.pools[case.pool]
+        if all(_length(spec, pool.inputs[spec.name].shape) in (seq_len, None) for spec in inputs):
+            rows = [case.rows[index % len(case.rows)] for index in range(batch)]
+            arrays = {f"input/{name}": array[rows] for name, array in pool.inputs.items()}
+            return arrays | {f"output/{name}": array[rows] for name, array in pool.outputs.items()}
     return None
 
 

@@ -55,14 +55,19 @@ def prepare(task: Task) -> None:
 
 
 def run_trained(bundle: OpenBundle, batch: int, seq_len: int) -> dict[str, Array]:
-    """Random frames and what the trained model gives for them in float64: arrays for contenders.CASE."""
-    torch = require("torch", "export", f"the reference for {seq_len} frames, which the bundle does not hold,")
-    model = _load(bundle)
-    shape = (batch, seq_len, model.config.embed_dim)
-    frames = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    with torch.inference_mode():
-        features = model.double()(torch.from_numpy(frames).double()).numpy()
-    return {"input/frames": frames, "output/features": features}
+    """Random inputs and what the trained model gives for them in float64: arrays for contenders.CASE."""
+    require("torch", "export", f"the reference for {seq_len} frames, which the bundle does not hold,")
+    from mega_deploy.exporters.cases import RANDOM
+    from mega_deploy.exporters.family import family_of
+    from mega_deploy.exporters.trained import run
+
+    model, signature = _load(bundle), bundle.manifest.signature
+    drawn = family_of(model).kinds(signature, np.random.default_rng(0))[RANDOM](batch, seq_len)
+    inputs = {spec.name: drawn[spec.name].astype(spec.dtype) for spec in signature.inputs if spec.name in drawn}
+    outputs, _ = run(model.double(), inputs, [spec.name for spec in signature.outputs])
+    return {f"input/{name}": array for name, array in inputs.items()} | {
+        f"output/{name}": array for name, array in outputs.items()
+    }
 
 
 def _load(bundle: OpenBundle) -> Any:
