@@ -33,7 +33,13 @@ USAGE = 2
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the folder that `export` wrote.")]
 PluginTarget = Literal["onnxruntime", "tensorrt"]
-Backend = Annotated[str, typer.Option(help="What runs the model: onnxruntime, or an engine: tensorrt, tensorrt-rtx.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="What runs the model: onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt; or an engine of the "
+        "bundle: tensorrt, tensorrt-rtx."
+    ),
+]
 
 
 @app.command(epilog="Example:  mega-deploy export params.safetensors -o game.mega --attention softmax --seq-len 60")

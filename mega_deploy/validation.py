@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from mega_deploy import bundle as files
 from mega_deploy.arrays import load_arrays
-from mega_deploy.engines import TARGETS
 from mega_deploy.errors import OptionError, require
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, open_bundle
@@ -63,9 +62,9 @@ def validate(
         on_step("run the trained model in float64")
         reference = _fresh_reference(bundle, inputs, samples, seed)
     report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
-    # An engine shows nothing of its blocks.
-    engine = backend in TARGETS
-    blocks = () if engine else compare_blocks(bundle.file(files.MODEL), signature, reference)
+    # Other backends show nothing of their blocks; mega_deploy.bisection asks them.
+    own = backend == "onnxruntime"
+    blocks = compare_blocks(bundle.file(files.MODEL), signature, reference) if own else ()
     return dataclasses.replace(report, blocks=blocks)
 
 

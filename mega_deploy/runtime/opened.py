@@ -11,6 +11,7 @@ from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.emulation import EmulatedSession
 from mega_deploy.runtime.engine import EngineSession
+from mega_deploy.runtime.providers import PROVIDERS, ProviderSession
 from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
 
 
@@ -34,7 +35,8 @@ class OpenBundle(Bundle):
         """Load the model on a backend.
 
         Args:
-            backend: "onnxruntime", or "tensorrt" or "tensorrt-rtx", for which the bundle must hold an engine.
+            backend: "onnxruntime", on the CPU; "onnxruntime-cuda" or "onnxruntime-tensorrt", its GPU providers; or
+                "tensorrt" or "tensorrt-rtx", for which the bundle must hold an engine.
             threads: of onnxruntime, as the rest: see SessionOptions.
             spinning: whether idle threads spin.
             memory_arena: whether memory is kept between calls.
@@ -60,6 +62,8 @@ class OpenBundle(Bundle):
             if options != SessionOptions():
                 raise OptionError(f"threads and the other options of a session are onnxruntime's; {backend} takes none")
             return EngineSession(self, backend)
+        if backend in PROVIDERS:
+            return ProviderSession(backend, self.file(MODEL), self.manifest.signature, options)
         if lacking := self.lacking:
             raise MissingComponentError(lacking)
         return Session(self.file(MODEL), self.manifest.signature, options, self.plugins)
