@@ -132,6 +132,15 @@ class Signature:
         Raises:
             InputError: a name is missing or unknown, an array does not fit, or batches differ.
         """
+        inputs = self.named(inputs)
+        return {spec.name: spec.check(_as_array(spec.name, inputs[spec.name])) for spec in self.inputs}
+
+    def named(self, inputs: Any) -> Mapping[str, Any]:
+        """Inputs by name, every one of them and no other.
+
+        Raises:
+            InputError: a name is missing or unknown.
+        """
         if not isinstance(inputs, Mapping):
             if len(self.inputs) != 1:
                 raise InputError(
@@ -145,7 +154,7 @@ class Signature:
         for spec in self.inputs:
             if spec.name not in inputs:
                 raise InputError(f'input "{spec.name}" is missing; this bundle takes {_names(self.inputs)}')
-        return {spec.name: spec.check(_as_array(spec.name, inputs[spec.name])) for spec in self.inputs}
+        return inputs
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""

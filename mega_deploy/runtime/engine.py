@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import threading
-import weakref
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.bundle import Bundle
 from mega_deploy.engines import TARGETS, refuse
-from mega_deploy.errors import BundleError, MegaDeployError
-from mega_deploy.runtime.cuda import Device
-from mega_deploy.runtime.library import find_engine, first, here, load, make_logger, plugin_libraries
-from mega_deploy.signature import Range, TensorSpec
+from mega_deploy.errors import InputError
+from mega_deploy.runtime.execution import Execution
+from mega_deploy.runtime.library import find_engine, here, load, plugin_libraries
+from mega_deploy.runtime.tensors import DeviceArray, empty_like, on_device, read, stream_handle
 
 Array = npt.NDArray[Any]
 
@@ -42,77 +36,61 @@ class EngineSession:
         refuse(engine, here(engine))
         self.backend = target
         self.signature = bundle.manifest.signature
-        self._lock = threading.Lock()
-        self._errors: list[str] = []
         trt = load(TARGETS[target], f"the {target} backend")
-        self._logger = make_logger(trt, self._errors)  # the library keeps no reference of its own
         for library in plugin_libraries(engine):
             trt.get_plugin_registry().load_library(str(library))
         self.native_ops = tuple(plugin["name"] for plugin in engine.plugins)
-        self._device = Device()
-        weakref.finalize(self, self._device.close)
-        self._runtime = trt.Runtime(self._logger)
-        if engine.options["version_compatible"]:
-            self._runtime.engine_host_code_allowed = True  # it brings the part of TensorRT that reads it
-        self._engine = self._deserialize(trt, bundle.file(engine.file))
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise BundleError(f"{bundle.path / engine.file} cannot be prepared to run: {first(self._errors)}")
+        path = bundle.file(engine.file)
+        self._execution = Execution(
+            trt, path.read_bytes(), path, self.signature, host_code=engine.options["version_compatible"]
+        )
         self.providers = (f"{TARGETS[target].title} {trt.__version__}",)
-        self._addresses = self._allocate((*self.signature.inputs, *self.signature.outputs))
 
-    def run(self, inputs: Array | Mapping[str, Array]) -> Any:
-        """The model's output for one batch; see Session.run."""
-        outputs = self.run_named(inputs)
+    def run(self, inputs: Any, *, stream: Any = None, out: Mapping[str, Any] | None = None) -> Any:
+        """The model's output for one batch.
+
+        Args:
+            inputs: as Session.run takes them; or arrays that lie on the GPU already, such as PyTorch's CUDA tensors,
+                which are read where they are. Those must have the signature's very types, and be contiguous.
+            stream: with arrays on the GPU, the CUDA stream to work in: torch.cuda.Stream, cupy.cuda.Stream or a handle.
+                The call then returns at once. Without it, work on the default stream is waited for, and the outputs
+                are there on return.
+            out: with arrays on the GPU, those to write to, by name; otherwise outputs are made by the inputs' library.
+
+        Raises:
+            InputError: an input does not fit.
+        """
+        outputs = self.run_named(inputs, stream=stream, out=out)
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
-    def run_named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+    def run_named(self, inputs: Any, *, stream: Any = None, out: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """As `run`, but always a dict by name."""
-        feeds = self.signature.feeds(inputs)
-        with self._lock:
-            self._device.activate()
-            for name, array in feeds.items():
-                self._context.set_input_shape(name, array.shape)
-                self._device.upload(array, self._addresses[name])
-            self._errors.clear()
-            if not self._context.execute_async_v3(self._device.stream):
-                raise MegaDeployError(f"the engine failed: {first(self._errors)}")
-            outputs = {}
+        by_name = inputs if isinstance(inputs, Mapping) else {self.signature.inputs[0].name: inputs}
+        if any(on_device(value) for value in by_name.values()):
+            return self._on_device(inputs, stream, out)
+        if stream is not None or out is not None:
+            raise InputError("stream and out are for inputs on the GPU; these are on the host")
+        return self._execution.run(self.signature.feeds(inputs))
+
+    def _on_device(self, inputs: Any, stream: Any, out: Mapping[str, Any] | None) -> dict[str, Any]:
+        values = self.signature.named(inputs)
+        taken = {spec.name: read(spec, values[spec.name]) for spec in self.signature.inputs}
+        like = next(iter(values.values()))
+        outputs: dict[str, Any] = {}
+
+        def make(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, DeviceArray]:
             for spec in self.signature.outputs:
-                array = np.empty(tuple(self._context.get_tensor_shape(spec.name)), spec.dtype)
-                self._device.download(self._addresses[spec.name], array)
-                outputs[spec.name] = array
-            self._device.wait()
+                shape = shapes[spec.name]
+                if out is None:
+                    outputs[spec.name] = empty_like(like, shape, spec.dtype)
+                elif spec.name not in out:
+                    raise InputError(f'"{spec.name}" is missing in `out`, which must hold every output')
+                else:
+                    outputs[spec.name] = out[spec.name]
+                found = read(spec, outputs[spec.name])
+                if found.shape != shape:
+                    raise InputError(f'"{spec.name}" in `out` is {list(found.shape)}, this call gives {list(shape)}')
+            return {spec.name: read(spec, outputs[spec.name]) for spec in self.signature.outputs}
+
+        self._execution.run_on_device(taken, make, None if stream is None else stream_handle(stream))
         return outputs
-
-    def _deserialize(self, trt: ModuleType, path: Path) -> Any:
-        plan = path.read_bytes()
-        if hasattr(self._runtime, "get_engine_validity"):  # of TensorRT-RTX alone
-            validity, diagnostics = self._runtime.get_engine_validity(plan)
-            if validity == trt.EngineValidity.INVALID:
-                raise BundleError(f"{path} does not fit this machine: {_diagnosis(trt, diagnostics)}; build it anew")
-        engine = self._runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise BundleError(f"{path} does not load: {first(self._errors)}; build it anew")
-        return engine
-
-    def _allocate(self, specs: Sequence[TensorSpec]) -> dict[str, int]:
-        """Memory for the largest arrays, once and for all."""
-        addresses = {}
-        for spec in specs:
-            sizes = (dim.max if isinstance(dim, Range) else dim for dim in spec.dims)
-            address = self._device.allocate(math.prod(sizes) * np.dtype(spec.dtype).itemsize)
-            weakref.finalize(self, self._device.free, address)
-            self._context.set_tensor_address(spec.name, address)
-            addresses[spec.name] = address
-        return addresses
-
-
-def _diagnosis(trt: ModuleType, flags: int) -> str:
-    """The library's reasons against an engine, in words."""
-    names = [
-        name.lower().replace("_", " ")
-        for name, flag in trt.EngineInvalidityDiagnostics.__members__.items()
-        if int(flag) & int(flags)
-    ]
-    return ", ".join(names) or "the library gives no reason"
