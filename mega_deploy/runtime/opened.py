@@ -83,11 +83,11 @@ class OpenBundle(Bundle):
             "for a CPU export it with --precision float32, float16 or int8"
         )
 
-    def judged_session(self, backend: str = "onnxruntime") -> Session | EngineSession:
+    def judged_session(self, backend: str = "onnxruntime", *, native_ops: bool = True) -> Session | EngineSession:
         """The session whose numbers parity judges: `session`, or an emulation where the backend lacks the precision."""
         if backend == "onnxruntime" and self.lacking:
             return EmulatedSession(self.file(MODEL), self.manifest.signature)
-        return self.session(backend)
+        return self.session(backend, native_ops=native_ops or backend in TARGETS)
 
     def reference(self) -> Reference:
         """The parity reference that was recorded at export.

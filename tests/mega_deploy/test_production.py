@@ -24,7 +24,7 @@ FLOORS = [
     {"models", "bundle", "parity", "engines"},
     {"runtime", "checkpoints", "doctor"},
     {"exporters"},
-    {"deploy", "validation", "inspection"},
+    {"deploy", "validation", "bisection", "inspection"},
     {"bench"},
     {"demo"},
     {"show"},
