@@ -80,7 +80,10 @@ class Bisection:
     backend: str
     precision: Precision
     native_ops: tuple[str, ...]
+    parity: bool
+    """Whether the outputs passed in every case, as `validate` judges them."""
     case: str
+    """Looked at: the one that is nearest to its limit, or farthest beyond."""
     blocks: tuple[Value, ...]
     """The residual stream behind each block, then the model's outputs, as they came."""
     block: str | None = None
@@ -92,7 +95,7 @@ class Bisection:
 
     @property
     def passed(self) -> bool:
-        return self.block is None and not self.spoilt
+        return self.parity and self.block is None and not self.spoilt
 
     @property
     def node(self) -> Value | None:
@@ -107,14 +110,16 @@ class Bisection:
                 f"{', '.join(self.spoilt)} in {MODEL} is not what the trained weights of this bundle give: export the "
                 "model anew"
             )
-        if self.block is None:
+        if self.passed:
             return "nothing to do"
         if self.precision in ("float16", "bfloat16", "int8"):
-            layer = self.block if self.node is None else _label(self.node.node)
+            suspect = max(self.blocks[:-1], key=lambda value: value.error.relative_l2, default=self.blocks[-1])
+            block = self.block or suspect.name.removesuffix(".output")
+            layer = block if self.node is None else _label(self.node.node)
             return f"keep it in float32: mega-deploy export ... --precision {self.precision} --float32 {layer}"
         if self.native_ops:
             return "try it with --no-native-ops; if that mends it, build the kernel anew: mega-deploy plugins build"
-        if self.node is None:
+        if self.block is None or self.node is None:
             return "no node is bad by itself; the errors add up: report it with this table"
         return f"{self.backend} computes {self.node.op} wrongly here: try another release of it, and report it"
 
@@ -122,6 +127,7 @@ class Bisection:
         """The report as JSON values."""
         return {
             "passed": self.passed,
+            "parity": self.parity,
             "backend": self.backend,
             "precision": self.precision,
             "native_ops": list(self.native_ops),
@@ -172,12 +178,11 @@ def bisect(
     on_step("compare the outputs")
     session = opened.judged_session(backend, native_ops=native_ops)
     reference = opened.reference()
-    worst = compare(session, reference, opened.manifest.precision).worst.name
-    feeds = _feeds(reference, worst)
+    judged = compare(session, reference, opened.manifest.precision)
+    feeds = _feeds(reference, judged.worst.name)
     on_step("run the trained model in float64")
     retold = retell(opened, reference.kept)
     deployed = typed(onnx.load(opened.file(MODEL)))
-    spoilt = retold.spoilt(deployed)
     outputs = [spec.name for spec in opened.manifest.signature.outputs]
     ends = [*retold.blocks, *outputs]
     inputs = list(feeds)
@@ -206,9 +211,10 @@ def bisect(
         session.backend,
         opened.manifest.precision,
         tuple(session.native_ops),
-        worst,
+        judged.passed,
+        judged.worst.name,
         blocks,
-        spoilt=tuple(sorted(spoilt)),
+        spoilt=tuple(sorted(retold.spoilt(deployed))),
     )
     bad = next((index for index, value in enumerate(blocks) if not value.passed), None)
     if bad is None:

@@ -27,6 +27,7 @@ def validate(
     bundle: OpenBundle | PathLike,
     *,
     backend: str = "onnxruntime",
+    native_ops: bool = True,
     inputs: PathLike | Array | Mapping[str, Array] | None = None,
     samples: int | None = None,
     seed: int | None = None,
@@ -40,6 +41,7 @@ def validate(
     Args:
         bundle: opened, or its path.
         backend: what is judged: see OpenBundle.session.
+        native_ops: whether native kernels serve our operators on onnxruntime's CPU provider.
         inputs: of one's own: an array, arrays by name, or the path of an .npz or .npy that holds them.
         samples: number of random windows (default 8).
         seed: of the random windows (default 0).
@@ -55,7 +57,7 @@ def validate(
     if not isinstance(bundle, OpenBundle):
         bundle = open_bundle(bundle)
     signature = bundle.manifest.signature
-    session = bundle.judged_session(backend)
+    session = bundle.judged_session(backend, native_ops=native_ops)
     if inputs is None and samples is None and seed is None:
         reference = bundle.reference()
     else:

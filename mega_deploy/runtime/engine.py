@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy.typing as npt
 
-from mega_deploy.bundle import Bundle
-from mega_deploy.engines import TARGETS, refuse
-from mega_deploy.errors import InputError
+from mega_deploy.bundle import MODEL, Bundle
+from mega_deploy.engines import TARGETS, Engine, refuse
+from mega_deploy.errors import InputError, require
 from mega_deploy.runtime.execution import Execution
 from mega_deploy.runtime.library import find_engine, here, load, plugin_libraries
 from mega_deploy.runtime.tensors import DeviceArray, empty_like, on_device, read, stream_handle
@@ -42,7 +43,12 @@ class EngineSession:
         self.native_ops = tuple(plugin["name"] for plugin in engine.plugins)
         path = bundle.file(engine.file)
         self._execution = Execution(
-            trt, path.read_bytes(), path, self.signature, host_code=engine.options["version_compatible"]
+            trt,
+            path.read_bytes(),
+            path,
+            self.signature,
+            host_code=engine.host_code,
+            refit=_filler(trt, bundle, engine) if engine.options.get("stripped") else None,
         )
         self.providers = (f"{TARGETS[target].title} {trt.__version__}",)
 
@@ -94,3 +100,11 @@ class EngineSession:
 
         self._execution.run_on_device(taken, make, None if stream is None else stream_handle(stream))
         return outputs
+
+
+def _filler(trt: ModuleType, bundle: Bundle, engine: Engine) -> Callable[[Any, Any], None]:
+    """What gives a stripped engine the weights of its bundle's graph."""
+    require("onnx", "export", f"{engine.file} holds no weights, and reading them from {MODEL}")
+    from mega_deploy.runtime.refit import fill
+
+    return lambda loaded, logger: fill(trt, loaded, logger, bundle.file(MODEL), plugin=bool(engine.plugins))

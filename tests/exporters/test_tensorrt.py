@@ -22,9 +22,10 @@ from laplace_models import for_tensorrt, op_model
 import mega_deploy as md
 from mega_deploy.engines import read_header
 from mega_deploy.errors import BundleError, OptionError
-from mega_deploy.exporters.tensorrt import graph, library, network
+from mega_deploy.exporters.tensorrt import library, network
 from mega_deploy.models.edifice import Mega
 from mega_deploy.plugins.laplace import DOMAIN
+from mega_deploy.runtime import parsed as graph
 from mega_deploy.signature import Range, Signature, TensorSpec
 
 KINDS = ("softmax", "laplace")
