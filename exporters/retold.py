@@ -16,7 +16,7 @@ from mega_deploy.exporters.precision import lower
 from mega_deploy.signature import Range
 
 # Of the largest number of a constant, by its type; those of no other type are rounded.
-LAST_PLACES = {
+LAST_PLACES: dict[int, float] = {
     onnx.TensorProto.FLOAT: 2.0**-22,
     onnx.TensorProto.FLOAT16: 2.0**-10,
     onnx.TensorProto.BFLOAT16: 2.0**-7,

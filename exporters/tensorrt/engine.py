@@ -108,14 +108,15 @@ class _Job:
         self.on_step("read the graph")
         path, signature = self.bundle.file(MODEL), self.bundle.manifest.signature
         model, called = parsed.read(path, plugin=plugin is not None)
-        ways = {"listener": self.listener, "on_step": self.on_step}
 
         def configured(config: Any, network: Any) -> None:
             for name in self.options.flags:
                 config.set_flag(getattr(self.trt.BuilderFlag, name))
             configure(config, network)
 
-        compiled = compile_graph(self.trt, model, path, signature, configured, **ways)
+        compiled = compile_graph(
+            self.trt, model, path, signature, configured, listener=self.listener, on_step=self.on_step
+        )
         return _Built(compiled, (plugin,) if plugin and called else ())
 
     def engine(self, built: _Built, capabilities: tuple[str, ...], gpu: str | None) -> Engine:
