@@ -29,7 +29,8 @@ class EngineOptions:
     """The plugin of LaplaceAttention for TensorRT; by default the one that `mega-deploy plugins build` made, if any."""
 
     plugin: str = REFERENCE
-    """Whether an engine of TensorRT names its plugin's library by hash ("reference") or holds it ("embed")."""
+    """Whether an engine of TensorRT names its plugin's library by hash ("reference") or holds it ("embed"), which by
+    its headers TensorRT offers to version-compatible engines."""
     refit: bool = False
     """Whether the engine can be given other weights later, which may make it slower."""
     strip_plan: bool = False
@@ -73,6 +74,8 @@ class EngineOptions:
             raise OptionError(f"a plugin is taken by {REFERENCE} or by {EMBED}, got {self.plugin!r}")
         if target == "tensorrt-rtx" and self.plugin == EMBED:
             raise OptionError("TensorRT-RTX supports no plugins, so that there is none to put into its engine")
+        if self.plugin == EMBED and not self.version_compatible:
+            raise OptionError("TensorRT puts plugins into version-compatible engines alone; add --version-compatible")
         if TURING in self.compute_capabilities and precision in ZEROS_ON_TURING:
             raise OptionError(
                 f"TensorRT-RTX returns zeros in {precision} on compute capability {TURING}; build for 8.0 and up"

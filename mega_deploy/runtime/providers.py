@@ -97,9 +97,9 @@ class ProviderSession(Session):
             self._providers = provider_options(provider, model, signature, ort.__version__, machine)
             super().__init__(model, signature, options)
             if provider.name not in self._session.get_providers():
+                reason = unloadable(provider) or "it could not be set up; onnxruntime's own log on stderr says why"
                 raise MissingComponentError(
-                    f"{backend} cannot serve: onnxruntime {ort.__version__} did not take its {provider.name}: "
-                    f"{_why(ort, provider)}; it needs {provider.needs}"
+                    f"{backend} cannot serve: onnxruntime {ort.__version__} did not take its {provider.name}: {reason}"
                 )
             self.placement = self._place()
         refuse_placement(provider, self.placement)
@@ -224,15 +224,16 @@ def _preload(ort: Any) -> None:
             ort.preload_dlls()
 
 
-def _why(ort: Any, provider: Provider) -> str:
-    """Why a provider's library does not load, in the loader's own words."""
+def unloadable(provider: Provider) -> str | None:
+    """Why a provider's library does not load, in the loader's own words, with the remedy; None where it does."""
+    ort = require("onnxruntime", "gpu", f"the {provider.backend} backend")
     folder = Path(ort.__file__).parent / "capi"
     try:
         ctypes.CDLL(str(folder / _SHARED), ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / provider.library))
     except OSError as error:
-        return " ".join(str(error).split())
-    return "its library loads, but the provider could not be set up (onnxruntime's own log on stderr says more)"
+        return f"{' '.join(str(error).split())}; it needs {provider.needs}"
+    return None
 
 
 def _sizes(spec: TensorSpec, kind: str) -> tuple[int, ...]:

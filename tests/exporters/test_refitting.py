@@ -327,3 +327,8 @@ def test_an_engine_cannot_hold_a_plugin_that_is_not_built(laplace, registry, tmp
 def test_impossible_options_are_refused(bundle, options, words):
     with pytest.raises(OptionError, match=words):
         md.build(bundle, target="tensorrt-rtx", options=md.EngineOptions(**options))
+
+
+def test_a_plugin_is_put_into_version_compatible_engines_alone(bundle):
+    with pytest.raises(OptionError, match="add --version-compatible"):
+        md.build(bundle, target="tensorrt", options=md.EngineOptions(plugin="embed"))

@@ -22,7 +22,8 @@ FLOORS = [
     # The op lies below the models: they are trained with its torch form.
     {"plugins"},
     {"models", "bundle", "parity", "engines"},
-    {"runtime", "checkpoints", "doctor"},
+    {"runtime", "checkpoints"},
+    {"doctor"},
     {"exporters"},
     {"deploy", "validation", "bisection", "inspection"},
     {"bench"},
