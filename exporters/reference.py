@@ -214,6 +214,7 @@ def _measure(
         block_outputs={name: want for name, (_, want) in zip(block_names, blocks, strict=False)},
         precision=precision,
         kept=tuple(kept),
+        left_out=tuple(name for name in floors if name not in usable),
     )
 
 

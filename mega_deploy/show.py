@@ -64,6 +64,8 @@ def parity_table(report: Report) -> None:
             table.add_row(_plain(case["name"]), *numbers, _passed(case["passed"]))
         table.add_section()
     console.print(table)
+    if left_out := report["left_out"]:
+        console.print(_plain(f"left out, for PyTorch's own {report['precision']} fails there: {', '.join(left_out)}"))
     console.print(_verdict(report))
 
 

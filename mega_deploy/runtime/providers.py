@@ -170,6 +170,8 @@ def refuse_placement(provider: Provider, placement: Placement) -> None:
 
 def lacks(provider: Provider, available: Sequence[str], machine: Machine) -> str | None:
     """What stands in the way before onnxruntime is asked, with its remedy; None where nothing does."""
+    if not available:
+        return "onnxruntime is not installed; run: pip install 'mega-deploy[gpu]'"
     if provider.name not in available:
         return f"the installed onnxruntime has no {provider.name} (it has {', '.join(available)}); run: {INSTALL}"
     if not machine.gpus:

@@ -326,6 +326,38 @@ def test_a_plugins_library_is_loaded_from_where_it_was_if_it_is_still_the_same(l
     assert len(loaded) == 1
 
 
+def test_a_stripped_engine_gets_its_weights_from_the_bundles_graph(library, engine):
+    path, given = engine.parents[1], []
+
+    class Refitter:
+        def __init__(self, loaded, logger):
+            assert loaded is library.engine
+
+        def get_missing_weights(self):
+            return library.missing
+
+        def refit_cuda_engine(self):
+            return True
+
+    class OnnxParserRefitter:
+        def __init__(self, refitter, logger):
+            pass
+
+        def refit_from_bytes(self, model, place):
+            given.append((len(model), place))
+            return True
+
+    library.__dict__.update(Refitter=Refitter, OnnxParserRefitter=OnnxParserRefitter, missing=[])
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["engines"][0]["options"]["stripped"] = True
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert md.open_bundle(path).session("tensorrt-rtx").run(np.zeros((1, 8, 6), np.float32)).shape == (1, 16)
+    assert given == [((path / "model.onnx").stat().st_size, str(path / "model.onnx"))]
+    library.missing = ["blocks.0.weight"]
+    with pytest.raises(BundleError, match=r"weights that .* does not name: blocks\.0\.weight"):
+        md.open_bundle(path).session("tensorrt-rtx")
+
+
 def test_options_of_onnxruntime_are_refused(library, built):
     with pytest.raises(OptionError, match="onnxruntime's"):
         md.open_bundle(built).session("tensorrt-rtx", threads=2)
