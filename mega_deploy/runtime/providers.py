@@ -229,7 +229,7 @@ def _preload(ort: Any) -> None:
 def unloadable(provider: Provider) -> str | None:
     """Why a provider's library does not load, in the loader's own words, with the remedy; None where it does."""
     ort = require("onnxruntime", "gpu", f"the {provider.backend} backend")
-    folder = Path(ort.__file__).parent / "capi"
+    folder = Path(str(ort.__file__)).parent / "capi"
     try:
         ctypes.CDLL(str(folder / _SHARED), ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / provider.library))
