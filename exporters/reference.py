@@ -135,6 +135,7 @@ class _Recorder:
             block_outputs=want,
             precision=self.precision,
             kept=self.kept,
+            left_out=tuple(name for name in floors if name not in usable),
         )
 
     def _exactly(self, inputs: Inputs) -> Inputs:

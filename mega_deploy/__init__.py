@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mega_deploy.bisection import bisect
     from mega_deploy.checkpoints import load_checkpoint, save_checkpoint
     from mega_deploy.deploy import export
     from mega_deploy.errors import (
@@ -45,6 +46,7 @@ _HOMES = {
         "OptionError",
         "QualityGateError",
     ),
+    "mega_deploy.bisection": ("bisect",),
     "mega_deploy.exporters.tensorrt.engine": ("build",),
     "mega_deploy.exporters.tensorrt.options": ("EngineOptions",),
     "mega_deploy.parity": ("Report",),
@@ -69,6 +71,7 @@ __all__ = [
     "Report",
     "Session",
     "SessionOptions",
+    "bisect",
     "build",
     "export",
     "load_checkpoint",

@@ -228,8 +228,10 @@ def check_target(path: Path, *, force: bool) -> None:
 def _is_ours(folder: Path) -> bool:
     """Whether a folder is a bundle, if a damaged one or of another version: many others have a manifest.json."""
     try:
-        value = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        _check_regular(folder / MANIFEST)
+        with (folder / MANIFEST).open("rb") as file:
+            value = json.loads(file.read(MAX_MANIFEST_BYTES))  # what is longer is no JSON any more, and not ours
+    except (OSError, ValueError, RecursionError):  # ValueError: BundleError, too
         return False
     return isinstance(value, dict) and "format_version" in value and MODEL in value.get("files", ())
 

@@ -33,7 +33,13 @@ USAGE = 2
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the folder that `export` wrote.")]
 PluginTarget = Literal["onnxruntime", "tensorrt"]
-Backend = Annotated[str, typer.Option(help="What runs the model: onnxruntime, or an engine: tensorrt, tensorrt-rtx.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="What runs the model: onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt; or an engine of the "
+        "bundle: tensorrt, tensorrt-rtx."
+    ),
+]
 SweepAxis = Annotated[
     str | None, typer.Option(metavar="V,...", help="Time models with random weights of these values.")
 ]
@@ -114,20 +120,49 @@ def validate(
     inputs: Annotated[Path | None, typer.Option(metavar="X.npz", help="Inputs of your own (.npz or .npy).")] = None,
     samples: Annotated[int | None, typer.Option(help="Random windows to draw anew; needs torch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the random windows.")] = None,
+    native_ops: Annotated[
+        bool, typer.Option("--native-ops/--no-native-ops", help="Whether native kernels serve, where they are built.")
+    ] = True,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Find the first bad block, and in it the first bad node; needs torch.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Hold a bundle on this machine against the trained model. Exit code 3 where it fails."""
+    if bisect:
+        _bisect(bundle, backend, native_ops, [inputs, samples, seed], as_json)
+        return
     from mega_deploy import validation
 
     with show.progress() as on_step:
         report = validation.validate(
-            bundle, backend=backend, inputs=inputs, samples=samples, seed=seed, on_step=on_step
+            bundle,
+            backend=backend,
+            native_ops=native_ops,
+            inputs=inputs,
+            samples=samples,
+            seed=seed,
+            on_step=on_step,
         )
     _print(report.to_json(), as_json, show.parity_table)
     if not report.passed:
         raise QualityGateError(
             f'parity failed in case "{report.worst.name}": the error is {report.worst.share:.2g} times its limit'
         )
+
+
+def _bisect(bundle: Path, backend: str, native_ops: bool, of_cases: list[object], as_json: bool) -> None:
+    from mega_deploy import bisection
+
+    if any(value is not None for value in of_cases):
+        raise InputError("--bisect looks at the cases of the bundle; leave --inputs, --samples and --seed out")
+    with show.progress() as on_step:
+        report = bisection.bisect(bundle, backend=backend, native_ops=native_ops, on_step=on_step)
+    _print(report.to_json(), as_json, show.bisection_table)
+    if not report.passed:
+        node = f", in {report.node.node} ({report.node.op})" if report.node else ""
+        where = f"first bad block: {report.block}{node}" if report.block else "no block is bad by itself"
+        raise QualityGateError(f"{where}; {report.advice}")
 
 
 @app.command(epilog="Example:  mega-deploy run game.mega frames.npy -o features.npy")
@@ -201,6 +236,20 @@ def build(
         Path | None,
         typer.Option(metavar="LIBRARY", help="Of tensorrt: the plugin to use instead of the one that was built here."),
     ] = None,
+    plugin: Annotated[
+        Literal["reference", "embed"],
+        typer.Option(help="Of tensorrt: name the plugin's library by its hash, or put it into the engine."),
+    ] = "reference",
+    refit: Annotated[bool, typer.Option("--refit", help="Let the engine take other weights later.")] = False,
+    strip_plan: Annotated[
+        bool, typer.Option("--strip-plan", help="Leave weights out of the engine; sessions take them from model.onnx.")
+    ] = False,
+    refit_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OLD_BUNDLE", help="Take this bundle's engine, built with --refit, and replace its weights."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Build an engine for GPUs from a bundle, and add it to the bundle."""
@@ -212,9 +261,12 @@ def build(
         version_compatible=version_compatible,
         hardware_compatibility=hardware_compatibility,
         plugin_library=plugin_library,
+        plugin=plugin,
+        refit=refit,
+        strip_plan=strip_plan,
     )
     with show.progress() as on_step:
-        built = engine.build(bundle, target=target, options=chosen, on_step=on_step)
+        built = engine.build(bundle, target=target, options=chosen, refit_from=refit_from, on_step=on_step)
     _print(engine_report(bundle, built), as_json, show.built_engine_table)
 
 

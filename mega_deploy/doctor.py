@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError, MissingComponentError
-from mega_deploy.machine import REMEDY, look
+from mega_deploy.machine import REMEDY, cuda_version, look
 from mega_deploy.plugins.cache import Library, Recipe, Unusable
 from mega_deploy.plugins.compiler import compiler, described
 from mega_deploy.plugins.onnxruntime import headers as ort_headers
 from mega_deploy.plugins.onnxruntime.cache import RECIPE as ort_recipe
 from mega_deploy.plugins.tensorrt import headers as trt_headers
 from mega_deploy.plugins.tensorrt import recipe as trt_recipe
+from mega_deploy.runtime.providers import PROVIDERS, lacks, unloadable
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ PACKAGES = (
     _Package("onnxscript", "export", "build graphs"),
     _Package("scipy", "bench", "the intervals of the benchmark"),
     _Package("jinja2", "bench", "the page of the benchmark"),
+    _Package("polygraphy", "rtx", "NVIDIA's tools for engines; nothing of ours needs it"),
     _Package("tensorrt", "gpu", "engines for this machine's GPU"),
     _Package("tensorrt_rtx", "rtx", "engines for RTX GPUs, built without one", ("tensorrt-rtx", "tensorrt_rtx_cu13")),
 )
@@ -64,7 +66,8 @@ BUILDING = "build the native Laplace kernels"
 def examine() -> list[Component]:
     """Every component, each tried and not just looked up."""
     python = Component("python", platform.python_version(), True, None, "3.11 or newer")
-    return [python, *(_package(package) for package in PACKAGES), _session(), *_native_kernels(), *_gpu()]
+    packages = (_package(package) for package in PACKAGES)
+    return [python, *packages, _session(), *_providers(), *_native_kernels(), *_gpu(), _cuda()]
 
 
 def missing(*modules: str) -> list[str]:
@@ -103,6 +106,29 @@ def _session() -> Component:
     return Component(
         name, onnxruntime.__version__, works, None if works else "pip install --force-reinstall onnxruntime", purpose
     )
+
+
+def _providers() -> list[Component]:
+    """The GPU providers of onnxruntime, as far as can be told without a model."""
+    try:
+        import onnxruntime
+    except (ImportError, OSError):
+        available = []
+    else:
+        available = onnxruntime.get_available_providers()
+    machine, found = look(), []
+    for provider in PROVIDERS.values():
+        lacking = lacks(provider, available, machine) or unloadable(provider)
+        version = onnxruntime.__version__ if provider.name in available else None
+        found.append(Component(provider.name, version, lacking is None, lacking, f"the {provider.backend} backend"))
+    return found
+
+
+def _cuda() -> Component:
+    """The newest CUDA that the driver runs; what programs need of it they bring along."""
+    version = cuda_version()
+    remedy = "install NVIDIA's driver, on a machine with an NVIDIA GPU; no CUDA toolkit is needed"
+    return Component("CUDA", version, version is not None, None if version else remedy, "of the driver, run engines")
 
 
 def _native_kernels() -> list[Component]:

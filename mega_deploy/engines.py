@@ -59,8 +59,9 @@ class Engine:
     """Of each optimization profile: {input: {"min": shape, "opt": shape, "max": shape}}."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    plugins: tuple[Mapping[str, str], ...]
-    """Of each plugin that it calls: `name`, `version`, `namespace`, the library's `sha256`, and where that lay."""
+    plugins: tuple[Mapping[str, Any], ...]
+    """Of each plugin that it calls: `name`, `version`, `namespace`, the library's `sha256`, where that lay, and whether
+    the engine holds it (`embedded`)."""
     source: Mapping[str, str]
     """SHA-256 of the bundle's `model` and of the `checkpoint` that it was made from."""
     options: Mapping[str, Any]
@@ -74,6 +75,16 @@ class Engine:
     """Of the network that the library was given; it fuses them as it likes."""
     seconds: float
     """That the library took to build it."""
+
+    @property
+    def host_code(self) -> bool:
+        """Whether it brings code that runs on the host: the part of TensorRT that reads it, or a plugin."""
+        return self.options["version_compatible"] or any(plugin.get("embedded") for plugin in self.plugins)
+
+    @property
+    def outside_plugins(self) -> tuple[Mapping[str, Any], ...]:
+        """The plugins that must be here for it, for it does not hold them."""
+        return tuple(plugin for plugin in self.plugins if not plugin.get("embedded"))
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
@@ -203,7 +214,7 @@ class Lack:
 def lacks(engine: Engine, here: Here) -> list[Lack]:
     """Every reason why an engine cannot run on this machine; empty where it can."""
     found = [*_library(engine, here.library_version), *_hardware(engine, here.machine)]
-    for plugin in engine.plugins:
+    for plugin in engine.outside_plugins:
         built = here.plugins.get(plugin["name"])
         if built is None:
             command = f"mega-deploy plugins build {engine.target}"

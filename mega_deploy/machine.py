@@ -55,9 +55,9 @@ def look() -> Machine:
         _call(cuda, "cuInit", 0)
         count = _integer(cuda, "cuDeviceGetCount")
         gpus = tuple(_gpu(cuda, index) for index in range(count))
-        return Machine(_driver_version(cuda), gpus, None if gpus else "the NVIDIA driver shows no GPU", here)
+        return Machine(_driver_version(), gpus, None if gpus else "the NVIDIA driver shows no GPU", here)
     except (_DriverError, AttributeError) as error:  # AttributeError: a library that lacks the function
-        return Machine(_driver_version(cuda), (), f"the NVIDIA driver does not work: {error}", here)
+        return Machine(_driver_version(), (), f"the NVIDIA driver does not work: {error}", here)
 
 
 def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
@@ -71,7 +71,7 @@ def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
     return Gpu(name.value.decode(errors="replace"), f"{major}.{minor}")
 
 
-def _driver_version(cuda: ctypes.CDLL) -> str | None:
+def _driver_version() -> str | None:
     """The driver's own number, or else the version of CUDA that it speaks."""
     text = ctypes.create_string_buffer(_TEXT_BYTES)
     try:
@@ -83,11 +83,17 @@ def _driver_version(cuda: ctypes.CDLL) -> str | None:
                 return text.value.decode(errors="replace")
     except (OSError, AttributeError):
         text.value = b""  # the second library of the driver is not everywhere
+    version = cuda_version()
+    return None if version is None else f"CUDA {version}"
+
+
+def cuda_version() -> str | None:
+    """The newest version of CUDA that the driver runs, such as "13.0"; None where there is no driver."""
     try:
-        version = _integer(cuda, "cuDriverGetVersion")
-    except (_DriverError, AttributeError):
+        version = _integer(ctypes.CDLL(DRIVER_LIBRARY), "cuDriverGetVersion")
+    except (OSError, _DriverError, AttributeError):
         return None
-    return f"CUDA {version // 1000}.{version % 1000 // 10}"
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _integer(cuda: ctypes.CDLL, function: str, *arguments: int) -> int:

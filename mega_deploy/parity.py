@@ -150,6 +150,8 @@ class Reference:
     """In which the floors were taken."""
     kept: tuple[str, ...] = ()
     """Islands that were asked for, which were float32 for the floors too."""
+    left_out: tuple[str, ...] = ()
+    """Cases that are none, for the trained form itself is off by more than ILL_CONDITIONED or overflows in them."""
 
     def feeds(self, case: Case) -> Iterator[dict[str, Array]]:
         """The inputs of a case, batch by batch."""
@@ -171,6 +173,7 @@ class Reference:
         about = {
             "precision": self.precision,
             "kept": self.kept,
+            "left_out": self.left_out,
             "cases": [asdict(case) for case in self.cases],
             "blocks": [asdict(block) for block in self.blocks],
         }
@@ -210,6 +213,7 @@ class Reference:
                 named["block", ""],
                 precision=about["precision"],
                 kept=tuple(map(str, about["kept"])),
+                left_out=tuple(map(str, about.get("left_out", ()))),
             )
             reference.check()
         except (OSError, KeyError, TypeError, *DAMAGED) as error:
@@ -287,6 +291,8 @@ class Report:
     precision: Precision
     cases: tuple[CaseResult, ...]
     blocks: tuple[CaseResult, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Cases that prove nothing, for the trained form itself overflows or is far off in this precision there."""
 
     @property
     def passed(self) -> bool:
@@ -314,6 +320,7 @@ class Report:
             "worst_case": top["name"],
             **{key: top[key] for key in top if key not in ("name", "batch", "passed")},
             "worst_block": None if block is None else block.name,
+            "left_out": list(self.left_out),
             "cases": [case.to_json() for case in self.cases],
             "blocks": [block.to_json() for block in self.blocks],
         }

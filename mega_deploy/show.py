@@ -64,7 +64,25 @@ def parity_table(report: Report) -> None:
             table.add_row(_plain(case["name"]), *numbers, _passed(case["passed"]))
         table.add_section()
     console.print(table)
+    if left_out := report["left_out"]:
+        console.print(_plain(f"left out, for PyTorch's own {report['precision']} fails there: {', '.join(left_out)}"))
     console.print(_verdict(report))
+
+
+def bisection_table(report: Report) -> None:
+    """Of `validate --bisect`: the blocks, and of the bad one what leads to the first bad node."""
+    console, table = Console(), RichTable(title=f"{report['case']} on {report['backend']}, {report['precision']}")
+    for column, right in (("", False), ("made by", False), ("error", True), ("limit", True), ("", False)):
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    bad = next((index for index, value in enumerate(report["values"]) if not value["passed"]), 0)
+    for title, part in (("behind", report["blocks"]), ("in it", report["values"][max(0, bad - 3) : bad + 1])):
+        for value in part:
+            error = "not finite" if value["relative_l2"] is None else f"{value['relative_l2']:.1e}"
+            told = (value["name"] if title == "behind" else value["op"], value["node"])
+            table.add_row(*map(_plain, told), error, f"{value['limit']:.1e}", _passed(value["passed"]))
+        table.add_section()
+    console.print(table)
+    console.print(_passed(report["passed"]) + f": {report['advice']}")
 
 
 def run_line(report: Report) -> None:
@@ -195,7 +213,11 @@ def _engine(report: Report) -> dict[str, object]:
         for profile in report["profiles"]
         for name, shapes in profile.items()
     ]
-    plugins = [f"{plugin['name']} {plugin['version']}, SHA-256 {plugin['sha256'][:12]}" for plugin in report["plugins"]]
+    plugins = [
+        f"{plugin['name']} {plugin['version']}, SHA-256 {plugin['sha256'][:12]}, "
+        f"{'in the engine' if plugin.get('embedded') else 'loaded from ' + plugin.get('library', 'this machine')}"
+        for plugin in report["plugins"]
+    ]
     return facts | {
         **_tensors(report),
         "precision": report["precision"],

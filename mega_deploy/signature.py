@@ -175,6 +175,18 @@ class Signature:
         Raises:
             InputError: a name is missing or unknown, an array does not fit, or axes of one name differ in size.
         """
+        inputs = self.named(inputs)
+        given = [spec for spec in self.inputs if spec.name in inputs]
+        feeds = {spec.name: spec.check(_as_array(spec.name, inputs[spec.name])) for spec in given}
+        sizes = _sizes(given, feeds)
+        return {spec.name: feeds[spec.name] if spec in given else _filled(spec, sizes) for spec in self.inputs}
+
+    def named(self, inputs: Any) -> Mapping[str, Any]:
+        """Inputs by name: every one that must be there, and no unknown one.
+
+        Raises:
+            InputError: a name is missing or unknown.
+        """
         if not isinstance(inputs, Mapping):
             if sum(spec.default is None for spec in self.inputs) != 1:
                 raise InputError(
@@ -188,10 +200,7 @@ class Signature:
         for spec in self.inputs:
             if spec.name not in inputs and spec.default is None:
                 raise InputError(f'input "{spec.name}" is missing; this bundle takes {_names(self.inputs)}')
-        given = [spec for spec in self.inputs if spec.name in inputs]
-        feeds = {spec.name: spec.check(_as_array(spec.name, inputs[spec.name])) for spec in given}
-        sizes = _sizes(given, feeds)
-        return {spec.name: feeds[spec.name] if spec in given else _filled(spec, sizes) for spec in self.inputs}
+        return inputs
 
     def in_float16(self) -> Signature:
         """The same with float16 in the place of float32."""

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from mega_deploy import bundle as files
 from mega_deploy.arrays import load_arrays
-from mega_deploy.engines import TARGETS
 from mega_deploy.errors import OptionError, require
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, open_bundle
@@ -27,6 +26,7 @@ def validate(
     bundle: OpenBundle | PathLike,
     *,
     backend: str = "onnxruntime",
+    native_ops: bool = True,
     inputs: PathLike | Array | Mapping[str, Array] | None = None,
     samples: int | None = None,
     seed: int | None = None,
@@ -40,6 +40,7 @@ def validate(
     Args:
         bundle: opened, or its path.
         backend: what is judged: see OpenBundle.session.
+        native_ops: whether native kernels serve our operators on onnxruntime's CPU provider.
         inputs: of one's own: an array, arrays by name, or the path of an .npz or .npy that holds them.
         samples: number of random windows (default 8).
         seed: of the random windows (default 0).
@@ -55,16 +56,16 @@ def validate(
     if not isinstance(bundle, OpenBundle):
         bundle = open_bundle(bundle)
     signature = bundle.manifest.signature
-    session = bundle.judged_session(backend)
+    session = bundle.judged_session(backend, native_ops=native_ops)
     if inputs is None and samples is None and seed is None:
         reference = bundle.reference()
     else:
         on_step("run the trained model in float64")
         reference = _fresh_reference(bundle, inputs, samples, seed)
     report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
-    # An engine shows nothing of its blocks.
-    engine = backend in TARGETS
-    blocks = () if engine else compare_blocks(bundle.file(files.MODEL), signature, reference)
+    # Other backends show nothing of their blocks; mega_deploy.bisection asks them.
+    own = backend == "onnxruntime"
+    blocks = compare_blocks(bundle.file(files.MODEL), signature, reference) if own else ()
     return dataclasses.replace(report, blocks=blocks)
 
 

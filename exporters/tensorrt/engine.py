@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,13 +10,15 @@ from typing import Any
 
 from mega_deploy.bundle import MODEL, Bundle, add_engine, sha256_of
 from mega_deploy.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_plan
-from mega_deploy.errors import BundleError, InputError, MissingComponentError, require
-from mega_deploy.exporters.tensorrt import graph, library, network, timing
+from mega_deploy.errors import InputError, MissingComponentError, OptionError, require
+from mega_deploy.exporters.tensorrt import library, network, refitting, timing
+from mega_deploy.exporters.tensorrt.compiling import Compiled, compile_graph
 from mega_deploy.exporters.tensorrt.library import Listener, OnStep
-from mega_deploy.exporters.tensorrt.options import EngineOptions
+from mega_deploy.exporters.tensorrt.options import EMBED, EngineOptions
 from mega_deploy.machine import REMEDY, Machine, look
 from mega_deploy.plugins import listing
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION
+from mega_deploy.runtime import parsed
 from mega_deploy.runtime.library import load
 
 
@@ -26,6 +27,7 @@ def build(
     *,
     target: str,
     options: EngineOptions | None = None,
+    refit_from: Bundle | str | os.PathLike[str] | None = None,
     on_step: OnStep = lambda step: None,
 ) -> Engine:
     """Build an engine from a bundle's graph and add it to the bundle, where it replaces an earlier one of its target.
@@ -36,6 +38,8 @@ def build(
         bundle: opened, or its path. What it holds on disk changes; open it anew to use the engine.
         target: "tensorrt" or "tensorrt-rtx".
         options: see EngineOptions.
+        refit_from: another bundle with a refittable engine of the same architecture: it gets this bundle's weights, and
+            nothing is compiled. Takes no options.
         on_step: called with the name of each step as it begins.
 
     Returns:
@@ -44,10 +48,15 @@ def build(
     Raises:
         OptionError: an option is impossible, or not for this target.
         BundleError: the library refuses the graph, or the bundle cannot be written.
-        MissingComponentError: the library, onnx, or for TensorRT the driver or the GPU is missing.
+        MissingComponentError: the library, onnx, or where one is needed the driver or the GPU is missing.
     """
-    options = options or EngineOptions()
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if refit_from is not None:
+        if options not in (None, EngineOptions()):
+            raise OptionError("an engine that is refitted is as it was built; leave the other options out")
+        old = refit_from if isinstance(refit_from, Bundle) else Bundle.open(refit_from)
+        return _add(opened, *refitting.refit(opened, old, target, on_step), on_step)
+    options = options or EngineOptions()
     options.check(target, opened.manifest.precision)
     trt = load(TARGETS[target], f"building a {TARGETS[target].title} engine")
     require("onnx", "export", "building an engine")
@@ -57,8 +66,22 @@ def build(
             "TensorRT builds an engine on the GPU that it is for, and this machine has no usable GPU: "
             f"{machine.lacks}; {REMEDY}, or build with --target tensorrt-rtx, which needs none"
         )
+    if target == "tensorrt-rtx" and options.flags and not machine.gpus:
+        raise MissingComponentError(
+            "TensorRT-RTX compiles engines that are refittable or stripped on a GPU (all others without one), and this "
+            f"machine has no usable GPU: {machine.lacks}; {REMEDY}"
+        )
     maker = _for_tensorrt if target == "tensorrt" else _for_rtx
     engine, plan = maker(_Job(opened, TARGETS[target], trt, machine, options, Listener(trt, on_step), on_step))
+    return _add(opened, engine, plan, on_step)
+
+
+def _add(opened: Bundle, engine: Engine, plan: bytes, on_step: OnStep) -> Engine:
+    """Put the engine into its bundle.
+
+    Raises:
+        BundleError: its file is not what the manifest is to say of it, or the bundle cannot be written.
+    """
     check_plan(plan, engine)
     on_step("add the engine to the bundle")
     add_engine(opened, engine.to_json(), plan)
@@ -75,37 +98,26 @@ class _Job:
     listener: Listener
     on_step: OnStep
 
-    def run(self, configure: Callable[[Any, Any], None], plugin: Mapping[str, str] | None) -> _Built:
-        """Parse, check and build.
+    def run(self, configure: Callable[[Any, Any], None], plugin: Mapping[str, Any] | None) -> _Built:
+        """Build from the bundle's graph.
 
         Args:
             configure: sets the configuration, given it and the network.
             plugin: that serves LaplaceAttention, where there is one, as the manifest has it.
         """
         self.on_step("read the graph")
-        trt, signature, path = self.trt, self.bundle.manifest.signature, self.bundle.file(MODEL)
-        model, called = graph.read(path, plugin=plugin is not None)
-        builder = trt.Builder(self.listener.logger)
-        parsed = network.parse(trt, builder, model, path, self.listener)
-        network.check(trt, parsed, signature)
-        config = builder.create_builder_config()
-        config.clear_flag(trt.BuilderFlag.TF32)  # it would break the parity of float32, and no other has a use for it
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.progress_monitor = self.listener.monitor
-        shapes = network.profile_shapes(signature)
-        network.add_profile(builder, config, shapes)
-        configure(config, parsed)
-        self.listener.errors.clear()  # none so far stood in the way
-        self.on_step("build the engine")
-        started = time.perf_counter()
-        work = builder.build_serialized_network
-        plan = library.interruptible(lambda: work(parsed, config), self.listener.cancelled)
-        seconds = time.perf_counter() - started
-        if plan is None:
-            reason = self.listener.reason()
-            raise BundleError(f"{self.target.title} {trt.__version__} cannot build {path}: {reason}")
-        plugins = (plugin,) if plugin and called else ()
-        return _Built(bytes(plan), config, shapes, plugins, parsed.num_layers, seconds)
+        path, signature = self.bundle.file(MODEL), self.bundle.manifest.signature
+        model, called = parsed.read(path, plugin=plugin is not None)
+
+        def configured(config: Any, network: Any) -> None:
+            for name in self.options.flags:
+                config.set_flag(getattr(self.trt.BuilderFlag, name))
+            configure(config, network)
+
+        compiled = compile_graph(
+            self.trt, model, path, signature, configured, listener=self.listener, on_step=self.on_step
+        )
+        return _Built(compiled, (plugin,) if plugin and called else ())
 
     def engine(self, built: _Built, capabilities: tuple[str, ...], gpu: str | None) -> Engine:
         """What is to be known of an engine."""
@@ -116,7 +128,7 @@ class _Job:
             library_version=self.trt.__version__,
             compute_capabilities=capabilities,
             precision=manifest.precision,
-            profiles=(built.shapes,),
+            profiles=(built.compiled.shapes,),
             inputs=manifest.signature.inputs,
             outputs=manifest.signature.outputs,
             plugins=built.plugins,
@@ -126,23 +138,21 @@ class _Job:
                 "tf32": False,
                 "version_compatible": self.options.version_compatible,
                 "hardware_compatibility": self.options.hardware_compatibility,
+                "refittable": self.options.refit,
+                "stripped": self.options.strip_plan,
             },
             platform=self.machine.platform,
             driver=self.machine.driver,
             gpu=gpu,
-            layers=built.layers,
-            seconds=built.seconds,
+            layers=built.compiled.layers,
+            seconds=built.compiled.seconds,
         )
 
 
 @dataclass(frozen=True)
 class _Built:
-    plan: bytes
-    config: Any
-    shapes: network.Profile
-    plugins: tuple[Mapping[str, str], ...]
-    layers: int
-    seconds: float
+    compiled: Compiled
+    plugins: tuple[Mapping[str, Any], ...]
 
 
 def _for_rtx(job: _Job) -> tuple[Engine, bytes]:
@@ -150,15 +160,15 @@ def _for_rtx(job: _Job) -> tuple[Engine, bytes]:
     known = library.capabilities(job.trt)
     chosen = job.options.choose(known)
 
-    def configure(config: Any, parsed: Any) -> None:
+    def configure(config: Any, graph: Any) -> None:
         if network.TURING in chosen:
-            network.check_turing(job.trt, parsed)
+            network.check_turing(job.trt, graph)
         config.num_compute_capabilities = len(chosen)
         for index, capability in enumerate(chosen):
             config.set_compute_capability(known[capability], index)
 
     built = job.run(configure, None)
-    return job.engine(built, chosen, None), built.plan
+    return job.engine(built, chosen, None), built.compiled.plan
 
 
 def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
@@ -166,9 +176,11 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
     trt, options, gpu = job.trt, job.options, job.machine.gpus[0]
     place = timing.path_for(job.bundle.path, trt.__version__, job.machine)
 
-    def configure(config: Any, parsed: Any) -> None:
-        if options.version_compatible:
-            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    plugin = _load_plugin(job)
+
+    def configure(config: Any, _graph: Any) -> None:
+        if plugin and plugin["embedded"]:
+            config.plugins_to_serialize = [plugin["library"]]
         if options.hardware_compatibility != ONE_GPU:
             levels = trt.HardwareCompatibilityLevel
             later = options.hardware_compatibility == ANY_LATER
@@ -176,19 +188,25 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
         cache = config.create_timing_cache(timing.read(place)) or config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
 
-    built = job.run(configure, _load_plugin(job))
+    built = job.run(configure, plugin)
+    plan, shapes, config = built.compiled.plan, built.compiled.shapes, built.compiled.config
+    engine = job.engine(built, (gpu.compute_capability,), gpu.name)
     job.on_step("read the engine back")
-    signature, host_code = job.bundle.manifest.signature, options.version_compatible
-    network.check_engine(trt, built.plan, signature, built.shapes, job.listener, host_code=host_code)
-    timing.write(place, bytes(built.config.get_timing_cache().serialize()))
-    return job.engine(built, (gpu.compute_capability,), gpu.name), built.plan
+    signature = job.bundle.manifest.signature
+    network.check_engine(trt, plan, signature, shapes, job.listener, host_code=engine.host_code)
+    timing.write(place, bytes(config.get_timing_cache().serialize()))
+    return engine, plan
 
 
-def _load_plugin(job: _Job) -> dict[str, str] | None:
+def _load_plugin(job: _Job) -> dict[str, Any] | None:
     """Load the plugin's library, where the model has its operator and there is one; what the manifest says of it."""
     called = any(plugin["name"] == NAME for plugin in job.bundle.manifest.plugins)
     path = (job.options.plugin_library or listing.built_library(job.target.name)) if called else None
     if path is None:
+        if called and job.options.plugin == EMBED:
+            raise MissingComponentError(
+                f"there is no plugin of {NAME} to put into the engine; run: mega-deploy plugins build tensorrt"
+            )
         return None
     try:
         digest = sha256_of(path)
@@ -197,5 +215,11 @@ def _load_plugin(job: _Job) -> dict[str, str] | None:
     registry = job.trt.get_plugin_registry()
     if registry.load_library(str(path)) is None or registry.get_creator(NAME, str(VERSION), DOMAIN) is None:
         raise InputError(f"{path} holds no plugin {NAME} of version {VERSION}: {job.listener.reason()}")
-    library = str(path.resolve())
-    return {"name": NAME, "version": str(VERSION), "namespace": DOMAIN, "sha256": digest, "library": library}
+    return {
+        "name": NAME,
+        "version": str(VERSION),
+        "namespace": DOMAIN,
+        "sha256": digest,
+        "library": str(path.resolve()),
+        "embedded": job.options.plugin == EMBED,
+    }

@@ -144,7 +144,7 @@ def check_engine(
         signature: of the bundle.
         shapes: of the profile.
         listener: what the library speaks to.
-        host_code: whether it is version-compatible, and so brings the part of TensorRT that reads it.
+        host_code: whether it brings code that runs on the host.
 
     Raises:
         BundleError: it does not load, or differs.

@@ -11,6 +11,8 @@ from mega_deploy.errors import OptionError
 from mega_deploy.exporters.tensorrt.network import TURING
 
 ZEROS_ON_TURING = ("float32", "bfloat16")
+REFERENCE = "reference"
+EMBED = "embed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,29 @@ class EngineOptions:
     """Of TensorRT's engine: "none", for this GPU; "same", for its compute capability; "ampere+", for 8.0 and up."""
     plugin_library: Path | None = None
     """The plugin of LaplaceAttention for TensorRT; by default the one that `mega-deploy plugins build` made, if any."""
+
+    plugin: str = REFERENCE
+    """Whether an engine of TensorRT names its plugin's library by hash ("reference") or holds it ("embed"), which by
+    its headers TensorRT offers to version-compatible engines."""
+    refit: bool = False
+    """Whether the engine can be given other weights later, which may make it slower."""
+    strip_plan: bool = False
+    """Whether weights are left out of the engine; a session takes them from the bundle's model.onnx as it loads it."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Names of the library's builder flags for these options."""
+        return tuple(
+            name
+            for name, wanted in (
+                ("VERSION_COMPATIBLE", self.version_compatible),
+                ("REFIT", self.refit),
+                ("STRIP_PLAN", self.strip_plan),
+                # Without REFIT these very weights and no others are put back, which costs no speed.
+                ("REFIT_IDENTICAL", self.strip_plan and not self.refit),
+            )
+            if wanted
+        )
 
     def check(self, target: str, precision: str) -> None:
         """Raise OptionError where they are impossible, or not for this target or precision."""
@@ -45,6 +70,12 @@ class EngineOptions:
             )
         if target == "tensorrt-rtx" and self.plugin_library is not None:
             raise OptionError("TensorRT-RTX supports no plugins: the operator runs as its function there")
+        if self.plugin not in (REFERENCE, EMBED):
+            raise OptionError(f"a plugin is taken by {REFERENCE} or by {EMBED}, got {self.plugin!r}")
+        if target == "tensorrt-rtx" and self.plugin == EMBED:
+            raise OptionError("TensorRT-RTX supports no plugins, so that there is none to put into its engine")
+        if self.plugin == EMBED and not self.version_compatible:
+            raise OptionError("TensorRT puts plugins into version-compatible engines alone; add --version-compatible")
         if TURING in self.compute_capabilities and precision in ZEROS_ON_TURING:
             raise OptionError(
                 f"TensorRT-RTX returns zeros in {precision} on compute capability {TURING}; build for 8.0 and up"

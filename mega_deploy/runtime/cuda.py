@@ -1,9 +1,8 @@
-"""The little of CUDA's driver interface that a session needs, through ctypes: memory, copies, a stream and marks."""
+"""The little of CUDA's driver that a session needs, through ctypes: memory, copies, a stream, its marks and graphs."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
@@ -12,8 +11,9 @@ from mega_deploy.errors import MegaDeployError, MissingComponentError
 from mega_deploy.machine import DRIVER_LIBRARY
 
 OUT_OF_MEMORY = 2
-CAPTURE_THIS_THREAD = 1
 BUS_BYTES = 32
+# Of a capture: what other threads do is none of its business.
+THREAD_LOCAL = 1
 
 
 class CudaError(MegaDeployError):
@@ -93,21 +93,6 @@ class Device:
         self._call("cuEventElapsedTime", ctypes.byref(value), ctypes.c_void_p(start), ctypes.c_void_p(end))
         return value.value
 
-    def record(self, work: Callable[[], None]) -> int:
-        """What `work` tells the stream, as a CUDA graph that `replay` runs; nothing is run meanwhile."""
-        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuStreamBeginCapture_v2", self._stream, CAPTURE_THIS_THREAD)
-        try:
-            work()
-        finally:
-            self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
-        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
-        return ready.value or 0
-
-    def replay(self, graph: int) -> None:
-        """Run a recorded graph, in the stream's order."""
-        self._call("cuGraphLaunch", ctypes.c_void_p(graph), self._stream)
-
     def bus(self) -> str:
         """The GPU's place on the PCI bus, by which NVML finds it whatever CUDA_VISIBLE_DEVICES says."""
         text = ctypes.create_string_buffer(BUS_BYTES)
@@ -117,6 +102,31 @@ class Device:
     def wait(self) -> None:
         """Return when the stream has done all its work."""
         self._call("cuStreamSynchronize", self._stream)
+
+    def begin_capture(self) -> None:
+        """Record what this thread puts into the stream, instead of doing it."""
+        self._call("cuStreamBeginCapture_v2", self._stream, THREAD_LOCAL)
+
+    def end_capture(self) -> int:
+        """End the record; the graph made of it, ready to launch.
+
+        Raises:
+            CudaError: something was called that cannot be recorded.
+        """
+        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_uint64(0))
+        self._call("cuGraphDestroy", graph)
+        return ready.value or 0
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Do what a graph has recorded, in the order of a stream."""
+        self._call("cuGraphLaunch", ctypes.c_void_p(graph), ctypes.c_void_p(stream))
+
+    def forget(self, graph: int) -> None:
+        """Give a graph back, from whichever thread."""
+        self.activate()
+        self._call("cuGraphExecDestroy", ctypes.c_void_p(graph))
 
     def close(self) -> None:
         """Give the stream back, from whichever thread; the context stays, for the library's own objects live in it."""

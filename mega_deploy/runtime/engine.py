@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import threading
-import weakref
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.bundle import Bundle
-from mega_deploy.engines import TARGETS, refuse
-from mega_deploy.errors import BundleError, MegaDeployError
-from mega_deploy.runtime.cuda import Device
-from mega_deploy.runtime.library import find_engine, first, here, load, make_logger, plugin_libraries
-from mega_deploy.signature import Range, TensorSpec
+from mega_deploy.bundle import MODEL, Bundle
+from mega_deploy.engines import TARGETS, Engine, refuse
+from mega_deploy.errors import InputError, require
+from mega_deploy.runtime.execution import Execution
+from mega_deploy.runtime.library import find_engine, here, load, plugin_libraries
+from mega_deploy.runtime.tensors import DeviceArray, empty_like, on_device, read, stream_handle
 
 Array = npt.NDArray[Any]
 
@@ -42,90 +37,74 @@ class EngineSession:
         refuse(engine, here(engine))
         self.backend = target
         self.signature = bundle.manifest.signature
-        self._lock = threading.Lock()
-        self._errors: list[str] = []
         trt = load(TARGETS[target], f"the {target} backend")
-        self._logger = make_logger(trt, self._errors)  # the library keeps no reference of its own
         for library in plugin_libraries(engine):
             trt.get_plugin_registry().load_library(str(library))
         self.native_ops = tuple(plugin["name"] for plugin in engine.plugins)
-        self.device = Device()
-        weakref.finalize(self, self.device.close)
-        self._runtime = trt.Runtime(self._logger)
-        if engine.options["version_compatible"]:
-            self._runtime.engine_host_code_allowed = True  # it brings the part of TensorRT that reads it
-        self._engine = self._deserialize(trt, bundle.file(engine.file))
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise BundleError(f"{bundle.path / engine.file} cannot be prepared to run: {first(self._errors)}")
+        path = bundle.file(engine.file)
+        self.execution = Execution(
+            trt,
+            path.read_bytes(),
+            path,
+            self.signature,
+            host_code=engine.host_code,
+            refit=_filler(trt, bundle, engine) if engine.options.get("stripped") else None,
+        )
         self.providers = (f"{TARGETS[target].title} {trt.__version__}",)
-        self._addresses = self._allocate((*self.signature.inputs, *self.signature.outputs))
 
-    def run(self, inputs: Array | Mapping[str, Array]) -> Any:
-        """The model's output for one batch; see Session.run."""
-        outputs = self.run_named(inputs)
+    def run(self, inputs: Any, *, stream: Any = None, out: Mapping[str, Any] | None = None) -> Any:
+        """The model's output for one batch.
+
+        Args:
+            inputs: as Session.run takes them; or arrays that lie on the GPU already, such as PyTorch's CUDA tensors,
+                which are read where they are. Those must have the signature's very types, and be contiguous.
+            stream: with arrays on the GPU, the CUDA stream to work in: torch.cuda.Stream, cupy.cuda.Stream or a handle.
+                The call then returns at once. Without it, work on the default stream is waited for, and the outputs
+                are there on return.
+            out: with arrays on the GPU, those to write to, by name; otherwise outputs are made by the inputs' library.
+
+        Raises:
+            InputError: an input does not fit.
+        """
+        outputs = self.run_named(inputs, stream=stream, out=out)
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
-    def run_named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+    def run_named(self, inputs: Any, *, stream: Any = None, out: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """As `run`, but always a dict by name."""
-        feeds = self.signature.feeds(inputs)
-        with self._lock:
-            self.device.activate()
-            self.upload(feeds)
-            self.enqueue()
-            outputs = self.download()
-            self.device.wait()
+        by_name = inputs if isinstance(inputs, Mapping) else {self.signature.inputs[0].name: inputs}
+        if any(on_device(value) for value in by_name.values()):
+            return self._on_device(inputs, stream, out)
+        if stream is not None or out is not None:
+            raise InputError("stream and out are for inputs on the GPU; these are on the host")
+        return self.execution.run(self.signature.feeds(inputs))
+
+    def _on_device(self, inputs: Any, stream: Any, out: Mapping[str, Any] | None) -> dict[str, Any]:
+        values = self.signature.named(inputs)
+        taken = {spec.name: read(spec, values[spec.name]) for spec in self.signature.inputs}
+        like = next(iter(values.values()))
+        outputs: dict[str, Any] = {}
+
+        def make(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, DeviceArray]:
+            for spec in self.signature.outputs:
+                shape = shapes[spec.name]
+                if out is None:
+                    outputs[spec.name] = empty_like(like, shape, spec.dtype)
+                elif spec.name not in out:
+                    raise InputError(f'"{spec.name}" is missing in `out`, which must hold every output')
+                else:
+                    outputs[spec.name] = out[spec.name]
+                found = read(spec, outputs[spec.name])
+                if found.shape != shape:
+                    raise InputError(f'"{spec.name}" in `out` is {list(found.shape)}, this call gives {list(shape)}')
+            return {spec.name: read(spec, outputs[spec.name]) for spec in self.signature.outputs}
+
+        self.execution.run_on_device(taken, make, None if stream is None else stream_handle(stream))
         return outputs
 
-    def upload(self, feeds: Mapping[str, Array]) -> None:
-        """Tell the stream to copy inputs to the GPU; this and the next two are the steps of `run`, to be timed."""
-        for name, array in feeds.items():
-            self._context.set_input_shape(name, array.shape)
-            self.device.upload(array, self._addresses[name])
 
-    def enqueue(self) -> None:
-        """Tell the stream to run the engine on what was uploaded."""
-        self._errors.clear()
-        if not self._context.execute_async_v3(self.device.stream):
-            raise MegaDeployError(f"the engine failed: {first(self._errors)}")
+def _filler(trt: ModuleType, bundle: Bundle, engine: Engine) -> Callable[[Any, Any], None]:
+    """What gives a stripped engine the weights of its bundle's graph."""
+    require("onnx", "export", f"{engine.file} holds no weights, and reading them from {MODEL}")
+    from mega_deploy.runtime.refit import fill
 
-    def download(self) -> dict[str, Array]:
-        """Tell the stream to copy the outputs back; they are there after `device.wait()`."""
-        outputs = {}
-        for spec in self.signature.outputs:
-            array = np.empty(tuple(self._context.get_tensor_shape(spec.name)), spec.dtype)
-            self.device.download(self._addresses[spec.name], array)
-            outputs[spec.name] = array
-        return outputs
-
-    def _deserialize(self, trt: ModuleType, path: Path) -> Any:
-        plan = path.read_bytes()
-        if hasattr(self._runtime, "get_engine_validity"):  # of TensorRT-RTX alone
-            validity, diagnostics = self._runtime.get_engine_validity(plan)
-            if validity == trt.EngineValidity.INVALID:
-                raise BundleError(f"{path} does not fit this machine: {_diagnosis(trt, diagnostics)}; build it anew")
-        engine = self._runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise BundleError(f"{path} does not load: {first(self._errors)}; build it anew")
-        return engine
-
-    def _allocate(self, specs: Sequence[TensorSpec]) -> dict[str, int]:
-        """Memory for the largest arrays, once and for all."""
-        addresses = {}
-        for spec in specs:
-            sizes = (dim.max if isinstance(dim, Range) else dim for dim in spec.dims)
-            address = self.device.allocate(math.prod(sizes) * np.dtype(spec.dtype).itemsize)
-            weakref.finalize(self, self.device.free, address)
-            self._context.set_tensor_address(spec.name, address)
-            addresses[spec.name] = address
-        return addresses
-
-
-def _diagnosis(trt: ModuleType, flags: int) -> str:
-    """The library's reasons against an engine, in words."""
-    names = [
-        name.lower().replace("_", " ")
-        for name, flag in trt.EngineInvalidityDiagnostics.__members__.items()
-        if int(flag) & int(flags)
-    ]
-    return ", ".join(names) or "the library gives no reason"
+    return lambda loaded, logger: fill(trt, loaded, logger, bundle.file(MODEL), plugin=bool(engine.plugins))

@@ -78,7 +78,7 @@ def find_engine(bundle: Bundle, target: str) -> Engine:
 def here(engine: Engine) -> Here:
     """What this machine has for an engine."""
     plugins = {}
-    for plugin in engine.plugins:
+    for plugin in engine.outside_plugins:
         found = {sha256_of(library) for library in _plugin_libraries(engine.target, plugin)}
         if found:
             plugins[plugin["name"]] = plugin["sha256"] if plugin["sha256"] in found else min(found)
@@ -89,13 +89,13 @@ def plugin_libraries(engine: Engine) -> list[Path]:
     """The libraries of an engine's plugins that are here: only those whose hash is the engine's."""
     return [
         library
-        for plugin in engine.plugins
+        for plugin in engine.outside_plugins
         for library in _plugin_libraries(engine.target, plugin)[:1]
         if sha256_of(library) == plugin["sha256"]
     ]
 
 
-def _plugin_libraries(target: str, plugin: Mapping[str, str]) -> list[Path]:
+def _plugin_libraries(target: str, plugin: Mapping[str, Any]) -> list[Path]:
     """Where a plugin's library may be: where it was when the engine was built, and in the cache; the engine's first."""
     places = [listing.built_library(target), Path(plugin["library"]) if "library" in plugin else None]
     found = [place for place in places if place is not None and place.is_file()]

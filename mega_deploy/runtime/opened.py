@@ -11,6 +11,7 @@ from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.emulation import EmulatedSession
 from mega_deploy.runtime.engine import EngineSession
+from mega_deploy.runtime.providers import PROVIDERS, ProviderSession
 from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
 
 
@@ -34,7 +35,8 @@ class OpenBundle(Bundle):
         """Load the model on a backend.
 
         Args:
-            backend: "onnxruntime", or "tensorrt" or "tensorrt-rtx", for which the bundle must hold an engine.
+            backend: "onnxruntime", on the CPU; "onnxruntime-cuda" or "onnxruntime-tensorrt", its GPU providers; or
+                "tensorrt" or "tensorrt-rtx", for which the bundle must hold an engine.
             threads: of onnxruntime, as the rest: see SessionOptions.
             spinning: whether idle threads spin.
             memory_arena: whether memory is kept between calls.
@@ -60,6 +62,8 @@ class OpenBundle(Bundle):
             if options != SessionOptions():
                 raise OptionError(f"threads and the other options of a session are onnxruntime's; {backend} takes none")
             return EngineSession(self, backend)
+        if backend in PROVIDERS:
+            return ProviderSession(backend, self.file(MODEL), self.manifest.signature, options)
         if lacking := self.lacking:
             raise MissingComponentError(lacking)
         return Session(self.file(MODEL), self.manifest.signature, options, self.plugins)
@@ -79,11 +83,11 @@ class OpenBundle(Bundle):
             "for a CPU export it with --precision float32, float16 or int8"
         )
 
-    def judged_session(self, backend: str = "onnxruntime") -> Session | EngineSession:
+    def judged_session(self, backend: str = "onnxruntime", *, native_ops: bool = True) -> Session | EngineSession:
         """The session whose numbers parity judges: `session`, or an emulation where the backend lacks the precision."""
         if backend == "onnxruntime" and self.lacking:
             return EmulatedSession(self.file(MODEL), self.manifest.signature)
-        return self.session(backend)
+        return self.session(backend, native_ops=native_ops or backend in TARGETS)
 
     def reference(self) -> Reference:
         """The parity reference that was recorded at export.

@@ -20,7 +20,7 @@ from mega_deploy.plugins.onnxruntime.cache import RECIPE
 from mega_deploy.signature import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
-Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 MAX_THREADS = 1024
 OPTIMISED = "optimised.onnx"
@@ -63,7 +63,7 @@ class SessionOptions:
 
 
 class Session:
-    """A model that is ready to run on onnxruntime's CPU provider.
+    """A model that is ready to run on onnxruntime, here on its CPU provider.
 
     `run` may be called from many threads at once: it keeps no state, and onnxruntime's sessions are made for it.
 
@@ -79,6 +79,7 @@ class Session:
     """
 
     backend: str = "onnxruntime"
+    _providers: Sequence[str | tuple[str, Mapping[str, str]]] = ("CPUExecutionProvider",)
 
     def __init__(
         self,
@@ -103,7 +104,10 @@ class Session:
                 settings.enable_profiling = True
                 settings.profile_file_prefix = os.fspath(options.profile / "nodes")
                 settings.optimized_model_filepath = os.fspath(options.profile / OPTIMISED)
-            self._session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+            self._configure(settings)
+            # Without its fallback onnxruntime says that a provider fails, instead of trying another one.
+            providers = list(self._providers)
+            self._session = ort.InferenceSession(source, settings, providers=providers, enable_fallback=False)
         except Exception as error:  # onnxruntime's own classes have no base of theirs
             named = "the model" if isinstance(source, bytes) else source
             reason = " ".join(str(error).split())
@@ -114,6 +118,9 @@ class Session:
         self.signature = signature
         self.options = options
         self._outputs = [spec.name for spec in signature.outputs]
+
+    def _configure(self, settings: Any) -> None:
+        """Settings of a kind of session."""
 
     @property
     def providers(self) -> tuple[str, ...]:

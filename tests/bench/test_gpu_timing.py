@@ -53,8 +53,8 @@ def device(tmp_path_factory):
         yield Device()
 
 
-class Session:
-    """What Timer calls of a session, written down."""
+class Execution:
+    """What Timer calls of an engine, written down."""
 
     def __init__(self, device):
         self.device, self.done = device, []
@@ -71,21 +71,12 @@ class Session:
 
 
 def test_copies_and_computing_are_told_apart(device):
-    session = Session(device)
-    timer = Timer(session, {"frames": np.zeros(1)}, session.enqueue)
+    execution = Execution(device)
+    timer = Timer(execution, {"frames": np.zeros(1)})
     seconds, steps = timer.measure(3)
     assert len(seconds) == 3 and min(seconds) > 0
     assert steps == {"copy_in": 1.0, "compute": 1.0, "copy_out": 1.0}
-    assert session.done == [("upload", "frames"), "enqueue", "download"] * 3
-
-
-def test_a_cuda_graph_is_recorded_once_and_replayed(device):
-    session = Session(device)
-    graph = device.record(session.enqueue)
-    assert session.done == ["enqueue"]
-    timer = Timer(session, {}, lambda: device.replay(graph))
-    timer.measure(2)
-    assert session.done == ["enqueue", *[("upload",), "download"] * 2]
+    assert execution.done == [("upload", "frames"), "enqueue", "download"] * 3
 
 
 def test_sensors_tell_what_the_gpu_has(nvml, device):

@@ -22,9 +22,15 @@ from laplace_models import for_tensorrt, op_model
 import mega_deploy as md
 from mega_deploy.engines import read_header
 from mega_deploy.errors import BundleError, OptionError
-from mega_deploy.exporters.tensorrt import graph, library, network
+from mega_deploy.exporters import onnx as onnx_file
+from mega_deploy.exporters.edifice import mega_graph
+from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.precision import lower
+from mega_deploy.exporters.tensorrt import library, network
+from mega_deploy.exporters.tensorrt.compiling import compile_graph
 from mega_deploy.models.edifice import Mega
 from mega_deploy.plugins.laplace import DOMAIN
+from mega_deploy.runtime import parsed as graph
 from mega_deploy.signature import Range, Signature, TensorSpec
 
 KINDS = ("softmax", "laplace")
@@ -293,3 +299,36 @@ def test_a_killed_build_leaves_the_bundle_as_it_was_or_with_its_engine(bundle, n
     assert code in (0, -number, 128 + number) and (code == 0) <= (len(engines) == 1)
     if number == signal.SIGTERM:
         assert [path.name for path in bundle.parent.iterdir()] == ["x.mega"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("length", "ema"), [(60, "kernel"), (Range(1, 60, 240), "blocked"), (1024, "blocked")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_engines_of_every_kind_precision_and_length_are_built(tmp_path, kind, length, ema, precision):
+    """From the graph alone: holding a bundle of long windows against the trained model takes its time."""
+    torch.manual_seed(0)
+    ranged = isinstance(length, Range)
+    window = {"seq_len": length.opt if ranged else length, "window_size": 8, "num_layers": 1}
+    model = Mega.build(**{**SMALL, **window}, laplace_attention=kind == "laplace").eval()
+    written = mega_graph(fold(model), ema=ema, seq_range=length if ranged else None)
+    assert written.lowering.name == ema
+    path = tmp_path / "model.onnx"
+    onnx_file.save(lower(written.model, precision).model, path)
+    batch = Range(1, 1, 2)
+    signature = Signature(
+        (TensorSpec("frames", "float32", (batch, length, 6)),), (TensorSpec("features", "float32", (batch, 16)),)
+    )
+
+    def configure(config, _network):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(library.capabilities(tensorrt_rtx)["8.9"], 0)
+
+    def silent(step):
+        pass
+
+    listener = library.Listener(tensorrt_rtx, silent)
+    built, _ = graph.read(path)
+    ways = {"listener": listener, "on_step": silent}
+    compiled = compile_graph(tensorrt_rtx, built, path, signature, configure, **ways)
+    assert compiled.plan[:4] == b"vtrt" and compiled.layers > 25
+    assert compiled.shapes["frames"]["max"] == [2, length.max if ranged else length, 6]

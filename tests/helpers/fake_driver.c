@@ -14,8 +14,39 @@ static long number(const char* name, long otherwise) {
   return text ? atol(text) : otherwise;
 }
 
-/* For the tests. */
+/* For the tests. A graph is the number of its capture; launching it is left to whoever asked to be told. */
+static int capturing = 0, captures = 0, graphs = 0;
+static int (*launched)(int graph, uintptr_t stream) = NULL;
 size_t fake_blocks(void) { return blocks; }
+int fake_capturing(void) { return capturing; }
+int fake_graphs(void) { return graphs; }
+void fake_on_launch(int (*callback)(int, uintptr_t)) { launched = callback; }
+
+int cuStreamBeginCapture_v2(void* stream, int mode) {
+  capturing = stream && mode == 1 ? ++captures : 0;
+  return capturing ? 0 : 400;
+}
+
+int cuStreamEndCapture(void* stream, void** graph) {
+  *graph = (void*)(intptr_t)capturing;
+  capturing = 0;
+  return stream && !number("FAKE_NO_CAPTURE", 0) ? 0 : 901;
+}
+
+int cuGraphInstantiateWithFlags(void** ready, void* graph, uint64_t flags) {
+  *ready = graph;
+  ++graphs;
+  return (int)flags;
+}
+
+int cuGraphDestroy(void* graph) { return graph ? 0 : 400; }
+
+int cuGraphLaunch(void* graph, void* stream) { return launched((int)(intptr_t)graph, (uintptr_t)stream); }
+
+int cuGraphExecDestroy(void* graph) {
+  --graphs;
+  return graph ? 0 : 400;
+}
 
 int cuInit(unsigned flags) { return flags ? 1 : (int)number("FAKE_INIT", 0); }
 
@@ -83,20 +114,6 @@ int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
   *milliseconds = (float)(*(int*)end - *(int*)start);
   return 0;
 }
-
-int cuStreamBeginCapture_v2(void* stream, int mode) { return stream && mode == 1 ? 0 : 400; }
-
-int cuStreamEndCapture(void* stream, void** graph) {
-  *graph = (void*)(intptr_t)11;
-  return stream ? 0 : 400;
-}
-
-int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long flags) {
-  *ready = (void*)(intptr_t)12;
-  return graph == (void*)(intptr_t)11 && !flags ? 0 : 1;
-}
-
-int cuGraphLaunch(void* ready, void* stream) { return ready == (void*)(intptr_t)12 && stream ? 0 : 1; }
 
 int cuDeviceGetPCIBusId(char* text, int size, int device) {
   snprintf(text, (size_t)size, "0000:%02x:00.0", device + 1);

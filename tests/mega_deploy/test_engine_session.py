@@ -24,14 +24,22 @@ class Validity(enum.IntEnum):
 
 
 class Context:
-    """Runs model.onnx on the arrays at the addresses that it was given."""
+    """Runs model.onnx on the arrays at the addresses that it was given, or records that it would."""
 
-    def __init__(self, model):
+    def __init__(self, model, driver):
         self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        self.shapes, self.addresses = {}, {}
+        self.shapes, self.addresses, self.capturable = {}, {}, True
+        self.driver, self.recorded, self.streams, self.calls = ctypes.CDLL(str(driver)), {}, [], 0
+        self.replay = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_size_t)(self._replay)
+        self.driver.fake_on_launch(self.replay)
+
+    def is_stream_capturable(self, stream):
+        return self.capturable
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = tuple(shape)
+        (given,) = self.session.get_outputs()
+        self.shapes[given.name] = (shape[0], given.shape[1])
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
@@ -40,18 +48,27 @@ class Context:
         return self.shapes[name]
 
     def execute_async_v3(self, stream):
-        assert stream == 7
-        (taken,), (given,) = self.session.get_inputs(), self.session.get_outputs()
-        feeds = {taken.name: self._array(taken.name)}
-        (result,) = self.session.run(None, feeds)
-        self.shapes[given.name] = result.shape
-        self._array(given.name)[:] = result
+        self.calls += 1
+        if capture := self.driver.fake_capturing():
+            self.recorded[capture] = dict(self.shapes), dict(self.addresses)
+        else:
+            self._run(stream, self.shapes, self.addresses)
         return True
 
-    def _array(self, name):
-        size = int(np.prod(self.shapes[name]))
-        memory = (ctypes.c_float * size).from_address(self.addresses[name])
-        return np.frombuffer(memory, np.float32).reshape(self.shapes[name])
+    def _replay(self, graph, stream):
+        self._run(stream, *self.recorded[graph])
+        return 0
+
+    def _run(self, stream, shapes, addresses):
+        self.streams.append(stream)
+        (taken,), (given,) = self.session.get_inputs(), self.session.get_outputs()
+        (result,) = self.session.run(None, {taken.name: memory(addresses[taken.name], shapes[taken.name])})
+        memory(addresses[given.name], shapes[given.name])[:] = result
+
+
+def memory(address, shape):
+    """The GPU's memory, which is the host's."""
+    return np.frombuffer((ctypes.c_float * int(np.prod(shape))).from_address(address), np.float32).reshape(shape)
 
 
 @pytest.fixture
@@ -81,7 +98,7 @@ def library(monkeypatch, driver, built):
         EngineValidity=Validity,
         Runtime=Runtime,
         validity=(Validity.VALID, 0),
-        context=Context(built / "model.onnx"),
+        context=Context(built / "model.onnx", driver),
     )
     module.engine = types.SimpleNamespace(create_execution_context=lambda: module.context)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
@@ -137,6 +154,102 @@ def test_memory_on_the_gpu_goes_with_the_session(library, built, driver):
     assert blocks() == before
 
 
+def test_calls_that_repeat_are_replayed_as_a_graph_with_the_same_numbers(session, library, built):
+    reference = md.open_bundle(built).session()
+    random = np.random.default_rng(2)
+    for batch, calls in ((3, 1), (3, 2), (3, 2), (3, 2), (5, 3), (3, 4), (3, 5), (3, 5)):
+        frames = random.standard_normal((batch, 8, 6), np.float32)
+        np.testing.assert_allclose(session.run(frames), reference.run(frames), atol=1e-6)
+        assert library.context.calls == calls
+    assert set(library.context.streams) == {7}
+
+
+def test_a_graph_goes_with_its_session_and_with_other_shapes(library, built):
+    session, graphs = md.open_bundle(built).session("tensorrt-rtx"), library.context.driver.fake_graphs
+    assert graphs() == 0
+    for batch, alive in ((2, 0), (2, 1), (2, 1), (4, 0), (4, 1)):
+        session.run(np.zeros((batch, 8, 6), np.float32))
+        assert graphs() == alive
+    del session
+    gc.collect()
+    assert graphs() == 0
+
+
+@pytest.mark.parametrize("why", ["asked", "tried"])
+def test_what_cannot_be_captured_is_launched_as_usual(session, library, monkeypatch, why):
+    if why == "asked":
+        library.context.capturable = False
+    else:
+        monkeypatch.setenv("FAKE_NO_CAPTURE", "1")
+    frames = np.random.default_rng(3).standard_normal((2, 8, 6), np.float32)
+    want = session.run(frames)
+    for _ in range(3):
+        assert np.array_equal(session.run(frames), want)
+    assert library.context.driver.fake_graphs() == 0
+
+
+class Tensor:
+    """What a library of GPU arrays makes: memory of the fake GPU, which numpy holds."""
+
+    def __init__(self, array, index=0):
+        self.array, self.device = np.asarray(array), types.SimpleNamespace(index=index)
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.array.__array_interface__, "data": (self.array.ctypes.data, False)}
+
+
+@pytest.fixture
+def gpu_arrays(monkeypatch):
+    """A library `torch` in the place of the real one, as far as sessions may see it."""
+    made = types.SimpleNamespace(
+        __name__="torch", float32=np.float32, empty=lambda shape, dtype, device: Tensor(np.empty(shape, dtype))
+    )
+    monkeypatch.setitem(sys.modules, "torch", made)
+    monkeypatch.setattr(Tensor, "__module__", "torch")
+
+
+def test_arrays_on_the_gpu_are_read_and_written_where_they_are(session, library, built, gpu_arrays):
+    frames = np.random.default_rng(4).standard_normal((3, 8, 6), np.float32)
+    want = md.open_bundle(built).session().run(frames)
+    given = Tensor(frames)
+    got = session.run(given)
+    assert isinstance(got, Tensor) and library.context.streams == [7]
+    np.testing.assert_allclose(got.array, want, atol=1e-6)
+    assert library.context.addresses == {"frames": frames.ctypes.data, "features": got.array.ctypes.data}
+    out = Tensor(np.empty((3, 16), np.float32))
+    assert session.run({"frames": given}, out={"features": out}) is out
+    np.testing.assert_allclose(out.array, want, atol=1e-6)
+    np.testing.assert_allclose(session.run(frames), want, atol=1e-6)  # the host's way uses its own memory again
+
+
+def test_work_goes_into_the_stream_that_is_given_also_when_it_is_replayed(session, library, gpu_arrays, monkeypatch):
+    monkeypatch.setattr(session.execution.device, "wait", lambda: pytest.fail("the caller's stream is waited for"))
+    given, out = Tensor(np.zeros((2, 8, 6), np.float32)), {"features": Tensor(np.empty((2, 16), np.float32))}
+    for stream in (11, types.SimpleNamespace(cuda_stream=12), types.SimpleNamespace(ptr=13)):
+        session.run(given, stream=stream, out=out)
+    assert library.context.streams == [11, 12, 13] and library.context.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "words"),
+    [
+        (Tensor(np.zeros((2, 8, 6), np.float64)), {}, "must be float32 on the GPU, got float64"),
+        (Tensor(np.zeros((65, 8, 6), np.float32)), {}, "batch 65"),
+        (Tensor(np.zeros((2, 6, 8), np.float32).transpose(0, 2, 1)), {}, "not contiguous"),
+        (Tensor(np.zeros((2, 8, 6), np.float32), index=1), {}, "on GPU 1"),
+        (Tensor(np.zeros((2, 8, 6), np.float32)), {"out": {}}, '"features" is missing'),
+        (Tensor(np.zeros((2, 8, 6), np.float32)), {"out": {"features": np.zeros((2, 16))}}, "on the host"),
+        (Tensor(np.zeros((2, 8, 6), np.float32)), {"out": {"features": Tensor(np.zeros((3, 16), "f"))}}, "3, 16"),
+        (Tensor(np.zeros((2, 8, 6), np.float32)), {"stream": "main"}, "a stream is"),
+        (np.zeros((2, 8, 6), np.float32), {"stream": 5}, "for inputs on the GPU"),
+    ],
+)
+def test_arrays_on_the_gpu_that_do_not_fit_are_refused(session, gpu_arrays, inputs, options, words):
+    with pytest.raises(md.InputError, match=words):
+        session.run(inputs, **options)
+
+
 def test_a_gpu_without_memory_is_told(library, built, monkeypatch):
     monkeypatch.setenv("FAKE_MEMORY", "0")
     with pytest.raises(MissingComponentError, match="too little free memory"):
@@ -175,7 +288,7 @@ def test_an_engine_that_fails_does_not_give_old_numbers(session, library, monkey
 
 
 def test_a_failure_of_the_driver_is_told_in_its_words(session, monkeypatch):
-    monkeypatch.setattr(session.device, "_stream", ctypes.c_void_p())
+    monkeypatch.setattr(session.execution.device, "_stream", ctypes.c_void_p())
     with pytest.raises(MegaDeployError, match="cuMemcpyHtoDAsync_v2 says error 400"):
         session.run(np.zeros((1, 8, 6), np.float32))
     monkeypatch.undo()
@@ -211,6 +324,38 @@ def test_a_plugins_library_is_loaded_from_where_it_was_if_it_is_still_the_same(l
     with pytest.raises(MissingComponentError, match="LaplaceAttention is not built"):
         md.open_bundle(path.parent).session("tensorrt-rtx")
     assert len(loaded) == 1
+
+
+def test_a_stripped_engine_gets_its_weights_from_the_bundles_graph(library, engine):
+    path, given = engine.parents[1], []
+
+    class Refitter:
+        def __init__(self, loaded, logger):
+            assert loaded is library.engine
+
+        def get_missing_weights(self):
+            return library.missing
+
+        def refit_cuda_engine(self):
+            return True
+
+    class OnnxParserRefitter:
+        def __init__(self, refitter, logger):
+            pass
+
+        def refit_from_bytes(self, model, place):
+            given.append((len(model), place))
+            return True
+
+    library.__dict__.update(Refitter=Refitter, OnnxParserRefitter=OnnxParserRefitter, missing=[])
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["engines"][0]["options"]["stripped"] = True
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert md.open_bundle(path).session("tensorrt-rtx").run(np.zeros((1, 8, 6), np.float32)).shape == (1, 16)
+    assert given == [((path / "model.onnx").stat().st_size, str(path / "model.onnx"))]
+    library.missing = ["blocks.0.weight"]
+    with pytest.raises(BundleError, match=r"weights that .* does not name: blocks\.0\.weight"):
+        md.open_bundle(path).session("tensorrt-rtx")
 
 
 def test_options_of_onnxruntime_are_refused(library, built):

@@ -22,9 +22,10 @@ FLOORS = [
     # The op lies below the models: they are trained with its torch form.
     {"plugins", "paper"},
     {"models", "bundle", "parity", "engines"},
-    {"runtime", "checkpoints", "doctor"},
+    {"runtime", "checkpoints"},
+    {"doctor"},
     {"exporters"},
-    {"deploy", "validation", "inspection"},
+    {"deploy", "validation", "bisection", "inspection"},
     {"bench"},
     {"demo"},
     {"show"},

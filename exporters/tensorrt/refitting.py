@@ -1,0 +1,99 @@
+"""An engine for a new checkpoint of the same architecture: an old one's with its weights replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from mega_deploy.bundle import MODEL, Bundle
+from mega_deploy.engines import TARGETS, Engine, refuse
+from mega_deploy.errors import BundleError, OptionError
+from mega_deploy.exporters.tensorrt import network
+from mega_deploy.exporters.tensorrt.library import Listener, OnStep
+from mega_deploy.runtime.library import find_engine, here, load, plugin_libraries
+from mega_deploy.runtime.refit import fill
+
+_NUMBERS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+
+
+def refit(new: Bundle, old: Bundle, target: str, on_step: OnStep) -> tuple[Engine, bytes]:
+    """The engine of `old` with the weights of `new`, and what the manifest is to say of it.
+
+    Raises:
+        OptionError: the old engine was not built for it.
+        BundleError: the two graphs differ in more than their weights, or the library refuses.
+        MissingComponentError: the library or the GPU is missing.
+    """
+    if target not in TARGETS:
+        raise OptionError(f"there is no target {target!r}; this version builds for {', '.join(TARGETS)}")
+    engine = find_engine(old, target)
+    if not engine.options.get("refittable"):
+        raise OptionError(
+            f"{old.path / engine.file} was built for one set of weights; build it with: "
+            f"mega-deploy build {old.path} --target {target} --refit"
+        )
+    on_step("compare the graphs")
+    if difference := next(differences(old.file(MODEL), new.file(MODEL)), None):
+        raise BundleError(
+            f"{new.path} has another graph than {old.path}: {difference}; build an engine of its own: "
+            f"mega-deploy build {new.path} --target {target} --refit"
+        )
+    refuse(engine, here(engine))
+    trt = load(TARGETS[target], f"refitting a {TARGETS[target].title} engine")
+    listener = Listener(trt, on_step)
+    for library in plugin_libraries(engine):
+        trt.get_plugin_registry().load_library(str(library))
+    started = time.perf_counter()
+    on_step("load the engine")
+    runtime = trt.Runtime(listener.logger)
+    if engine.host_code:
+        runtime.engine_host_code_allowed = True
+    loaded = runtime.deserialize_cuda_engine(old.file(engine.file).read_bytes())
+    if loaded is None:
+        raise BundleError(f"{old.path / engine.file} does not load: {listener.reason()}; build it anew")
+    on_step("replace the weights")
+    fill(trt, loaded, listener.logger, new.file(MODEL), plugin=bool(engine.plugins))
+    config = loaded.create_serialization_config()
+    flag = trt.SerializationFlag.EXCLUDE_WEIGHTS
+    (config.set_flag if engine.options["stripped"] else config.clear_flag)(flag)
+    plan, manifest = bytes(loaded.serialize_with_config(config)), new.manifest
+    shapes = {
+        name: {kind: list(shape) for kind, shape in ranges.items()} for name, ranges in engine.profiles[0].items()
+    }
+    network.check_engine(trt, plan, manifest.signature, shapes, listener, host_code=engine.host_code)
+    refitted = dataclasses.replace(
+        engine,
+        source={"model": manifest.files[MODEL]["sha256"], "checkpoint": manifest.source["sha256"]},
+        options={**engine.options, "refitted_from": old.manifest.files[MODEL]["sha256"]},
+        seconds=time.perf_counter() - started,
+    )
+    return refitted, plan
+
+
+def differences(old: Path, new: Path) -> Iterator[str]:
+    """In what two graphs differ besides the numbers of their weights; nothing where one engine may serve both."""
+    one, other = (onnx.load(path) for path in (old, new))
+    for side in ("input", "output"):
+        if list(getattr(one.graph, side)) != list(getattr(other.graph, side)):
+            yield f"its {side}s are others"
+    if one.functions != other.functions:
+        yield "its functions are others"
+    for ours, theirs in zip(one.graph.node, other.graph.node, strict=False):
+        if ours != theirs:
+            yield f"node {theirs.name} is {theirs.op_type} of other inputs or attributes than {ours.name}"
+    if len(one.graph.node) != len(other.graph.node):
+        yield f"it has {len(other.graph.node)} nodes instead of {len(one.graph.node)}"
+    before = {tensor.name: tensor for tensor in one.graph.initializer}
+    after = {tensor.name: tensor for tensor in other.graph.initializer}
+    for name in sorted(set(before) ^ set(after)):
+        yield f"the constant {name} is in one of them alone"
+    for name, tensor in before.items():
+        theirs = after.get(name, tensor)
+        if (tensor.data_type, list(tensor.dims)) != (theirs.data_type, list(theirs.dims)):
+            yield f"the constant {name} is {list(theirs.dims)} instead of {list(tensor.dims)}"
+        elif tensor.data_type not in _NUMBERS and tensor != theirs:
+            yield f"the constant {name}, which is no weight, has other values"
