@@ -82,6 +82,13 @@ def mega_graph(
     return MegaGraph(graph.model(), lowering, tuple(block_outputs))
 
 
+def feed_forward(graph: Graph, n: ir.Value, ffn: FoldedFFN) -> ir.Value:
+    """down(silu(gate) * up): [rows, H] -> [rows, H]."""
+    op = graph.op
+    gate, up = graph.split(graph.linear(n, ffn.joint, "joint"), 2)
+    return graph.linear(op.Mul(op.Mul(gate, op.Sigmoid(gate)), up), ffn.down, "down")
+
+
 class _Writer:
     """Writes blocks: x [rows, hidden_size] -> the same, or -> [batch, hidden_size] for a block of the last row only."""
 
@@ -100,7 +107,7 @@ class _Writer:
             else:
                 x = op.Add(x, self.all_rows_attention(self.normalise(x), block.attention))
         with graph.scope("ffn"):
-            return op.Add(x, self.feed_forward(self.normalise(x), block.ffn))
+            return op.Add(x, feed_forward(graph, self.normalise(x), block.ffn))
 
     def all_rows_attention(self, n: ir.Value, attention: FoldedAttention) -> ir.Value:
         """n: [rows, H] -> [rows, H]."""
@@ -137,12 +144,6 @@ class _Writer:
             stacked = np.vstack([attention.value.weight, attention.value.bias])
             value = op.MatMul(context, graph.constant("value.weight_and_bias", stacked))
         return graph.linear(op.Mul(value, op.Sigmoid(gate)), attention.out, "out")
-
-    def feed_forward(self, n: ir.Value, ffn: FoldedFFN) -> ir.Value:
-        """down(silu(gate) * up): [rows, H] -> [rows, H]."""
-        op, graph = self.op, self.graph
-        gate, up = graph.split(graph.linear(n, ffn.joint, "joint"), 2)
-        return graph.linear(op.Mul(op.Mul(gate, op.Sigmoid(gate)), up), ffn.down, "down")
 
     def laplace(self, q: ir.Value, k: ir.Value, v: ir.Value, *, last_row: bool = False) -> ir.Value:
         """q [batch, seq_len or 1, H], k [batch, seq_len, H], v [batch, seq_len, Dv] -> [batch, seq_len or 1, Dv]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,11 +120,57 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class StateSpec:
+    """A tensor that a stream carries from one step to the next; its first axis is the batch."""
+
+    tensor: TensorSpec
+    """As the step takes it."""
+    output: str
+    """Name under which the step gives its new value, of the same dtype and dims."""
+    initial: float = 0
+    """What every element is before the first step."""
+
+    @property
+    def name(self) -> str:
+        """Of the input."""
+        return self.tensor.name
+
+    @property
+    def dtype(self) -> str:
+        """By numpy's name."""
+        return self.tensor.dtype
+
+    def shape(self, batch: int) -> tuple[int, ...]:
+        """For so many streams."""
+        return (batch, *(dim for dim in self.tensor.dims[1:] if isinstance(dim, int)))
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return {**self.tensor.to_json(), "output": self.output, "initial": self.initial}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StateSpec:
+        """From what `to_json` gave."""
+        tensor = TensorSpec.from_json(value)
+        if not tensor.dims or not isinstance(tensor.dims[0], Range) or any(isinstance(d, Range) for d in tensor.dims[1:]):
+            raise InputError(f'the state "{tensor.name}" must have a range for its batch, and fixed sizes behind it')
+        return cls(tensor, value["output"], value["initial"])
+
+
+@dataclass(frozen=True)
 class Signature:
-    """All inputs and outputs of a model."""
+    """All inputs and outputs of a model, and the state that it carries where it is a stream."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    state: tuple[StateSpec, ...] = ()
+
+    @property
+    def with_state(self) -> Signature:
+        """The state as inputs and outputs among the others: what the graph itself has."""
+        old = (spec.tensor for spec in self.state)
+        new = (replace(spec.tensor, name=spec.output) for spec in self.state)
+        return Signature((*self.inputs, *old), (*self.outputs, *new))
 
     def feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Checked inputs by name, from one array where there is one input, or from a mapping.
@@ -149,20 +195,22 @@ class Signature:
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
-        return {
+        sides = {
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
         }
+        return sides | ({"state": [spec.to_json() for spec in self.state]} if self.state else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Signature:
         """From what `to_json` gave."""
-        sides = [tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs")]
-        for specs in sides:
+        inputs, outputs = (tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs"))
+        found = cls(inputs, outputs, tuple(StateSpec.from_json(spec) for spec in value.get("state", ())))
+        for specs in (found.with_state.inputs, found.with_state.outputs):
             names = [spec.name for spec in specs]
             if twice := {name for name in names if names.count(name) > 1}:
                 raise InputError(f'two tensors are called "{min(twice)}"')
-        return cls(*sides)
+        return found
 
 
 def _as_array(name: str, value: Any) -> Array:
