@@ -11,7 +11,7 @@
   of the window; softmax does not care for order. Slots that no frame has reached yet are masked.
 
 Every state is read by one node alone, and its new value depends on that node. So the new value may take the old one's
-place in memory: then a step writes one slot of each ring and copies nothing else.
+place in memory, and onnxruntime's ScatterND then writes one slot of the ring and copies nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnxscript import ir
 
+from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.edifice import feed_forward
 from mega_deploy.exporters.fold import FoldedAttention, FoldedBlock, FoldedMega, Linear
@@ -83,6 +84,11 @@ def step_graph(folded: FoldedMega, batch: Range, dtype: ir.DataType = ir.DataTyp
     features = graph.normalise(x, config.hidden_size, gamma, beta)
     graph.output(features, "features", [BATCH, config.hidden_size])
     state.give()
+    return StreamGraph(graph.model(), stream_signature(config, batch, dtype, state))
+
+
+def stream_signature(config: EdificeConfig, batch: Range, dtype: ir.DataType, state: State) -> Signature:
+    """`frames` -> `features`, one of each, and the state."""
     sides = [
         (TensorSpec(name, dtype.numpy().name, (batch, size), (BATCH, axis)),)
         for name, size, axis in (
@@ -90,7 +96,7 @@ def step_graph(folded: FoldedMega, batch: Range, dtype: ir.DataType = ir.DataTyp
             ("features", config.hidden_size, "hidden_size"),
         )
     ]
-    return StreamGraph(graph.model(), Signature(*sides, state=state.specs))
+    return Signature(*sides, state=state.specs)
 
 
 class State:
@@ -155,7 +161,7 @@ class _Step:
         """n: [batch, H] -> [batch, H]."""
         op, graph = self.op, self.graph
         u = graph.linear(n, weighted_input(block), "proj")
-        old = self.state.take(name, [u_size(block)])
+        old = self.state.take(name, [block.ema.ema.decay.shape[0]])
         new = op.Add(op.Mul(old, graph.constant("decay", block.ema.ema.decay[:, 0])), u)
         self.state.put(old, new, ["ema_dim"])
         return graph.linear(new, block.ema.out, "out")
@@ -183,6 +189,3 @@ def weighted_input(block: FoldedBlock) -> Linear:
     assert weight.shape[1] == 1, "Edifice's moving average has one state a channel"
     return Linear(block.ema.proj.weight * weight[:, 0], block.ema.proj.bias * weight[:, 0])
 
-
-def u_size(block: FoldedBlock) -> int:
-    return int(block.ema.ema.decay.shape[0])
