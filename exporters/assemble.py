@@ -7,15 +7,17 @@ import importlib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mega_deploy import bundle as files
 from mega_deploy.bundle import Manifest
 from mega_deploy.checkpoints import model_source, save_checkpoint
 from mega_deploy.config import EdificeConfig, Precision
+from mega_deploy.config import Form as FormName
 from mega_deploy.errors import QualityGateError
 from mega_deploy.exporters import PACKAGES
 from mega_deploy.exporters import onnx as onnx_file
+from mega_deploy.exporters.assemble_stream import assemble_stream
 from mega_deploy.exporters.edifice import mega_graph
 from mega_deploy.exporters.flops import graph_flops, trained_flops
 from mega_deploy.exporters.fold import fold
@@ -43,6 +45,7 @@ class Form:
     keep: tuple[str, ...]
     """Further float32 islands: see exporters.precision.lower."""
     half_io: bool
+    forms: tuple[FormName, ...] = ("window",)
 
 
 def assemble(model: Mega, form: Form, folder: Path, on_step: Callable[[str], None]) -> Manifest:
@@ -59,6 +62,29 @@ def assemble(model: Mega, form: Form, folder: Path, on_step: Callable[[str], Non
         QualityGateError: the deployed model is not equal to the trained one.
     """
     model_config = model.config
+    stream = lowered_step = None
+    if "stream" in form.forms:
+        stream, lowered_step = assemble_stream(
+            model, folder, batch=form.batch, precision=form.precision, keep=form.keep, on_step=on_step
+        )
+    if "window" not in form.forms:
+        assert stream is not None and lowered_step is not None
+        save_checkpoint(model, folder / files.TRAINED)
+        return Manifest(
+            **_about(model, form, folder),
+            signature=stream.step,
+            float32_islands=lowered_step.islands,
+            advice=lowered_step.advice,
+            ema={
+                "lowering": "recurrence",
+                "reason": f"a stream carries the moving average, which {stream.moving_average}",
+                "taps": None,
+                "bound": 0.0,
+            },
+            flops={"trained": trained_flops(model_config), "deployed": stream.flops},
+            parity=stream.parity,
+            stream=stream,
+        )
     on_step("fold the weights")
     graph = mega_graph(fold(model), ema=form.ema, seq_range=form.seq_len if isinstance(form.seq_len, Range) else None)
     on_step("write the ONNX graph")
@@ -86,13 +112,10 @@ def assemble(model: Mega, form: Form, folder: Path, on_step: Callable[[str], Non
         )
     files.write_json(folder / files.PARITY, parity)
     summary = {key: value for key, value in parity.items() if key not in ("cases", "blocks")}
-    source = model_source(model)
     averages = [block.to_json() for block in graph.lowering.blocks]
     return Manifest(
-        config={"architecture": "edifice", **model_config.to_dict()},
-        source={"format": source.format, "sha256": source.sha256},
-        signature=signature,
-        precision=form.precision,
+        **_about(model, form, folder),
+        signature=dataclasses.replace(signature, state=stream.step.state) if stream else signature,
         float32_islands=lowered.islands,
         advice=lowered.advice,
         ema={
@@ -104,14 +127,25 @@ def assemble(model: Mega, form: Form, folder: Path, on_step: Callable[[str], Non
         },
         flops={"trained": trained_flops(model_config), "deployed": graph_flops(proto, model_config.length)},
         parity=summary,
-        tools={"mega-deploy": metadata.version("mega-deploy")}
-        | {name: importlib.import_module(name).__version__ for name in (*PACKAGES, "onnxruntime", "numpy")},
-        files=files.describe_files(folder),
+        stream=stream,
         plugins=tuple(
             {"name": function.name, "version": "1", "namespace": function.domain, "function": True}
             for function in proto.functions[:1]
         ),
     )
+
+
+def _about(model: Mega, form: Form, folder: Path) -> dict[str, Any]:
+    """What a manifest says of every form, once all files are written."""
+    source = model_source(model)
+    return {
+        "config": {"architecture": "edifice", **model.config.to_dict()},
+        "source": {"format": source.format, "sha256": source.sha256},
+        "precision": form.precision,
+        "tools": {"mega-deploy": metadata.version("mega-deploy")}
+        | {name: importlib.import_module(name).__version__ for name in (*PACKAGES, "onnxruntime", "numpy")},
+        "files": files.describe_files(folder),
+    }
 
 
 def _signature(config: EdificeConfig, batch: Range, seq_len: Dim, dtype: str) -> Signature:

@@ -32,12 +32,13 @@ def trained_flops(config: EdificeConfig) -> int:
 
 
 def graph_flops(model: onnx.ModelProto, length: int) -> int:
-    """Of a graph for one window of `length` frames, from the shapes that it works on."""
+    """Of a graph for one window of `length` frames, or for one frame of a stream, from the shapes that it works on."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in fixed.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-        value.type.tensor_type.shape.dim[1].dim_value = length
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_value = 1 if axis.dim_param == "batch" else length
     inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
     shapes = {

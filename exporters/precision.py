@@ -8,8 +8,8 @@ for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT below name them):
    stream (every Add is of a mask or of the stream, every Where makes a mask), and the moving average but for the linear
    layers around it, so that its sums accumulate in float32.
 3. The layer that reads an input of the model is an island too: nobody bounds the size of what comes in, whereas all
-   layers behind a normalisation read rows of norm sqrt(features). So are the products with a stream's state, which stays
-   float32: they hold no weights.
+   layers behind a normalisation read rows of norm sqrt(features). So are the products with a stream's state, which
+   stays float32: they hold no weights.
 4. The results of a normalisation, a softmax and a Laplace attention are rounded once, as they are made, where a product
    reads them; the residual stream and the moving average are never rounded.
 5. What moves numbers or works on them one by one takes the precision of its inputs, float32 where they differ.

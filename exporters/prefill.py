@@ -16,7 +16,15 @@ from onnxscript import ir
 from mega_deploy.exporters.edifice import END, feed_forward
 from mega_deploy.exporters.fold import FoldedAttention, FoldedBlock, FoldedMega
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.stream import BATCH, OPSET, State, StreamGraph, check_causal, stream_signature, weighted_input
+from mega_deploy.exporters.stream import (
+    BATCH,
+    OPSET,
+    State,
+    StreamGraph,
+    check_causal,
+    stream_signature,
+    weighted_input,
+)
 from mega_deploy.signature import Range
 
 FRAMES = "frames"
@@ -113,9 +121,7 @@ class _Prefill:
         lag = np.arange(self.most)[:, None] - np.arange(self.most)
         inside = np.where(lag >= 0, decay[:, :, None] ** np.maximum(lag, 0), 0.0)  # [channels, most, most]
         carried = decay ** np.arange(1, self.most + 1)  # [channels, most]
-        square = op.Slice(
-            graph.constant("inside", inside), [0, 0], op.Concat(self.frames, self.frames, axis=0), [1, 2]
-        )
+        square = op.Slice(graph.constant("inside", inside), [0, 0], op.Concat(self.frames, self.frames, axis=0), [1, 2])
         old = self.state.take(name, [channels])
         u = graph.windows(graph.linear(n, weighted_input(block), "proj"), self.extent, channels)
         y = op.MatMul(square, op.Transpose(u, perm=[2, 1, 0]))  # [channels, frames, batch]

@@ -24,8 +24,8 @@ from onnxscript import ir
 # A processor without VNNI adds pairs of uint8 * int8 in int16 and saturates: 2 * 255 * 64 is the most that fits.
 LARGEST = 64
 ACTIVATION_STEPS, ACTIVATION_ZERO = 127, 128
-# Of weights in blocks. Powers of two from 16 on are what onnxruntime fuses; 128 took a fifth less time than 32 in products
-# of one row by 256 x 256 to 688 x 256.
+# Of weights in blocks. Powers of two from 16 on are what onnxruntime fuses; 128 took a fifth less time than 32 in
+# products of one row by 256 x 256 to 688 x 256.
 BLOCK, BLOCK_LARGEST = 128, 127
 # Takes the place of a row's size where that is 0.
 SMALLEST = float(np.finfo(np.float32).tiny)

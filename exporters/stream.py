@@ -125,7 +125,9 @@ class State:
     def give(self) -> None:
         """Make outputs of all that was put back."""
         for spec, value in self._next:
-            self._graph.output(value, spec.output, [BATCH, *spec.tensor.dims[1:]], ir.DataType.from_numpy(np.dtype(spec.dtype)))
+            self._graph.output(
+                value, spec.output, [BATCH, *spec.tensor.dims[1:]], ir.DataType.from_numpy(np.dtype(spec.dtype))
+            )
 
 
 class _Step:
@@ -188,4 +190,3 @@ def weighted_input(block: FoldedBlock) -> Linear:
     weight = block.ema.ema.weight
     assert weight.shape[1] == 1, "Edifice's moving average has one state a channel"
     return Linear(block.ema.proj.weight * weight[:, 0], block.ema.proj.bias * weight[:, 0])
-

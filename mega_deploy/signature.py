@@ -152,7 +152,11 @@ class StateSpec:
     def from_json(cls, value: Mapping[str, Any]) -> StateSpec:
         """From what `to_json` gave."""
         tensor = TensorSpec.from_json(value)
-        if not tensor.dims or not isinstance(tensor.dims[0], Range) or any(isinstance(d, Range) for d in tensor.dims[1:]):
+        if (
+            not tensor.dims
+            or not isinstance(tensor.dims[0], Range)
+            or any(isinstance(d, Range) for d in tensor.dims[1:])
+        ):
             raise InputError(f'the state "{tensor.name}" must have a range for its batch, and fixed sizes behind it')
         return cls(tensor, value["output"], value["initial"])
 
@@ -211,6 +215,44 @@ class Signature:
             if twice := {name for name in names if names.count(name) > 1}:
                 raise InputError(f'two tensors are called "{min(twice)}"')
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamForm:
+    """What a bundle says of its stream."""
+
+    step: Signature
+    """Of one step, with the state."""
+    prefill: Signature
+    """Of many frames in one call: the step's, with an axis of frames behind the batch of each input."""
+    window: int
+    """Frames that attention reaches back, the present one included."""
+    moving_average: str
+    """How far back that reaches."""
+    flops: int
+    """Of one step of one stream."""
+    parity: Mapping[str, Any]
+    """Summary of stream_parity.json."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it; the state stands in its `signature`."""
+        return {
+            "inputs": self.step.to_json()["inputs"],
+            "outputs": self.step.to_json()["outputs"],
+            "prefill": {"inputs": self.prefill.to_json()["inputs"]},
+            "window": self.window,
+            "moving_average": self.moving_average,
+            "flops": self.flops,
+            "parity": dict(self.parity),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], state: tuple[StateSpec, ...]) -> StreamForm:
+        """From what `to_json` gave, and the state."""
+        step = replace(Signature.from_json(value), state=state)
+        prefill = replace(step, inputs=tuple(map(TensorSpec.from_json, value["prefill"]["inputs"])))
+        names = ("window", "moving_average", "flops", "parity")
+        return cls(step=step, prefill=prefill, **{name: value[name] for name in names})
 
 
 def _as_array(name: str, value: Any) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.runtime.session import Session
-from mega_deploy.signature import LARGEST_SIZE, Range, Signature, TensorSpec
+from mega_deploy.signature import LARGEST_SIZE, Range, Signature
 
 Array = npt.NDArray[Any]
 
@@ -34,7 +34,7 @@ class Prefill:
     @property
     def signature(self) -> Signature:
         """What `run` takes: any number of frames."""
-        return Signature(tuple(map(_any_number, self._graph.inputs)), self._graph.outputs)
+        return any_number_of_frames(self._graph)
 
     def run(self, feeds: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
         """The outputs of the last frame; the arrays of `state` are replaced by new ones."""
@@ -50,5 +50,9 @@ class Prefill:
         return outputs
 
 
-def _any_number(spec: TensorSpec) -> TensorSpec:
-    return replace(spec, dims=(spec.dims[0], Range(1, 1, LARGEST_SIZE), *spec.dims[2:]))
+def any_number_of_frames(signature: Signature) -> Signature:
+    """The inputs and outputs of a graph for many frames, without the limit of one call."""
+    inputs = (
+        replace(spec, dims=(spec.dims[0], Range(1, 1, LARGEST_SIZE), *spec.dims[2:])) for spec in signature.inputs
+    )
+    return Signature(tuple(inputs), signature.outputs)

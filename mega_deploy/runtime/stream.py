@@ -102,11 +102,10 @@ class StreamSession:
             count = len(order)
             if count not in self._bindings:
                 self._bindings[count] = _Binding(self._model, self.signature, self._state, count)
-            outputs = self._bindings[count].run(feeds, order)
-        return outputs
+            return self._bindings[count].run(feeds, order)
 
     def prefill(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
-        """Take many frames in one call: the same state, to rounding, as stepping through them, in a fraction of the time.
+        """Take many frames in one call, which leaves the state that stepping through them would, to rounding.
 
         Args:
             inputs: [batch, frames, ...], as `step` takes them, with an axis of frames behind the batch.
@@ -139,7 +138,7 @@ class StreamSession:
                 self._state[spec.name].write(np.asarray(spec.initial, spec.dtype), places)
 
     def reorder(self, rows: Rows) -> None:
-        """Let each stream go on from the state of another: stream i takes that of stream `rows[i]`, as a beam search does."""
+        """Let stream i go on from the state of stream `rows[i]`, for every i, as a beam search does."""
         with self._lock:
             chosen = self._rows(rows, distinct=False)
             if len(chosen) != self.batch:
@@ -219,12 +218,8 @@ class _Binding:
     def __init__(self, model: Session, signature: Signature, state: Mapping[str, Buffer], count: int) -> None:
         self._run = model.inference.run_with_iobinding
         self._binding = model.inference.io_binding()
-        self._inputs = {
-            spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.inputs
-        }
-        self._outputs = {
-            spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.outputs
-        }
+        self._inputs = {spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.inputs}
+        self._outputs = {spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.outputs}
         for name, array in self._inputs.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         for name, array in self._outputs.items():
