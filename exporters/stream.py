@@ -89,14 +89,10 @@ def step_graph(folded: FoldedMega, batch: Range, dtype: ir.DataType = ir.DataTyp
 
 def stream_signature(config: EdificeConfig, batch: Range, dtype: ir.DataType, state: State) -> Signature:
     """`frames` -> `features`, one of each, and the state."""
-    sides = [
-        (TensorSpec(name, dtype.numpy().name, (batch, size), (BATCH, axis)),)
-        for name, size, axis in (
-            ("frames", config.embed_dim, "embed_dim"),
-            ("features", config.hidden_size, "hidden_size"),
-        )
-    ]
-    return Signature(*sides, state=state.specs)
+    number = dtype.numpy().name
+    frames = TensorSpec("frames", number, (batch, config.embed_dim), (BATCH, "embed_dim"))
+    features = TensorSpec("features", number, (batch, config.hidden_size), (BATCH, "hidden_size"))
+    return Signature((frames,), (features,), state.specs)
 
 
 class State:
@@ -118,7 +114,7 @@ class State:
     def put(self, old: ir.Value, new: ir.Value, axes: Sequence[str] = ()) -> None:
         """What the next step takes instead of `old`."""
         assert old.name is not None and old.dtype is not None and old.shape is not None
-        dims: tuple[Dim, ...] = (self._batch, *(int(size) for size in old.shape[1:]))
+        dims: tuple[Dim, ...] = (self._batch, *(size for size in old.shape if isinstance(size, int)))
         tensor = TensorSpec(old.name, old.dtype.numpy().name, dims, (BATCH, *axes))
         self._next.append((StateSpec(tensor, output=f"{old.name}.{NEXT}", initial=0), new))
 

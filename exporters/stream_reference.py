@@ -120,7 +120,7 @@ def _floor(single: Mega, given: Array, want: npt.NDArray[np.float64], precision:
     # PyTorch takes long for half precision on a CPU, and over a whole stream one run is no lucky one.
     nearby = 0 if precision in AUTOCAST else NEARBY
     inputs = [given, *(given * (1 + 2.0**-23 * random.integers(-1, 2, given.shape, np.int8)) for _ in range(nearby))]
-    return worst([measure(at_every_frame(single, array.astype(np.float32), precision), want) for array in inputs])
+    return worst([measure(at_every_frame(single, np.asarray(array, np.float32), precision), want) for array in inputs])
 
 
 @torch.no_grad()

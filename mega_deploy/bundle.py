@@ -239,7 +239,9 @@ def _is_ours(folder: Path) -> bool:
         value = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and "format_version" in value and {MODEL, STEP} & set(value.get("files", ()))
+    return (
+        isinstance(value, dict) and "format_version" in value and not {MODEL, STEP}.isdisjoint(value.get("files", ()))
+    )
 
 
 @contextmanager
