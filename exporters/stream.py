@@ -122,7 +122,7 @@ class State:
         """Make outputs of all that was put back."""
         for spec, value in self._next:
             self._graph.output(
-                value, spec.output, [BATCH, *spec.tensor.dims[1:]], ir.DataType.from_numpy(np.dtype(spec.dtype))
+                value, spec.output, [BATCH, *spec.shape(1)[1:]], ir.DataType.from_numpy(np.dtype(spec.dtype))
             )
 
 

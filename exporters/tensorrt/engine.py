@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from mega_deploy.bundle import MODEL, Bundle, add_engine, sha256_of
+from mega_deploy.bundle import MODEL, STEP, Bundle, add_engine, sha256_of
 from mega_deploy.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_plan
 from mega_deploy.errors import BundleError, InputError, MissingComponentError, require
 from mega_deploy.exporters.tensorrt import graph, library, network, timing
@@ -19,6 +19,7 @@ from mega_deploy.machine import REMEDY, Machine, look
 from mega_deploy.plugins import listing
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION
 from mega_deploy.runtime.library import load
+from mega_deploy.signature import Signature
 
 
 def build(
@@ -75,6 +76,17 @@ class _Job:
     listener: Listener
     on_step: OnStep
 
+    @property
+    def model(self) -> str:
+        """The file that is built: of a bundle that is only a stream its step, with the state as inputs and outputs."""
+        return MODEL if MODEL in self.bundle.manifest.files else STEP
+
+    @property
+    def signature(self) -> Signature:
+        """Of that file."""
+        manifest = self.bundle.manifest
+        return manifest.signature.with_state if self.model == STEP else replace(manifest.signature, state=())
+
     def run(self, configure: Callable[[Any, Any], None], plugin: Mapping[str, str] | None) -> _Built:
         """Parse, check and build.
 
@@ -83,7 +95,7 @@ class _Job:
             plugin: that serves LaplaceAttention, where there is one, as the manifest has it.
         """
         self.on_step("read the graph")
-        trt, signature, path = self.trt, self.bundle.manifest.signature, self.bundle.file(MODEL)
+        trt, signature, path = self.trt, self.signature, self.bundle.file(self.model)
         model, called = graph.read(path, plugin=plugin is not None)
         builder = trt.Builder(self.listener.logger)
         parsed = network.parse(trt, builder, model, path, self.listener)
@@ -117,10 +129,10 @@ class _Job:
             compute_capabilities=capabilities,
             precision=manifest.precision,
             profiles=(built.shapes,),
-            inputs=manifest.signature.inputs,
-            outputs=manifest.signature.outputs,
+            inputs=self.signature.inputs,
+            outputs=self.signature.outputs,
             plugins=built.plugins,
-            source={"model": manifest.files[MODEL]["sha256"], "checkpoint": manifest.source["sha256"]},
+            source={"model": manifest.files[self.model]["sha256"], "checkpoint": manifest.source["sha256"]},
             options={
                 "strongly_typed": True,
                 "tf32": False,
@@ -178,8 +190,8 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
 
     built = job.run(configure, _load_plugin(job))
     job.on_step("read the engine back")
-    signature, host_code = job.bundle.manifest.signature, options.version_compatible
-    network.check_engine(trt, built.plan, signature, built.shapes, job.listener, host_code=host_code)
+    host_code = options.version_compatible
+    network.check_engine(trt, built.plan, job.signature, built.shapes, job.listener, host_code=host_code)
     timing.write(place, bytes(built.config.get_timing_cache().serialize()))
     return job.engine(built, (gpu.compute_capability,), gpu.name), built.plan
 

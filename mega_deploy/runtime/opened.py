@@ -54,6 +54,11 @@ class OpenBundle(Bundle):
         """
         if backend not in BACKENDS:
             raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
+        if self.manifest.stream and MODEL not in self.manifest.files:
+            raise BundleError(
+                f"{self.path} holds only a stream: take bundle.stream() (`run --form stream`), or export with "
+                "--form both"
+            )
         options = SessionOptions(
             threads=threads,
             spinning=spinning,
@@ -65,11 +70,6 @@ class OpenBundle(Bundle):
             if options != SessionOptions():
                 raise OptionError(f"threads and the other options of a session are onnxruntime's; {backend} takes none")
             return EngineSession(self, backend)
-        if self.manifest.stream and MODEL not in self.manifest.files:
-            raise BundleError(
-                f"{self.path} holds only a stream: take bundle.stream() (`run --form stream`), or export with "
-                "--form both"
-            )
         if lacking := self.lacking:
             raise MissingComponentError(lacking)
         return Session(self.file(MODEL), self.manifest.signature, options, self.plugins)
