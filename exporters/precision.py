@@ -234,6 +234,8 @@ class _Casts:
         if self._overflows:
             raise InputError("; ".join(self._overflows))
         for index, output in enumerate(self.graph.outputs):
+            if not _is_float(output):
+                continue
             self._give(index, output, self.dtype if half_io else FLOAT32)
         self._drop_what_nobody_reads()
         return tuple(self._advice)
