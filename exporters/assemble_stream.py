@@ -73,9 +73,12 @@ def assemble_stream(
     report = compare(judging_stream(folder, form, precision), reference, precision)
     if not report.passed:
         bad = report.worst
+        way_out = f"; keep blocks in float32 (--float32 blocks.0), or take a higher precision than {precision}"
+        way_out = "" if precision == "float32" else way_out
         raise QualityGateError(
             f'parity of the stream failed in case "{bad.name}": relative error {bad.error.relative_l2:.2g}, limit '
-            f"{bad.limit.relative_l2:.2g} ({bad.floor.relative_l2:.2g} is PyTorch's own); no bundle was written"
+            f"{bad.limit.relative_l2:.2g} ({bad.floor.relative_l2:.2g} is PyTorch's own); no bundle was "
+            f"written{way_out}"
         )
     parity = report.to_json()
     files.write_json(folder / files.STREAM_PARITY, parity)

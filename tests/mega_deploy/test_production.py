@@ -93,6 +93,7 @@ def blocked(tmp_path):
         "mega_deploy.validation",
         "mega_deploy.checkpoints",
         "mega_deploy.bench.latency",
+        "mega_deploy.bench.stream",
     ],
 )
 def test_the_production_world_needs_no_torch(blocked, module, tmp_path):
