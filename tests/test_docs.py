@@ -17,10 +17,12 @@ BLOCKS = re.findall(
 
 
 def test_readme_has_commands_and_a_script_to_run():
-    assert [language for language, _ in BLOCKS] == ["bash", "python"]
+    assert [language for language, _ in BLOCKS] == ["bash", "python", "python"]
 
 
-@pytest.mark.parametrize(("language", "block"), BLOCKS, ids=[language for language, _ in BLOCKS])
+@pytest.mark.parametrize(
+    ("language", "block"), BLOCKS, ids=[f"{language} {index}" for index, (language, _) in enumerate(BLOCKS)]
+)
 def test_what_readme_shows_runs(language, block, tmp_path):
     command = ["bash", "-euo", "pipefail", "-c", block] if language == "bash" else [sys.executable, "-c", block]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
