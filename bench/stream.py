@@ -160,9 +160,20 @@ class _Worker:
             for window, samples in zip(windows, self.rounds, strict=True)
         ]
         jitter = float(np.mean([np.abs(np.diff(samples)).mean() for samples in self.rounds]))
-        milli = (1e3 * value for value in (p50, p99, p999, jitter))
-        spread = (float(np.median(ratios)), min(ratios), max(ratios))
-        return Result(self.name, self.bundle.name, self.streams, *milli, self.streams / p50, *spread, len(seconds))
+        return Result(
+            contender=self.name,
+            bundle=self.bundle.name,
+            streams=self.streams,
+            p50_ms=p50 * 1e3,
+            p99_ms=p99 * 1e3,
+            p999_ms=p999 * 1e3,
+            jitter_ms=jitter * 1e3,
+            frames_per_s=self.streams / p50,
+            ratio=float(np.median(ratios)),
+            ratio_low=min(ratios),
+            ratio_high=max(ratios),
+            samples=len(seconds),
+        )
 
 
 def compare(bundles: list[Path], *, streams: int, threads: int, rounds: int, steps: int) -> list[Result]:
