@@ -75,7 +75,8 @@ def call_for(contender: str, bundle: OpenBundle, streams: int, threads: int) -> 
         OptionError: there is no such contender.
     """
     form = bundle.stream_form
-    frames = np.random.default_rng(0).standard_normal((streams, form.window, *form.step.inputs[0].dims[1:]), np.float32)
+    (features,) = (dim for dim in form.step.inputs[0].dims[1:] if isinstance(dim, int))
+    frames = np.random.default_rng(0).standard_normal((streams, form.window, features), np.float32)
     if contender == "stream":
         stream, step = bundle.stream(streams, threads=threads), iter(range(1 << 62))
         at_once = [np.ascontiguousarray(frames[:, index]) for index in range(form.window)]
@@ -87,7 +88,12 @@ def call_for(contender: str, bundle: OpenBundle, streams: int, threads: int) -> 
         return cached_step(bundle, frames, threads)
     if contender == "prefill":
         filled = bundle.stream(streams, threads=threads)
-        return lambda: (filled.reset(), filled.prefill(frames))
+
+        def anew() -> object:
+            filled.reset()
+            return filled.prefill(frames)
+
+        return anew
     if contender == "memory":
         return _read(weight_bytes(bundle), threads)
     raise OptionError(f"there is no contender {contender!r}")
