@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mega_deploy.engines import TARGETS
-from mega_deploy.exporters.ema import DecaySum, lower_to_blocks, lower_to_kernel
+from mega_deploy.exporters.blocks import lower_to_blocks
+from mega_deploy.exporters.ema import DecaySum, MovingAverage, lower_to_kernel
 from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.lowering import Lowered, best_block
 from mega_deploy.exporters.moving_average import moving_average
 from mega_deploy.exporters.tensorrt.compiling import compile_graph
 from mega_deploy.exporters.tensorrt.library import Listener, capabilities
@@ -52,10 +54,17 @@ def scan_model(form: Form, ema: DecaySum, length: int) -> ir.Model:
     if form == "unrolled":
         features = _unrolled(graph, frames, ema, length)
     else:
-        lowered = (lower_to_kernel if form == "kernel" else lower_to_blocks)(ema, length)
-        features = graph.windows(moving_average(graph, graph.rows(frames, channels), lowered, length), length, channels)
+        lowered = _lower(form, MovingAverage(ema), length)
+        rows = moving_average(graph, graph.rows(frames, channels), lowered, length, length)
+        features = graph.windows(rows, length, channels)
     graph.output(features, "features", [1, length, channels])
     return graph.model()
+
+
+def _lower(form: Form, average: MovingAverage, length: int) -> Lowered:
+    if form == "kernel":
+        return lower_to_kernel(average, length)
+    return lower_to_blocks(average, length, best_block(average, length))
 
 
 def _unrolled(graph: Graph, frames: ir.Value, ema: DecaySum, length: int) -> ir.Value:

@@ -7,15 +7,20 @@ import importlib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from onnxscript import ir
 
 from mega_deploy import bundle as files
 from mega_deploy.bundle import Manifest
 from mega_deploy.checkpoints import model_source, save_checkpoint
+from mega_deploy.config import Form as FormName
 from mega_deploy.config import Precision
 from mega_deploy.errors import OptionError, QualityGateError
 from mega_deploy.exporters import PACKAGES
 from mega_deploy.exporters import onnx as onnx_file
-from mega_deploy.exporters.family import Model, family_of
+from mega_deploy.exporters.assemble_stream import assemble_stream
+from mega_deploy.exporters.family import Family, Model, family_of
 from mega_deploy.exporters.flops import graph_flops
 from mega_deploy.exporters.precision import lower
 from mega_deploy.exporters.reference import record
@@ -39,6 +44,7 @@ class Form:
     keep: tuple[str, ...]
     """Further float32 islands: see exporters.precision.lower."""
     half_io: bool
+    forms: tuple[FormName, ...] = ("window",)
 
 
 def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], None]) -> Manifest:
@@ -61,8 +67,31 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
             "this model takes sequences of any length; say which with --seq-len N or --seq-range MIN:OPT:MAX"
         )
     signature = family.signature(form.batch, seq_len)
+    stream = lowered_step = None
+    if "stream" in form.forms:
+        stream, lowered_step = assemble_stream(
+            model, folder, batch=form.batch, precision=form.precision, keep=form.keep, on_step=on_step
+        )
+    if "window" not in form.forms:
+        assert stream is not None and lowered_step is not None
+        save_checkpoint(model, folder / files.TRAINED)
+        return Manifest(
+            **_about(model, form, family, folder),
+            signature=stream.step,
+            float32_islands=lowered_step.islands,
+            advice=lowered_step.advice,
+            ema={
+                "lowering": "recurrence",
+                "reason": f"a stream carries the moving average, which {stream.moving_average}",
+                "taps": None,
+                "bound": 0.0,
+            },
+            flops={"trained": family.flops(signature), "deployed": stream.flops},
+            parity=stream.parity,
+            stream=stream,
+        )
     on_step("fold the weights")
-    graph = family.graph(signature, form.ema)
+    graph = family.graph(signature, form.ema, ir.DataType.FLOAT)
     on_step("write the ONNX graph")
     lowered = lower(graph.model, form.precision, keep=form.keep, half_io=form.half_io)
     proto = onnx_file.save(lowered.model, folder / files.MODEL)
@@ -88,13 +117,10 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
         )
     files.write_json(folder / files.PARITY, parity)
     summary = {key: value for key, value in parity.items() if key not in ("cases", "blocks")}
-    source = model_source(model)
     averages = [block.to_json() for block in graph.lowering.blocks]
     return Manifest(
-        config=family.config,
-        source={"format": source.format, "sha256": source.sha256},
-        signature=signature,
-        precision=form.precision,
+        **_about(model, form, family, folder),
+        signature=dataclasses.replace(signature, state=stream.step.state) if stream else signature,
         float32_islands=lowered.islands,
         advice=lowered.advice,
         ema={
@@ -109,14 +135,25 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
             "deployed": graph_flops(folder / files.MODEL, signature, form.precision),
         },
         parity=summary,
-        tools={"mega-deploy": metadata.version("mega-deploy")}
-        | {name: importlib.import_module(name).__version__ for name in (*PACKAGES, "onnxruntime", "numpy")},
-        files=files.describe_files(folder),
+        stream=stream,
         plugins=tuple(
             {"name": function.name, "version": "1", "namespace": function.domain, "function": True}
             for function in proto.functions[:1]
         ),
     )
+
+
+def _about(model: Model, form: Form, family: Family, folder: Path) -> dict[str, Any]:
+    """What a manifest says of every form, once all files are written."""
+    source = model_source(model)
+    return {
+        "config": family.config,
+        "source": {"format": source.format, "sha256": source.sha256},
+        "precision": form.precision,
+        "tools": {"mega-deploy": metadata.version("mega-deploy")}
+        | {name: importlib.import_module(name).__version__ for name in (*PACKAGES, "onnxruntime", "numpy")},
+        "files": files.describe_files(folder),
+    }
 
 
 def _judge(model: Path, signature: Signature, reference: Reference) -> Report:

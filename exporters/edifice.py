@@ -83,6 +83,13 @@ def mega_graph(
     return MegaGraph(graph.model(), lowering, tuple(block_outputs))
 
 
+def feed_forward(graph: Graph, n: ir.Value, ffn: FoldedFFN) -> ir.Value:
+    """down(silu(gate) * up): [rows, H] -> [rows, H]."""
+    op = graph.op
+    gate, up = graph.linear(n, ffn.gate, "gate"), graph.linear(n, ffn.up, "up")
+    return graph.linear(op.Mul(graph.silu(gate), up), ffn.down, "down")
+
+
 class _Writer:
     """Writes blocks: x [rows, hidden_size] -> the same, or -> [batch, hidden_size] for a block of the last row only."""
 
@@ -102,7 +109,7 @@ class _Writer:
             else:
                 x = op.Add(x, self.all_rows_attention(self.normalise(x), block.attention))
         with graph.scope("ffn"):
-            return op.Add(x, self.feed_forward(self.normalise(x), block.ffn))
+            return op.Add(x, feed_forward(graph, self.normalise(x), block.ffn))
 
     def all_rows_attention(self, n: ir.Value, attention: FoldedAttention) -> ir.Value:
         """n: [rows, H] -> [rows, H]."""
@@ -140,12 +147,6 @@ class _Writer:
         """out(sigmoid(gate(n)) * context): n, context [rows, H] -> [rows, H]."""
         gate = self.graph.linear(n, attention.gate, "gate")
         return self.graph.linear(self.op.Mul(context, self.op.Sigmoid(gate)), attention.out, "out")
-
-    def feed_forward(self, n: ir.Value, ffn: FoldedFFN) -> ir.Value:
-        """down(silu(gate) * up): [rows, H] -> [rows, H]."""
-        op, graph = self.op, self.graph
-        gate, up = graph.linear(n, ffn.gate, "gate"), graph.linear(n, ffn.up, "up")
-        return graph.linear(op.Mul(graph.silu(gate), up), ffn.down, "down")
 
     def laplace(self, q: ir.Value, k: ir.Value, v: ir.Value, *, last_row: bool = False) -> ir.Value:
         """q [batch, seq_len or 1, H], k [batch, seq_len, H], v [batch, seq_len, Dv] -> [batch, seq_len or 1, Dv]."""

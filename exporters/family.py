@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
+from onnxscript import ir
 
 from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import OptionError
@@ -38,8 +39,9 @@ class Family:
     """Steps that it was trained for, where it says so: what a bundle takes unless another length is asked for."""
     signature: Callable[[Range, Dim], Signature]
     """For batches and lengths; OptionError where the model cannot take them."""
-    graph: Callable[[Signature, str], MegaGraph]
-    """The deployed model for a signature and a lowering of the moving average (see exporters.ema.choose)."""
+    graph: Callable[[Signature, str, ir.DataType], MegaGraph]
+    """The deployed model for a signature, a lowering of the moving average (see exporters.lowering.choose), and the
+    type of its constants and arithmetic."""
     flops: Callable[[Signature], int]
     """Work of the trained form for one row of the usual length."""
     kinds: Callable[[Signature, np.random.Generator], Kinds]
@@ -71,9 +73,9 @@ def family_of(model: Model) -> Family:
 def _edifice(model: Mega) -> Family:
     config = model.config
 
-    def graph(signature: Signature, ema: str) -> MegaGraph:
+    def graph(signature: Signature, ema: str, dtype: ir.DataType) -> MegaGraph:
         length = signature.dim("seq_len")
-        return mega_graph(fold(model), ema=ema, seq_range=length if isinstance(length, Range) else None)
+        return mega_graph(fold(model), ema=ema, seq_range=length if isinstance(length, Range) else None, dtype=dtype)
 
     return Family(
         config={"architecture": "edifice", **config.to_dict()},
@@ -106,7 +108,7 @@ def _paper(model: PaperModel) -> Family:
         config={"architecture": architecture(config), **to_dict(config)},
         length=None,
         signature=signature,
-        graph=lambda signature, ema: paper_graph(model, signature, ema=ema),
+        graph=lambda signature, ema, dtype: paper_graph(model, signature, ema=ema, dtype=dtype),
         flops=lambda signature: counted_flops(model, signature),
         kinds=lambda signature, random: paper_kinds(config, signature, random),
         width=width,

@@ -7,7 +7,8 @@ Everything is computed in float64 and exact in real arithmetic. The rules, for E
    them does not depend on j drops out of the softmax: q'_i . n_j remains, with q' = (n Q + a) K^T / sqrt(H).
    (Not so for the l1 distance of Laplace attention, which keeps its keys.)
 3. Where only the last frame is wanted, the last block computes query, gate, output and feed-forward for that one row,
-   and projects the weighted sum of n instead of weighting the projected values. The softmax weights sum to 1; those of
+   and projects the weighted sum of n instead of weighting the projected values; so does every block of a stream, which
+   therefore has to remember n and nothing else of a frame. The softmax weights sum to 1; those of
    Laplace attention sum to s / (s + epsilon), by which the bias of the value projection is scaled.
 
 Layers with one input stay apart: the results of one joint layer would have to be copied apart again, and three smaller
@@ -103,8 +104,12 @@ class FoldedMega:
     """[hidden_size]."""
 
 
-def fold(model: edifice.Mega) -> FoldedMega:
+def fold(model: edifice.Mega, *, one_row: bool = False) -> FoldedMega:
     """The deployment form of a trained model, which stays as it is.
+
+    Args:
+        model: in eval mode.
+        one_row: whether every block computes one row, as in a stream; otherwise only a last block does, by rule 3.
 
     Raises:
         OptionError: `model` is in training mode, where dropout makes it another function.
@@ -123,7 +128,11 @@ def fold(model: edifice.Mega) -> FoldedMega:
         config=config,
         input_projection=as_linear(model.input_projection) if isinstance(model.input_projection, nn.Linear) else None,
         blocks=tuple(
-            _fold_block(cast(edifice.MegaBlock, block), config, last_row=config.output == "last" and index == final)
+            _fold_block(
+                cast(edifice.MegaBlock, block),
+                config,
+                last_row=one_row or (config.output == "last" and index == final),
+            )
             for index, block in enumerate(model.blocks)
         ),
         final_gamma=as_array(model.final_norm.weight),

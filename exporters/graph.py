@@ -30,11 +30,12 @@ class Graph:
     Args:
         name: of the graph.
         dtype: of every floating-point value in it.
+        opset: of its operators.
     """
 
-    def __init__(self, name: str, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+    def __init__(self, name: str, dtype: ir.DataType = ir.DataType.FLOAT, opset: int = OPSET) -> None:
         self.dtype = dtype
-        self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET})
+        self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": opset})
         self._builder = onnxscript.GraphBuilder(self._graph)
         self.op = self._builder.op
         self._mask: ir.Value | None = None
@@ -52,9 +53,9 @@ class Graph:
         """An input of the graph, of the graph's dtype unless another is given."""
         return self._builder.input(name, dtype=dtype or self.dtype, shape=list(shape))
 
-    def output(self, value: ir.Value, name: str, shape: Sequence[int | str]) -> None:
-        """Makes `value` an output of the graph."""
-        value.dtype, value.shape = self.dtype, ir.Shape(shape)
+    def output(self, value: ir.Value, name: str, shape: Sequence[int | str], dtype: ir.DataType | None = None) -> None:
+        """Makes `value` an output of the graph, of the graph's dtype unless another one is given."""
+        value.dtype, value.shape = dtype or self.dtype, ir.Shape(shape)
         self._builder.add_output(value, name)
 
     def constant(self, name: str, array: npt.NDArray[np.float64]) -> ir.Value:
@@ -67,6 +68,10 @@ class Graph:
         if (np.isinf(cast) & np.isfinite(array)).any():
             raise InputError(f"{name} of the folded model exceeds {self.dtype.name}: its weights are too large")
         return cast
+
+    def integers(self, name: str, array: npt.NDArray[np.int64]) -> ir.Value:
+        """A constant of whole numbers."""
+        return self._builder.initializer(ir.tensor(array.astype(np.int64)), name)
 
     def linear(self, x: ir.Value, layer: Linear, name: str) -> ir.Value:
         """x @ weight + bias: [rows, in] -> [rows, out]."""

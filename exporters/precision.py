@@ -8,7 +8,8 @@ for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT below name them):
    the residual stream (every Add is of a mask or of the stream, every Where makes a mask), what was no number before
    (Cast), and the moving average but for the linear layers around it, so that its sums accumulate in float32.
 3. The layer that reads an input of the model is an island too: nobody bounds the size of what comes in, whereas all
-   layers behind a normalisation read rows of norm sqrt(features).
+   layers behind a normalisation read rows of norm sqrt(features). So are the products with a stream's state, which
+   stays float32: they hold no weights.
 4. The results of a normalisation, a softmax and a Laplace attention are rounded once, as they are made, where a product
    reads them; the residual stream and the moving average are never rounded.
 5. What moves numbers or works on them one by one takes the precision of its inputs, float32 where they differ.
@@ -38,7 +39,19 @@ ISLANDS = frozenset({"LayerNormalization", "Softmax", LAPLACE, "Add", "Where", "
 ROUNDED_AT_ONCE = frozenset({"LayerNormalization", "Softmax", LAPLACE})
 PRODUCTS = frozenset({"Gemm", "MatMul"})
 MOVEMENT = frozenset(
-    {"Concat", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+    {
+        "Concat",
+        "Gather",
+        "Identity",
+        "Pad",
+        "Reshape",
+        "ScatterND",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
 LAYER_CONSTANTS = ("weight", "gamma", "weight_and_bias")
 MOVING_AVERAGE = "ema"
@@ -59,7 +72,14 @@ class Lowered:
     """What `lint` found and parity is left to judge."""
 
 
-def lower(model: ir.Model, precision: Precision, *, keep: Sequence[str] = (), half_io: bool = False) -> Lowered:
+def lower(
+    model: ir.Model,
+    precision: Precision,
+    *,
+    keep: Sequence[str] = (),
+    half_io: bool = False,
+    stream: bool = False,
+) -> Lowered:
     """The model in a lower precision; `model` itself stays as it is.
 
     Args:
@@ -67,6 +87,7 @@ def lower(model: ir.Model, precision: Precision, *, keep: Sequence[str] = (), ha
         precision: of the result.
         keep: further float32 islands: nodes by their `label`, or all nodes of a scope ("blocks.1", "blocks.1.ffn").
         half_io: whether inputs and outputs are float16 as well; for that precision only.
+        stream: whether it is of a stream, where int8 is for the weights alone.
 
     Raises:
         OptionError: nothing in the model is called so, or the options contradict the precision.
@@ -82,9 +103,9 @@ def lower(model: ir.Model, precision: Precision, *, keep: Sequence[str] = (), ha
     ShapeInferencePass()(model)  # in place: sizes and indices are told from numbers by their types
     islands = Islands(model.graph, keep)
     if precision == "int8":
-        from mega_deploy.exporters.quantise import quantise
+        from mega_deploy.exporters.quantise import quantise, quantise_in_blocks
 
-        lowered = quantise(model, islands.holds)
+        lowered = (quantise_in_blocks if stream else quantise)(model, islands.holds)
         return Lowered(model, _labels(node for node in islands.nodes if node not in lowered))
     writer = _Casts(model.graph, DTYPES[precision], islands)
     advice = writer.run(half_io)
@@ -219,6 +240,8 @@ class _Casts:
         if self._overflows:
             raise InputError("; ".join(self._overflows))
         for index, output in enumerate(self.graph.outputs):
+            if not _is_float(output):
+                continue
             self._give(index, output, self.dtype if half_io else FLOAT32)
         self._drop_what_nobody_reads()
         return tuple(self._advice)

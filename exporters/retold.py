@@ -8,12 +8,11 @@ import numpy as np
 import onnx
 from onnxscript import ir
 
-from mega_deploy.bundle import TRAINED, Bundle, Manifest
+from mega_deploy.bundle import TRAINED, Bundle
 from mega_deploy.checkpoints import load_checkpoint
-from mega_deploy.exporters.edifice import mega_graph
-from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.family import family_of
 from mega_deploy.exporters.precision import lower
-from mega_deploy.signature import Range
+from mega_deploy.signature import Signature
 
 # Of the largest number of a constant, by its type; those of no other type are rounded.
 LAST_PLACES: dict[int, float] = {
@@ -54,17 +53,17 @@ def retell(bundle: Bundle, kept: tuple[str, ...]) -> Retold:
         kept: float32 islands that were asked for at its export.
     """
     manifest = bundle.manifest
-    folded = fold(load_checkpoint(bundle.file(TRAINED)))
-    form = {"ema": manifest.ema["lowering"], "seq_range": _seq_range(manifest)}
-    exact = mega_graph(folded, **form, dtype=ir.DataType.DOUBLE)
-    half_io = manifest.signature.inputs[0].dtype == "float16"
-    lowered = lower(mega_graph(folded, **form).model, manifest.precision, keep=kept, half_io=half_io)
+    family, half_io = family_of(load_checkpoint(bundle.file(TRAINED))), _is_half(manifest.signature)
+    signature = manifest.signature.in_float32() if half_io else manifest.signature
+    exact, single = (
+        family.graph(signature, manifest.ema["lowering"], dtype) for dtype in (ir.DataType.DOUBLE, ir.DataType.FLOAT)
+    )
+    lowered = lower(single.model, manifest.precision, keep=kept, half_io=half_io)
     return Retold(ir.to_proto(exact.model), ir.to_proto(lowered.model), exact.block_outputs)
 
 
-def _seq_range(manifest: Manifest) -> Range | None:
-    length = manifest.signature.inputs[0].dims[1]
-    return length if isinstance(length, Range) else None
+def _is_half(signature: Signature) -> bool:
+    return any(spec.dtype == "float16" for spec in signature.inputs)
 
 
 def _same(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:

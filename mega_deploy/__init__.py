@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mega_deploy.exporters.tensorrt.engine import build
     from mega_deploy.exporters.tensorrt.options import EngineOptions
     from mega_deploy.parity import Report
-    from mega_deploy.runtime import EngineSession, OpenBundle, Session, SessionOptions, open_bundle
+    from mega_deploy.runtime import EngineSession, OpenBundle, Session, SessionOptions, StreamSession, open_bundle
     from mega_deploy.signature import Range
     from mega_deploy.validation import validate
 
@@ -50,7 +50,14 @@ _HOMES = {
     "mega_deploy.exporters.tensorrt.engine": ("build",),
     "mega_deploy.exporters.tensorrt.options": ("EngineOptions",),
     "mega_deploy.parity": ("Report",),
-    "mega_deploy.runtime": ("EngineSession", "OpenBundle", "Session", "SessionOptions", "open_bundle"),
+    "mega_deploy.runtime": (
+        "EngineSession",
+        "OpenBundle",
+        "Session",
+        "SessionOptions",
+        "StreamSession",
+        "open_bundle",
+    ),
     "mega_deploy.signature": ("Range",),
     "mega_deploy.validation": ("validate",),
 }
@@ -71,6 +78,7 @@ __all__ = [
     "Report",
     "Session",
     "SessionOptions",
+    "StreamSession",
     "bisect",
     "build",
     "export",

@@ -27,13 +27,17 @@ import fastjsonschema
 
 from mega_deploy.config import Precision
 from mega_deploy.errors import BundleError, InputError
-from mega_deploy.signature import Signature
+from mega_deploy.signature import Signature, StreamForm
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+STEP = "step.onnx"
+PREFILL = "prefill.onnx"
 PARITY = "parity.json"
 REFERENCE = "reference.npz"
+STREAM_PARITY = "stream_parity.json"
+STREAM_REFERENCE = "stream_reference.npz"
 TRAINED = "trained.safetensors"
 # A manifest is read before anything in the bundle is trusted.
 MAX_MANIFEST_BYTES = 16 << 20
@@ -46,6 +50,7 @@ class Manifest:
     config: Mapping[str, Any]
     source: Mapping[str, str]
     signature: Signature
+    """Of model.onnx, or of step.onnx in a bundle that is only a stream; with the state wherever there is a stream."""
     precision: Precision
     ema: Mapping[str, Any]
     flops: Mapping[str, int]
@@ -56,6 +61,7 @@ class Manifest:
     engines: tuple[Mapping[str, Any], ...] = ()
     float32_islands: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    stream: StreamForm | None = None
     format_version: int = field(default=FORMAT_VERSION)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +81,7 @@ class Manifest:
             "engines": [dict(engine) for engine in self.engines],
             "tools": dict(self.tools),
             "files": {name: dict(entry) for name, entry in self.files.items()},
+            **({"stream": self.stream.to_json()} if self.stream else {}),
         }
 
     @classmethod
@@ -92,12 +99,13 @@ class Manifest:
         try:
             _schema()(value)
             signature = Signature.from_json(value["signature"])
+            stream = StreamForm.from_json(value["stream"], signature.state) if "stream" in value else None
         except (fastjsonschema.JsonSchemaValueException, InputError) as error:
             raise BundleError(str(error)) from error
         entries = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
         for name in ("plugins", "engines", "float32_islands", "advice"):
             entries[name] = tuple(value.get(name, ()))
-        return cls(**{**entries, "signature": signature})
+        return cls(**{**entries, "signature": signature, "stream": stream})
 
 
 @functools.cache
@@ -233,7 +241,9 @@ def _is_ours(folder: Path) -> bool:
             value = json.loads(file.read(MAX_MANIFEST_BYTES))  # what is longer is no JSON any more, and not ours
     except (OSError, ValueError, RecursionError):  # ValueError: BundleError, too
         return False
-    return isinstance(value, dict) and "format_version" in value and MODEL in value.get("files", ())
+    return (
+        isinstance(value, dict) and "format_version" in value and not {MODEL, STEP}.isdisjoint(value.get("files", ()))
+    )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from mega_deploy import show
-from mega_deploy.config import Precision, SourceName
+from mega_deploy.config import Form, Precision, SourceName
 from mega_deploy.errors import InputError, MegaDeployError, QualityGateError
 
 app = typer.Typer(
@@ -84,6 +84,10 @@ def export(
     half_io: Annotated[
         bool, typer.Option("--half-io", help="With --precision float16: inputs and outputs in it, too.")
     ] = False,
+    form: Annotated[
+        Literal["window", "stream", "both"],
+        typer.Option(help="Whole windows, or one frame at a time with carried state (causal models)."),
+    ] = "window",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -106,6 +110,7 @@ def export(
             precision=precision,
             float32=float32 or (),
             half_io=half_io,
+            form=form,
             force=force,
             on_step=on_step,
         )
@@ -176,13 +181,17 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="Threads that share one call; default: one a physical core.")
     ] = None,
+    form: Annotated[
+        Form | None,
+        typer.Option(help="stream: feed [batch, steps, ...] step by step; default: window, where the bundle has it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a bundle on arrays in a file."""
     from mega_deploy.arrays import load_arrays, save_arrays
     from mega_deploy.runtime import OpenBundle
 
-    session = OpenBundle.open(bundle).session(backend, threads=threads)
+    session = OpenBundle.open(bundle).runner(form, backend, threads=threads)
     inputs = load_arrays(file)
     started = time.perf_counter()
     outputs = session.run_named(inputs)

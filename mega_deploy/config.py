@@ -12,6 +12,7 @@ from mega_deploy.errors import OptionError
 Output = Literal["last", "sequence"]
 Attention = Literal["softmax", "laplace"]
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
+Form = Literal["window", "stream"]
 SourceName = Literal["auto", "native", "edifice", "fairseq", "huggingface"]
 
 # A bound on every size, so that a hostile checkpoint cannot ask for more memory than a machine has.

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mega_deploy import bundle as files
 from mega_deploy.config import Attention, Output, Precision
@@ -41,6 +41,7 @@ def export(
     precision: Precision = "float32",
     float32: Sequence[str] = (),
     half_io: bool = False,
+    form: Literal["window", "stream", "both"] = "window",
     force: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> OpenBundle:
@@ -61,6 +62,8 @@ def export(
         precision: "float32", "float16", "bfloat16" or "int8"; written into the graph, with float32 islands.
         float32: further islands: layers, nodes or blocks by the names that the manifest and the report use.
         half_io: float16 inputs and outputs, for precision "float16"; otherwise they are float32.
+        form: whole windows, a stream of one frame at a time with carried state, or both. A stream's attention reaches
+            back `seq_len` frames.
         force: replace a bundle that is there already.
         on_step: called with the name of each step as it begins.
 
@@ -82,6 +85,12 @@ def export(
         seq_len = lengths.opt
     if precision not in get_args(Precision):
         raise OptionError(f"there is no precision {precision!r}; there are {', '.join(get_args(Precision))}")
+    if form not in ("window", "stream", "both"):
+        raise OptionError(f"there is no form {form!r}; there are window, stream, both")
+    if form != "window":
+        _check_stream_options(lengths, half_io=half_io)
+    if form == "stream" and ema != "auto":
+        raise OptionError("a stream carries the moving average as it is; --ema is for --form window or both")
     for module in PACKAGES:
         require(module, "export", "exporting")
     require("onnxruntime", "cpu", "verifying an export")
@@ -96,22 +105,32 @@ def export(
         model = _own_model(model, seq_len, {"attention": attention, "output": output, "config": config})
     from mega_deploy.exporters.assemble import Form, assemble
 
-    form = Form(
+    asked = Form(
         batch=batch,
         seq_len=lengths or seq_len,
         ema=ema,
         precision=precision,
         keep=tuple(float32),
         half_io=half_io,
+        forms=("window", "stream") if form == "both" else (form,),
     )
     with _workspace() as folder:
-        manifest = assemble(model, form, folder, on_step)
+        manifest = assemble(model, asked, folder, on_step)
         on_step("write the bundle")
         with files.writing(out, force=force) as staging:
             for name in manifest.files:
                 shutil.copyfile(folder / name, staging / name)
             files.write_json(staging / files.MANIFEST, manifest.to_json())
     return open_bundle(out)
+
+
+def _check_stream_options(lengths: Range | None, *, half_io: bool) -> None:
+    if lengths is not None:
+        raise OptionError(
+            "a stream has one window, how far its attention reaches back: give --seq-len, not --seq-range"
+        )
+    if half_io:
+        raise OptionError("float16 inputs and outputs (--half-io) are for --form window; a stream's are float32")
 
 
 def _own_model(model: Model, seq_len: int | None, for_checkpoints: Mapping[str, object]) -> Model:

@@ -89,6 +89,8 @@ def export_report(bundle: OpenBundle, seconds: float) -> dict[str, Any]:
         "source": manifest["source"],
         "inputs": manifest["signature"]["inputs"],
         "outputs": manifest["signature"]["outputs"],
+        "state": manifest["signature"].get("state", []),
+        "stream": manifest.get("stream"),
         "precision": manifest["precision"],
         "float32_islands": manifest["float32_islands"],
         "advice": manifest["advice"],

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mega_deploy.signature import TensorSpec
+from mega_deploy.signature import StateSpec, TensorSpec
 
 Report = dict[str, Any]
 Table = Callable[[Report], None]
@@ -36,10 +38,13 @@ def export_table(report: Report) -> None:
         {
             "source": f"{report['source']['format']}, SHA-256 {report['source']['sha256'][:12]}",
             **_tensors(report),
-            "work of a window": _work(report["flops"]),
-            "moving average": f"{ema['lowering']}, {ema['taps']} taps, {ema['bound']:.1e} of the kernel cut",
+            "work of a step" if ema["taps"] is None else "work of a window": _work(report["flops"]),
+            "moving average": ema["reason"]
+            if ema["taps"] is None
+            else f"{ema['lowering']}, {ema['taps']} taps, {ema['bound']:.1e} of the kernel cut",
             **_precision(report),
             "parity": _verdict(report["parity"]),
+            **_stream(report["stream"], report["state"]),
             "took": f"{report['seconds']:.1f} s",
         },
     )
@@ -102,6 +107,7 @@ def inspect_table(report: Report) -> None:
             **_tensors(report["signature"]),
             **_precision(report),
             "parity": _verdict(report["parity"]),
+            **_stream(report.get("stream"), report["signature"].get("state", [])),
             **_served(report),
             "engines": ", ".join(_engine_name(engine) for engine in report["engines"]) or "none",
             "made with": ", ".join(f"{name} {version}" for name, version in report["tools"].items()),
@@ -272,6 +278,16 @@ def _precision(report: Report) -> dict[str, object]:
             f"instead of {size['now'] / 1e6:.1f}"
         )
     return facts | ({"advice": "; ".join(report["advice"])} if report["advice"] else {})
+
+
+def _stream(stream: Report | None, state: list[Report]) -> dict[str, object]:
+    """Of a bundle that holds a stream."""
+    if stream is None:
+        return {}
+    specs = [StateSpec.from_json(spec) for spec in state]
+    size = sum(math.prod(spec.shape(1)) * np.dtype(spec.dtype).itemsize for spec in specs)
+    told = f"a window of {stream['window']} frames, {size / 1024:.0f} KB of state in {len(specs)} tensors"
+    return {"stream": told, "parity of the stream": _verdict(stream["parity"])}
 
 
 def _work(flops: Report) -> str:

@@ -159,11 +159,61 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class StateSpec:
+    """A tensor that a stream carries from one step to the next; its first axis is the batch."""
+
+    tensor: TensorSpec
+    """As the step takes it."""
+    output: str
+    """Name under which the step gives its new value, of the same dtype and dims."""
+    initial: float = 0
+    """What every element is before the first step."""
+
+    @property
+    def name(self) -> str:
+        """Of the input."""
+        return self.tensor.name
+
+    @property
+    def dtype(self) -> str:
+        """By numpy's name."""
+        return self.tensor.dtype
+
+    def shape(self, batch: int) -> tuple[int, ...]:
+        """For so many streams."""
+        return (batch, *(dim for dim in self.tensor.dims[1:] if isinstance(dim, int)))
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return {**self.tensor.to_json(), "output": self.output, "initial": self.initial}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StateSpec:
+        """From what `to_json` gave."""
+        tensor = TensorSpec.from_json(value)
+        if (
+            not tensor.dims
+            or not isinstance(tensor.dims[0], Range)
+            or any(isinstance(d, Range) for d in tensor.dims[1:])
+        ):
+            raise InputError(f'the state "{tensor.name}" must have a range for its batch, and fixed sizes behind it')
+        return cls(tensor, value["output"], value["initial"])
+
+
+@dataclass(frozen=True)
 class Signature:
-    """All inputs and outputs of a model."""
+    """All inputs and outputs of a model, and the state that it carries where it is a stream."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    state: tuple[StateSpec, ...] = ()
+
+    @property
+    def with_state(self) -> Signature:
+        """The state as inputs and outputs among the others: what the graph itself has."""
+        old = (spec.tensor for spec in self.state)
+        new = (replace(spec.tensor, name=spec.output) for spec in self.state)
+        return Signature((*self.inputs, *old), (*self.outputs, *new))
 
     def dim(self, *axes: str) -> Dim:
         """The size or the range of the first axis of an input that is called by one of these names."""
@@ -204,34 +254,80 @@ class Signature:
 
     def in_float16(self) -> Signature:
         """The same with float16 in the place of float32."""
+        return self._with("float32", "float16")
 
-        def lowered(spec: TensorSpec) -> TensorSpec:
-            return replace(spec, dtype="float16") if spec.dtype == "float32" else spec
+    def in_float32(self) -> Signature:
+        """The same with float32 in the place of float16."""
+        return self._with("float16", "float32")
 
-        return Signature(tuple(map(lowered, self.inputs)), tuple(map(lowered, self.outputs)))
+    def _with(self, old: str, new: str) -> Signature:
+        def changed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(replace(spec, dtype=new) if spec.dtype == old else spec for spec in specs)
+
+        return replace(self, inputs=changed(self.inputs), outputs=changed(self.outputs))
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
-        return {
+        sides = {
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
         }
+        return sides | ({"state": [spec.to_json() for spec in self.state]} if self.state else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Signature:
         """From what `to_json` gave."""
-        sides = [tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs")]
-        for specs in sides:
+        inputs, outputs = (tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs"))
+        found = cls(inputs, outputs, tuple(StateSpec.from_json(spec) for spec in value.get("state", ())))
+        for specs in (found.with_state.inputs, found.with_state.outputs):
             names = [spec.name for spec in specs]
             if twice := {name for name in names if names.count(name) > 1}:
                 raise InputError(f'two tensors are called "{min(twice)}"')
-        required = {axis for spec in sides[0] if spec.default is None for axis in spec.axes}
-        for spec in sides[0]:
+        required = {axis for spec in inputs if spec.default is None for axis in spec.axes}
+        for spec in inputs:
             if spec.default is not None and not (len(spec.axes) == len(spec.dims) and required >= set(spec.axes)):
                 raise InputError(
                     f'the input "{spec.name}" has a default, but nothing tells its size where it is left out'
                 )
-        return cls(*sides)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamForm:
+    """What a bundle says of its stream."""
+
+    step: Signature
+    """Of one step, with the state."""
+    prefill: Signature
+    """Of many frames in one call: the step's, with an axis of frames behind the batch of each input."""
+    window: int
+    """Frames that attention reaches back, the present one included."""
+    moving_average: str
+    """How far back that reaches."""
+    flops: int
+    """Of one step of one stream."""
+    parity: Mapping[str, Any]
+    """Summary of stream_parity.json."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it; the state stands in its `signature`."""
+        return {
+            "inputs": self.step.to_json()["inputs"],
+            "outputs": self.step.to_json()["outputs"],
+            "prefill": {"inputs": self.prefill.to_json()["inputs"]},
+            "window": self.window,
+            "moving_average": self.moving_average,
+            "flops": self.flops,
+            "parity": dict(self.parity),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], state: tuple[StateSpec, ...]) -> StreamForm:
+        """From what `to_json` gave, and the state."""
+        step = replace(Signature.from_json(value), state=state)
+        prefill = replace(step, inputs=tuple(map(TensorSpec.from_json, value["prefill"]["inputs"])))
+        names = ("window", "moving_average", "flops", "parity")
+        return cls(step=step, prefill=prefill, **{name: value[name] for name in names})
 
 
 def _sizes(specs: Iterable[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, int]:

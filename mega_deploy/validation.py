@@ -15,7 +15,9 @@ from mega_deploy.arrays import load_arrays
 from mega_deploy.errors import OptionError, require
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, open_bundle
+from mega_deploy.runtime.prefill import any_number_of_frames
 from mega_deploy.runtime.validate import compare, compare_blocks
+from mega_deploy.signature import Range
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
@@ -32,7 +34,7 @@ def validate(
     seed: int | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Report:
-    """Hold a backend on this machine against the trained model.
+    """Hold a backend on this machine against the trained model; of a bundle that is a stream too, both forms.
 
     Without `inputs`, `samples` and `seed` the cases recorded at export are run, for which no torch is needed; with any
     of them the trained model, whose weights the bundle holds, is run anew.
@@ -55,32 +57,70 @@ def validate(
     """
     if not isinstance(bundle, OpenBundle):
         bundle = open_bundle(bundle)
-    signature = bundle.manifest.signature
-    session = bundle.judged_session(backend, native_ops=native_ops)
-    if inputs is None and samples is None and seed is None:
-        reference = bundle.reference()
-    else:
-        on_step("run the trained model in float64")
-        reference = _fresh_reference(bundle, inputs, samples, seed)
-    report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
-    # Other backends show nothing of their blocks; mega_deploy.bisection asks them.
-    own = backend == "onnxruntime"
-    blocks = compare_blocks(bundle.file(files.MODEL), signature, reference) if own else ()
-    return dataclasses.replace(report, blocks=blocks)
+    fresh = inputs is not None or samples is not None or seed is not None
+    if fresh:
+        require("torch", "export", "validating on fresh inputs")
+        _check_choice(inputs, samples, seed)
+    reports = []
+    forms = bundle.forms if backend == "onnxruntime" else ("window",)  # engines and GPU providers are of windows
+    for form in forms:
+        if fresh:
+            on_step("run the trained model in float64")
+            reference = (_fresh_reference if form == "window" else _fresh_stream)(bundle, inputs, samples, seed)
+        else:
+            reference = bundle.reference(form)
+        if form == "stream" and backend != "onnxruntime":
+            raise OptionError(f"streams run on onnxruntime, not on {backend}")
+        session = bundle.judged_session(backend, native_ops=native_ops) if form == "window" else bundle.judged_stream()
+        report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
+        # Other backends show nothing of their blocks, nor does a stream; mega_deploy.bisection asks them.
+        if form == "window" and backend == "onnxruntime":
+            blocks = compare_blocks(bundle.file(files.MODEL), bundle.manifest.signature, reference)
+            report = dataclasses.replace(report, blocks=blocks)
+        reports.append(report)
+    return reports[0] if len(reports) == 1 else _together(*reports)
+
+
+def _together(window: Report, stream: Report) -> Report:
+    """One verdict on both forms of a bundle."""
+    named = (dataclasses.replace(case, name=f"stream: {case.name}") for case in stream.cases)
+    return dataclasses.replace(window, cases=(*window.cases, *named))
+
+
+def _check_choice(inputs: object, samples: int | None, seed: int | None) -> None:
+    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
+        if value is not None and (type(value) is not int or not least <= value <= MAX_SEED):
+            raise OptionError(f"{name} must be a whole number from {least} to {MAX_SEED}, got {value!r}")
+    if inputs is not None and (samples is not None or seed is not None):
+        raise OptionError("samples and seed are for random inputs; give them or inputs, not both")
+
+
+def _fresh_stream(
+    bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
+) -> Reference:
+    from mega_deploy.checkpoints import load_checkpoint
+    from mega_deploy.exporters.stream_reference import SAMPLES, record_stream, record_stream_for
+    from mega_deploy.models.edifice import Mega
+
+    form, precision = bundle.stream_form, bundle.manifest.precision
+    model = load_checkpoint(bundle.file(files.TRAINED))
+    assert isinstance(model, Mega)  # no other family has streams
+    if inputs is None:
+        batch = form.step.inputs[0].dims[0]
+        assert isinstance(batch, Range)
+        return record_stream(model, batch.max, samples=samples or SAMPLES, seed=seed or 0, precision=precision)
+    if isinstance(inputs, str | os.PathLike):
+        inputs = load_arrays(Path(inputs))
+    frames = any_number_of_frames(form.prefill).feeds(inputs)["frames"]
+    return record_stream_for(model, frames, precision=precision)
 
 
 def _fresh_reference(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
-    require("torch", "export", "validating on fresh inputs")
     from mega_deploy.checkpoints import load_checkpoint
     from mega_deploy.exporters.reference import SAMPLES, record, record_for
 
-    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
-        if value is not None and (type(value) is not int or not least <= value <= MAX_SEED):
-            raise OptionError(f"{name} must be a whole number from {least} to {MAX_SEED}, got {value!r}")
-    if inputs is not None and (samples is not None or seed is not None):
-        raise OptionError("samples and seed are for random windows; give them or inputs, not both")
     signature = bundle.manifest.signature
     model = load_checkpoint(bundle.file(files.TRAINED))
     recorded = bundle.reference()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from mega_deploy.bundle import MODEL, Bundle, add_engine, sha256_of
+from mega_deploy.bundle import MODEL, STEP, Bundle, add_engine, sha256_of
 from mega_deploy.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_plan
 from mega_deploy.errors import InputError, MissingComponentError, OptionError, require
 from mega_deploy.exporters.tensorrt import library, network, refitting, timing
@@ -20,6 +20,7 @@ from mega_deploy.plugins import listing
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION
 from mega_deploy.runtime import parsed
 from mega_deploy.runtime.library import load
+from mega_deploy.signature import Signature
 
 
 def build(
@@ -98,6 +99,17 @@ class _Job:
     listener: Listener
     on_step: OnStep
 
+    @property
+    def model(self) -> str:
+        """The file that is built: of a bundle that is only a stream its step, with the state as inputs and outputs."""
+        return MODEL if MODEL in self.bundle.manifest.files else STEP
+
+    @property
+    def signature(self) -> Signature:
+        """Of that file."""
+        manifest = self.bundle.manifest
+        return manifest.signature.with_state if self.model == STEP else replace(manifest.signature, state=())
+
     def run(self, configure: Callable[[Any, Any], None], plugin: Mapping[str, Any] | None) -> _Built:
         """Build from the bundle's graph.
 
@@ -106,7 +118,7 @@ class _Job:
             plugin: that serves LaplaceAttention, where there is one, as the manifest has it.
         """
         self.on_step("read the graph")
-        path, signature = self.bundle.file(MODEL), self.bundle.manifest.signature
+        path, signature = self.bundle.file(self.model), self.signature
         model, called = parsed.read(path, plugin=plugin is not None)
 
         def configured(config: Any, network: Any) -> None:
@@ -129,10 +141,10 @@ class _Job:
             compute_capabilities=capabilities,
             precision=manifest.precision,
             profiles=(built.compiled.shapes,),
-            inputs=manifest.signature.inputs,
-            outputs=manifest.signature.outputs,
+            inputs=self.signature.inputs,
+            outputs=self.signature.outputs,
             plugins=built.plugins,
-            source={"model": manifest.files[MODEL]["sha256"], "checkpoint": manifest.source["sha256"]},
+            source={"model": manifest.files[self.model]["sha256"], "checkpoint": manifest.source["sha256"]},
             options={
                 "strongly_typed": True,
                 "tf32": False,
@@ -192,8 +204,7 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
     plan, shapes, config = built.compiled.plan, built.compiled.shapes, built.compiled.config
     engine = job.engine(built, (gpu.compute_capability,), gpu.name)
     job.on_step("read the engine back")
-    signature = job.bundle.manifest.signature
-    network.check_engine(trt, plan, signature, shapes, job.listener, host_code=engine.host_code)
+    network.check_engine(trt, plan, job.signature, shapes, job.listener, host_code=engine.host_code)
     timing.write(place, bytes(config.get_timing_cache().serialize()))
     return engine, plan
 

@@ -4,5 +4,16 @@ from mega_deploy.runtime.emulation import judging_session
 from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.opened import OpenBundle, open_bundle
 from mega_deploy.runtime.session import Session, SessionOptions
+from mega_deploy.runtime.stepping import SteppedSession
+from mega_deploy.runtime.stream import StreamSession
 
-__all__ = ["EngineSession", "OpenBundle", "Session", "SessionOptions", "judging_session", "open_bundle"]
+__all__ = [
+    "EngineSession",
+    "OpenBundle",
+    "Session",
+    "SessionOptions",
+    "SteppedSession",
+    "StreamSession",
+    "judging_session",
+    "open_bundle",
+]

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from mega_deploy.bundle import MODEL, REFERENCE, Bundle
+from mega_deploy.bundle import MODEL, PREFILL, REFERENCE, STEP, STREAM_REFERENCE, Bundle
+from mega_deploy.config import Form
 from mega_deploy.engines import TARGETS
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.emulation import EmulatedSession
 from mega_deploy.runtime.engine import EngineSession
+from mega_deploy.runtime.prefill import Prefill
 from mega_deploy.runtime.providers import PROVIDERS, ProviderSession
 from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
+from mega_deploy.runtime.stepping import CONFIG, SteppedSession, judging_stream
+from mega_deploy.runtime.stream import StreamSession
+from mega_deploy.signature import StreamForm
 
 
 class OpenBundle(Bundle):
@@ -51,6 +56,11 @@ class OpenBundle(Bundle):
         """
         if backend not in BACKENDS:
             raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
+        if self.manifest.stream and MODEL not in self.manifest.files:
+            raise BundleError(
+                f"{self.path} holds only a stream: take bundle.stream() (`run --form stream`), or export with "
+                "--form both"
+            )
         options = SessionOptions(
             threads=threads,
             spinning=spinning,
@@ -67,6 +77,66 @@ class OpenBundle(Bundle):
         if lacking := self.lacking:
             raise MissingComponentError(lacking)
         return Session(self.file(MODEL), self.manifest.signature, options, self.plugins)
+
+    def stream(
+        self,
+        batch: int = 1,
+        *,
+        threads: int | None = None,
+        spinning: bool = True,
+        memory_arena: bool = True,
+        config: Mapping[str, str] | None = None,
+    ) -> StreamSession:
+        """Load the model as a stream on onnxruntime: one frame at a time, with carried state.
+
+        Args:
+            batch: streams that are served at once.
+            threads: as the rest: see SessionOptions.
+            spinning: whether idle threads spin.
+            memory_arena: whether memory is kept between calls.
+            config: further entries of onnxruntime's session configuration.
+
+        Raises:
+            OptionError: the batch is outside the bundle's range, or an option is impossible.
+            BundleError: the bundle holds no stream.
+            MissingComponentError: onnxruntime is not there, or has not the bundle's precision.
+        """
+        form = self.stream_form
+        if lacking := self.lacking:
+            raise MissingComponentError(lacking)
+        options = SessionOptions(
+            threads=threads, spinning=spinning, memory_arena=memory_arena, config={**CONFIG, **(config or {})}
+        )
+        model = Session(self.file(STEP), form.step.with_state, options)
+        prefill = Prefill(lambda: Session(self.file(PREFILL), form.prefill.with_state, options), form.prefill)
+        return StreamSession(model, form.step, batch, self.manifest.files[STEP]["sha256"], prefill)
+
+    def runner(
+        self, form: Form | None, backend: str = "onnxruntime", *, threads: int | None = None
+    ) -> Session | EngineSession | SteppedSession:
+        """What `run` runs: a session, or a stream that takes whole sequences; by default the first of `forms`."""
+        if (form or self.forms[0]) == "window":
+            return self.session(backend, threads=threads)
+        if backend != "onnxruntime":
+            raise OptionError(f"streams run on onnxruntime, not on {backend!r}")
+        return SteppedSession(self.stream(threads=threads))
+
+    @property
+    def stream_form(self) -> StreamForm:
+        """What the manifest says of the stream.
+
+        Raises:
+            BundleError: the bundle holds none.
+        """
+        if self.manifest.stream is None:
+            raise BundleError(f"{self.path} holds no stream; export the model with --form stream or both")
+        return self.manifest.stream
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """The forms of the model that it holds."""
+        window: tuple[Form, ...] = ("window",) if MODEL in self.manifest.files else ()
+        return (*window, "stream") if self.manifest.stream else window
 
     @property
     def plugins(self) -> tuple[str, ...]:
@@ -89,13 +159,17 @@ class OpenBundle(Bundle):
             return EmulatedSession(self.file(MODEL), self.manifest.signature)
         return self.session(backend, native_ops=native_ops or backend in TARGETS)
 
-    def reference(self) -> Reference:
-        """The parity reference that was recorded at export.
+    def judged_stream(self) -> SteppedSession:
+        """The stream whose numbers parity judges: an emulation where onnxruntime lacks the precision."""
+        return judging_stream(self.path, self.stream_form, self.manifest.precision)
+
+    def reference(self, form: Form = "window") -> Reference:
+        """The parity reference that was recorded at export for a form.
 
         Raises:
             BundleError: it is damaged, or is of another precision than the bundle.
         """
-        reference = Reference.load(self.file(REFERENCE))
+        reference = Reference.load(self.file(REFERENCE if form == "window" else STREAM_REFERENCE))
         if reference.precision != self.manifest.precision:
             raise BundleError(
                 f"{self.path} is in {self.manifest.precision}, but its parity reference is for {reference.precision}; "

@@ -128,6 +128,11 @@ class Session:
         return tuple(self._session.get_providers())
 
     @property
+    def inference(self) -> Any:
+        """onnxruntime's own session, to bind memory to."""
+        return self._session
+
+    @property
     def native_ops(self) -> tuple[str, ...]:
         """Operators of ours that a native kernel serves; the others run as their function bodies."""
         return self._native_ops

@@ -12,11 +12,12 @@ from mega_deploy.parity import CaseResult, Error, Reference, Report, measure
 from mega_deploy.runtime.emulation import emulated
 from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.session import Array, Session, SessionOptions
+from mega_deploy.runtime.stepping import SteppedSession
 from mega_deploy.signature import Signature, TensorSpec
 
 
 def compare(
-    session: Session | EngineSession,
+    session: Session | EngineSession | SteppedSession,
     reference: Reference,
     precision: Precision,
     on_case: Callable[[str], None] = lambda name: None,

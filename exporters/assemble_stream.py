@@ -1,0 +1,96 @@
+"""The files of a bundle that make its stream, and the report on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mega_deploy import bundle as files
+from mega_deploy.config import Precision
+from mega_deploy.errors import MegaDeployError, OptionError, QualityGateError
+from mega_deploy.exporters import onnx as onnx_file
+from mega_deploy.exporters.family import Model
+from mega_deploy.exporters.flops import graph_flops
+from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.precision import Lowered, lower
+from mega_deploy.exporters.prefill import prefill_graph
+from mega_deploy.exporters.stream import StreamGraph, step_graph
+from mega_deploy.exporters.stream_reference import record_stream
+from mega_deploy.models.edifice import Mega
+from mega_deploy.parity import Reference
+from mega_deploy.runtime.stepping import judging_stream
+from mega_deploy.runtime.validate import compare
+from mega_deploy.signature import Range, StreamForm
+
+MOVING_AVERAGE = "reaches back to the first frame of the stream; nothing is cut"
+
+
+def assemble_stream(
+    model: Model,
+    folder: Path,
+    *,
+    batch: Range,
+    precision: Precision,
+    keep: Sequence[str],
+    on_step: Callable[[str], None],
+) -> tuple[StreamForm, Lowered]:
+    """Write step.onnx, prefill.onnx and their parity into `folder`.
+
+    Args:
+        model: trained, in eval mode.
+        folder: of the bundle on its way.
+        batch: streams that are served at once; from one on in any case.
+        precision: of the weights.
+        keep: further float32 islands.
+        on_step: called with the name of each step as it begins.
+
+    Raises:
+        OptionError: the model is not causal, or of a family that has no stream yet.
+        QualityGateError: the stream is not equal to the trained model.
+    """
+    if not isinstance(model, Mega):
+        raise OptionError(
+            f"streams of {type(model).__name__} are not written yet, only Edifice's; export it with --form window"
+        )
+    on_step("write the graphs of the stream")
+    folded, streams = fold(model, one_row=True), Range(1, batch.opt, batch.max)
+    step, prefill = step_graph(folded, streams), prefill_graph(folded, streams)
+    _check_readers(step)
+    lowered = lower(step.model, precision, keep=keep, stream=True)
+    onnx_file.save(lowered.model, folder / files.STEP)
+    onnx_file.save(lower(prefill.model, precision, keep=keep, stream=True).model, folder / files.PREFILL)
+    on_step("run the trained model over a long stream in float64")
+    record_stream(model, batch.max, precision=precision).save(folder / files.STREAM_REFERENCE)
+    reference = Reference.load(folder / files.STREAM_REFERENCE)
+    on_step("compare the stream with it")
+    form = StreamForm(
+        step=step.signature,
+        prefill=prefill.signature,
+        window=model.config.length,
+        moving_average=MOVING_AVERAGE,
+        flops=graph_flops(folder / files.STEP, step.signature.with_state, precision),
+        parity={},
+    )
+    report = compare(judging_stream(folder, form, precision), reference, precision)
+    if not report.passed:
+        bad = report.worst
+        way_out = f"; keep blocks in float32 (--float32 blocks.0), or take a higher precision than {precision}"
+        way_out = "" if precision == "float32" else way_out
+        raise QualityGateError(
+            f'parity of the stream failed in case "{bad.name}": relative error {bad.error.relative_l2:.2g}, limit '
+            f"{bad.limit.relative_l2:.2g} ({bad.floor.relative_l2:.2g} is PyTorch's own); no bundle was "
+            f"written{way_out}"
+        )
+    parity = report.to_json()
+    files.write_json(folder / files.STREAM_PARITY, parity)
+    summary = {key: value for key, value in parity.items() if key not in ("cases", "blocks")}
+    return dataclasses.replace(form, parity=summary), lowered
+
+
+def _check_readers(step: StreamGraph) -> None:
+    """Raise unless each state has one reader, for only then may the new value take its place."""
+    inputs = {value.name: value for value in step.model.graph.inputs}
+    for spec in step.signature.state:
+        if len(list(inputs[spec.name].uses())) != 1:
+            raise MegaDeployError(f"the state {spec.name} has not one reader: its memory cannot be reused")

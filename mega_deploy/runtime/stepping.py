@@ -1,0 +1,72 @@
+"""Whole sequences through a stream, frame by frame: how `run` feeds one, and how parity judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mega_deploy.bundle import STEP
+from mega_deploy.config import Precision
+from mega_deploy.errors import InputError
+from mega_deploy.runtime.emulation import judging_session
+from mega_deploy.runtime.session import Session, SessionOptions
+from mega_deploy.runtime.stream import StreamSession
+from mega_deploy.signature import Signature, StreamForm
+
+Array = npt.NDArray[Any]
+# onnxruntime multiplies by weights in blocks as 8-bit integers only where it is told to: exporters.quantise.
+CONFIG = {"session.qdq_matmulnbits_accuracy_level": "4"}
+
+
+class SteppedSession:
+    """A stream as a session on whole sequences: [batch, steps, ...] -> every step's outputs, [batch, steps, ...].
+
+    Args:
+        stream: whose model is used; each call runs streams of its own.
+    """
+
+    def __init__(self, stream: StreamSession) -> None:
+        self._stream = stream
+        self.backend, self.providers, self.native_ops = stream.backend, stream.providers, stream.native_ops
+
+    @property
+    def signature(self) -> Signature:
+        """Of one step."""
+        return self._stream.signature
+
+    def run_named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """Every step's outputs by name.
+
+        Raises:
+            InputError: an input does not fit.
+        """
+        if not isinstance(inputs, Mapping):
+            inputs = {self.signature.inputs[0].name: inputs}
+        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        for spec in self.signature.inputs:
+            if spec.name in arrays and (arrays[spec.name].ndim <= len(spec.dims) or 0 in arrays[spec.name].shape):
+                raise InputError(
+                    f'input "{spec.name}" must be whole sequences, {spec} with an axis of steps behind the batch, and '
+                    f"not empty, got {list(arrays[spec.name].shape)}"
+                )
+        shapes = {array.shape[:2] for array in arrays.values()}
+        if len(shapes) > 1:
+            raise InputError(f"the inputs differ in batch or steps: {sorted(shapes)}")
+        batch, steps = next(iter(shapes), (1, 0))
+        stream = self._stream.another(batch)
+        results = [
+            stream.step_named({name: array[:, step] for name, array in arrays.items()}) for step in range(max(1, steps))
+        ]
+        return {name: np.stack([result[name] for result in results], axis=1) for name in results[0]}
+
+
+def judging_stream(folder: Path, form: StreamForm, precision: Precision) -> SteppedSession:
+    """What parity judges: the stream on onnxruntime, or an emulation where that lacks the precision."""
+    if precision == "bfloat16":
+        return SteppedSession(StreamSession(judging_session(folder / STEP, form.step.with_state, precision), form.step))
+    model = Session(folder / STEP, form.step.with_state, SessionOptions(config=CONFIG))
+    return SteppedSession(StreamSession(model, form.step))
