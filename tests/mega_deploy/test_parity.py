@@ -64,7 +64,7 @@ def spoilt(value, path, change):
 PATHS = [
     ("final_gamma",),
     ("blocks", 0, "ema", "proj", "weight"),
-    ("blocks", 0, "ema", "ema", "decay"),
+    ("blocks", 0, "ema", "ema", "past", "decay"),
     ("blocks", 1, "ema", "out", "bias"),
     ("blocks", 0, "attention", "joint", "weight"),
     ("blocks", 1, "attention", "joint", "bias"),
