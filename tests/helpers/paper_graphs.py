@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from onnx import inliner
 from onnx.reference import ReferenceEvaluator
 from onnxscript import ir
 
@@ -35,7 +36,9 @@ def in_float64(model, length, feeds, ema="auto"):
     graph = paper_graph(model, signature, ema=ema, dtype=ir.DataType.DOUBLE, cut=0)
     given = {name: x.astype(np.float64) if x.dtype.kind == "f" else x for name, x in feeds.items()}
     names = [spec.name for spec in signature.outputs]
-    return dict(zip(names, ReferenceEvaluator(ir.to_proto(graph.model)).run(names, given), strict=True))
+    # Inlined, for the evaluator takes one overload of a function for another's.
+    proto = inliner.inline_local_functions(ir.to_proto(graph.model))
+    return dict(zip(names, ReferenceEvaluator(proto).run(names, given), strict=True))
 
 
 @torch.no_grad()

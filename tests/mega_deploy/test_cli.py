@@ -375,7 +375,7 @@ def test_an_engine_for_other_gpus_and_no_engine_are_usage_errors(built, pristine
 def test_a_range_of_lengths_is_served_verified_and_kept(checkpoint, frames, tmp_path):
     report = answer("export", checkpoint, "-o", tmp_path / "x.mega", "--seq-range", "2:8:40", "--ema", "blocked")
     assert report["inputs"][0]["dims"] == [{"min": 1, "opt": 1, "max": 64}, {"min": 2, "opt": 8, "max": 40}, 6]
-    assert report["ema"]["lowering"] == "blocked" and report["ema"]["blocks"][0]["block"] == 32
+    assert report["ema"]["lowering"] == "blocked" and report["ema"]["blocks"][0]["block"] == 40
     verdict = answer("validate", tmp_path / "x.mega")
     lengths = {case["name"].split(",")[1] for case in verdict["cases"] if "length" in case["name"]}
     assert verdict["passed"] and lengths == {" length 2", " length 25", " length 40"}
