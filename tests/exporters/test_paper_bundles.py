@@ -148,7 +148,7 @@ def test_an_encoder_of_chunks_serves_long_sequences(tmp_path):
     torch.manual_seed(0)
     options = {"embed_dim": 8, "z_dim": 4, "hidden_dim": 8, "ffn_dim": 8, "ema_dim": 4, "num_layers": 1}
     config = MegaConfig(**options, chunk_size=64, bidirectional=True)
-    bundle = md.export(MegaEncoder(config).eval(), tmp_path / "x.mega", seq_len=2048)
+    bundle = md.export(MegaEncoder(config).eval(), tmp_path / "x.mega", seq_len=2048, ema="blocked")
     assert bundle.manifest.ema["lowering"] == "blocked" and bundle.manifest.parity["passed"]
     with pytest.raises(OptionError, match="64"):
         md.export(MegaEncoder(config).eval(), tmp_path / "y.mega", seq_len=100)

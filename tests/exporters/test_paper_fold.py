@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from onnxscript import ir
 from paper_graphs import in_float64, trained
 from strategies import relative_l2
 
@@ -197,7 +198,7 @@ def test_a_model_in_training_mode_and_one_that_diverged_are_refused():
     signature = family.signature(Range(1, 1, 4), 8)
     model.encoder.layers[0].attention.train()
     with pytest.raises(OptionError, match=r"eval\(\)"):
-        family.graph(signature, "auto")
+        family.graph(signature, "auto", ir.DataType.FLOAT)
     model.eval().encoder.layers[0].ffn.fc1.bias.data[2] = float("nan")
     with pytest.raises(InputError, match=r"encoder\.layers\.0\.ffn\.fc1\.bias"):
-        family.graph(signature, "auto")
+        family.graph(signature, "auto", ir.DataType.FLOAT)

@@ -24,7 +24,7 @@ def served(model, length, feeds, ema="auto"):
     signature = family.signature(BATCH, length)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        onnx_file.save(family.graph(signature, ema).model, path)
+        onnx_file.save(family.graph(signature, ema, ir.DataType.FLOAT).model, path)
         session = onnxruntime.InferenceSession(path)
     names = [spec.name for spec in signature.outputs]
     return dict(zip(names, session.run(names, signature.feeds(feeds)), strict=True))
