@@ -7,7 +7,14 @@ import torch
 from benching import FAST, bench
 
 import mega_deploy as md
+from mega_deploy.models import edifice
 from mega_deploy.models.edifice import Mega
+
+
+@pytest.fixture(autouse=True)
+def own_attention(monkeypatch):
+    """Peers write another form of Laplace attention into the models: for this process no longer than a test."""
+    monkeypatch.setattr(edifice, "laplace_attention", edifice.laplace_attention)
 
 
 @pytest.fixture(scope="session")
