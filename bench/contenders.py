@@ -17,7 +17,7 @@ from mega_deploy.bench.latency import sample
 from mega_deploy.engines import TARGETS
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.runtime import OpenBundle
-from mega_deploy.signature import Range, TensorSpec
+from mega_deploy.signature import SEQUENCE_AXES, Range, TensorSpec
 
 if TYPE_CHECKING:
     from mega_deploy.parity import Reference
@@ -140,7 +140,7 @@ def _recorded(reference: Reference, inputs: Sequence[TensorSpec], batch: int, se
 
 
 def _length(spec: TensorSpec, shape: Sequence[int]) -> int | None:
-    return shape[spec.axes.index("seq_len")] if "seq_len" in spec.axes else None
+    return next((size for axis, size in zip(spec.axes, shape, strict=True) if axis in SEQUENCE_AXES), None)
 
 
 def load_case(folder: Path) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -157,8 +157,9 @@ def load_case(folder: Path) -> tuple[dict[str, Array], dict[str, Array]]:
 def lengths(bundle: OpenBundle) -> Range | int | None:
     """The lengths that a bundle takes; None where its inputs have no axis of that name."""
     for spec in bundle.manifest.signature.inputs:
-        if "seq_len" in spec.axes:
-            return spec.dims[spec.axes.index("seq_len")]
+        for axis, dim in zip(spec.axes, spec.dims, strict=True):
+            if axis in SEQUENCE_AXES:
+                return dim
     return None
 
 
@@ -169,11 +170,11 @@ def check_fits(bundle: OpenBundle, batch: int, seq_len: int) -> None:
         InputError: the message names the bundle, its range and the option of `export` that widens it.
     """
     for spec in bundle.manifest.signature.inputs:
-        for axis, wanted in (("batch", batch), ("seq_len", seq_len)):
+        for axis, wanted in (("batch", batch), *((axis, seq_len) for axis in SEQUENCE_AXES)):
             dim = spec.dims[spec.axes.index(axis)] if axis in spec.axes else wanted
             low, high = (dim.min, dim.max) if isinstance(dim, Range) else (dim, dim)
             if not low <= wanted <= high:
-                option = {"batch": "--batch-range", "seq_len": "--seq-range"}[axis]
+                option = "--batch-range" if axis == "batch" else "--seq-range"
                 raise InputError(
                     f"{axis} {wanted} is outside what {bundle.path} takes, {low}..{high}; export it with {option}"
                 )

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.bench.contenders import Contender, Task
+from mega_deploy.bench.contenders import Contender, Outputs, Task
 from mega_deploy.bench.latency import sample, warm_up
 from mega_deploy.bundle import TRAINED
+from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import OptionError, require
 from mega_deploy.machine import look
 from mega_deploy.plugins.laplace import EPSILON
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = npt.NDArray[Any]
+Tensors = dict[str, "Tensor"]
 ON_CPU = ("torch-eager", "torch-compile", "torch-aotinductor", "onnxruntime-naive", "openvino-naive")
 ON_GPU = ("torch-eager", "torch-compile", "torch-tensorrt", "tensorrt-naive")
 MODULES = {"openvino-naive": "openvino", "torch-tensorrt": "torch_tensorrt", "tensorrt-naive": "tensorrt"}
@@ -84,17 +86,16 @@ def _torch(task: Task, feeds: Mapping[str, Array]) -> Contender:
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = _load(OpenBundle.open(task.bundle)).to(device)
-    frames = torch.from_numpy(feeds["frames"])
-    laplace = model.config.laplace_attention
+    inputs = _tensors(feeds)
     forms: dict[str, Any] = {"": None}
-    if laplace:
+    if isinstance(model.config, EdificeConfig) and model.config.laplace_attention:
         from mega_deploy.plugins.laplace.torch_op import naive_laplace_attention
 
         # Not our own operator: torch.compile does not look into it, and would lose what it can do with these.
         forms = {", Laplace attention as a broadcast": naive_laplace_attention, ", as torch.cdist": _cdist_laplace}
     first, *other_ways = _ways(task.contender, device)
-    tried = [_try(model, frames, device, form, first) for form in forms.items()]
-    tried += [_try(model, frames, device, min(tried).form, way) for way in other_ways]
+    tried = [_try(model, inputs, device, form, first) for form in forms.items()]
+    tried += [_try(model, inputs, device, min(tried).form, way) for way in other_ways]
     best = min(tried)
     others = f"; fastest of {len(tried)} ways" if len(tried) > 1 else ""
     return Contender(best.call, f"{best.named}, inference mode, float32{others}", facts=_gpu(device))
@@ -107,11 +108,13 @@ class _Tried:
     seconds: float
     named: str
     form: tuple[str, Any] = field(compare=False)
-    call: Callable[[], tuple[Array]] = field(compare=False)
+    call: Callable[[], Outputs] = field(compare=False)
 
 
-def _try(model: Any, frames: Any, device: str, form: tuple[str, Any], way: tuple[str, dict[str, Any] | None]) -> _Tried:
-    call = _torch_call(model, frames, device, form[1], way[1])
+def _try(
+    model: Any, inputs: Tensors, device: str, form: tuple[str, Any], way: tuple[str, dict[str, Any] | None]
+) -> _Tried:
+    call = _torch_call(model, inputs, device, form[1], way[1])
     call()
     warm_up(call, limit=WARM_UP)
     return _Tried(min(sample(call, TRIALS)), way[0] + form[0], form, call)
@@ -128,19 +131,32 @@ def _ways(contender: str, device: str) -> list[tuple[str, dict[str, Any] | None]
 
 
 def _torch_call(
-    model: Any, frames: Any, device: str, form: Any, options: dict[str, Any] | None
-) -> Callable[[], tuple[Array]]:
+    model: Any, inputs: Tensors, device: str, form: Any, options: dict[str, Any] | None
+) -> Callable[[], Outputs]:
     import torch
 
     run = model if options is None else torch.compile(model, **options)
 
-    def call() -> tuple[Array]:
+    def call() -> Outputs:
         if form is not None:
             _write_laplace_as(form)  # every time: another way may have been tried since, and torch.compile looks at it
         with torch.inference_mode():
-            return (run(frames.to(device)).cpu().numpy(),)
+            return _arrays(run(**{name: tensor.to(device) for name, tensor in inputs.items()}))
 
     return call
+
+
+def _tensors(feeds: Mapping[str, Array]) -> Tensors:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in feeds.items()}
+
+
+def _arrays(result: Any) -> Outputs:
+    """What a trained model gives: one tensor, or several by name."""
+    if isinstance(result, Mapping):
+        return {name: tensor.cpu().numpy() for name, tensor in result.items()}
+    return (result.cpu().numpy(),)
 
 
 def _write_laplace_as(form: Any) -> None:
@@ -162,10 +178,10 @@ def _compile_ahead(task: Task) -> None:
 
     from mega_deploy.bench.contenders import load_case
 
-    model, frames = _exportable(task), torch.from_numpy(load_case(task.place)[0]["frames"])
+    model, inputs = _exportable(task), _tensors(load_case(task.place)[0])
     torch.set_num_threads(task.threads)
     with torch.inference_mode():
-        program = torch.export.export(model, (frames,))
+        program = torch.export.export(model, (), inputs)
         torch._inductor.aoti_compile_and_package(
             program, package_path=os.fspath(task.place / PACKAGE), inductor_configs={"freezing": True}
         )
@@ -175,11 +191,11 @@ def _ahead(task: Task, feeds: Mapping[str, Array]) -> Contender:
     torch = require("torch", "export", task.contender)
     torch.set_num_threads(task.threads)
     run = torch._inductor.aoti_load_package(os.fspath(task.place / PACKAGE))
-    frames = torch.from_numpy(feeds["frames"])
+    inputs = _tensors(feeds)
 
-    def call() -> tuple[Array]:
+    def call() -> Outputs:
         with torch.inference_mode():
-            return (run(frames).numpy(),)
+            return _arrays(run(**inputs))
 
     return Contender(call, "torch.export and aoti_compile_and_package for this very batch, freezing, float32")
 
@@ -198,9 +214,9 @@ def _plain_export(task: Task) -> None:
 
     from mega_deploy.bench.contenders import load_case
 
-    model, frames = _exportable(task), torch.from_numpy(load_case(task.place)[0]["frames"])
+    model, inputs = _exportable(task), _tensors(load_case(task.place)[0])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    program = torch.onnx.export(model, (frames,), input_names=["frames"], dynamo=True, verbose=False)
+    program = torch.onnx.export(model, (), kwargs=inputs, input_names=list(inputs), dynamo=True, verbose=False)
     assert program is not None
     partial = task.place / f"partial-{EXPORT}"
     program.save(os.fspath(partial), external_data=False)
@@ -227,9 +243,9 @@ def _openvino(task: Task, feeds: Mapping[str, Array]) -> Contender:
     config = {"INFERENCE_NUM_THREADS": task.threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     model = core.read_model(os.fspath(task.place / EXPORT))
     request = core.compile_model(model, "CPU", config).create_infer_request()
-    inputs = [feeds["frames"]]
+    inputs = dict(feeds)
     return Contender(
-        lambda: (np.asarray(request.infer(inputs)[0]),),
+        lambda: [np.asarray(value) for value in request.infer(inputs).values()],
         "torch.onnx.export for this very batch, latency hint, float32",
     )
 
@@ -239,14 +255,14 @@ def _torch_tensorrt(task: Task, feeds: Mapping[str, Array]) -> Contender:
     import torch_tensorrt
 
     model = _exportable(task).cuda()
-    frames = torch.from_numpy(feeds["frames"])
+    inputs = {name: tensor.cuda() for name, tensor in _tensors(feeds).items()}
     compiled = torch_tensorrt.compile(
-        model, ir="dynamo", inputs=[frames.cuda()], enabled_precisions={torch.float32}, disable_tf32=True
+        model, ir="dynamo", kwarg_inputs=inputs, enabled_precisions={torch.float32}, disable_tf32=True
     )
 
-    def call() -> tuple[Array]:
+    def call() -> Outputs:
         with torch.inference_mode():
-            return (compiled(frames.cuda()).cpu().numpy(),)
+            return _arrays(compiled(**{name: tensor.cuda() for name, tensor in inputs.items()}))
 
     return Contender(call, "torch_tensorrt.compile for this very batch, float32 without TF32", facts=_gpu("cuda"))
 
