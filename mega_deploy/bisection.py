@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mega_deploy.bundle import MODEL
 from mega_deploy.config import Precision
 from mega_deploy.engines import TARGETS
-from mega_deploy.errors import BundleError, require
+from mega_deploy.errors import BundleError, OptionError, require
 from mega_deploy.parity import LIMIT_FACTOR, UNIT_ROUNDOFF, Error, Reference, measure
 from mega_deploy.runtime import OpenBundle, Session, SessionOptions, open_bundle
 from mega_deploy.runtime.emulation import emulated
@@ -164,6 +164,7 @@ def bisect(
         on_step: called with the name of each step as it begins.
 
     Raises:
+        OptionError: the model is not Edifice's: what rounding costs within another one's graph is not known yet.
         BundleError: the graph is of another version of mega-deploy, whose values have other names.
         MissingComponentError: the backend, its GPU, or torch and onnx are not here.
     """
@@ -175,6 +176,10 @@ def bisect(
     from mega_deploy.exporters.tracing import Trace, excerpt, roundoffs, typed
 
     opened = bundle if isinstance(bundle, OpenBundle) else open_bundle(bundle)
+    if (family := opened.manifest.config["architecture"]) != "edifice":
+        raise OptionError(
+            f"{opened.path} is of the family {family!r}, and bisection knows Edifice's alone; validate it without --bisect"
+        )
     on_step("compare the outputs")
     session = opened.judged_session(backend, native_ops=native_ops)
     reference = opened.reference()

@@ -13,10 +13,11 @@ import tensorrt_rtx
 import torch
 
 import mega_deploy as md
-from mega_deploy.errors import BundleError, MissingComponentError
+from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.exporters.tensorrt import parts
 from mega_deploy.machine import Gpu, Machine
 from mega_deploy.models.edifice import Mega
+from mega_deploy.models.paper import MegaConfig, MegaEncoder
 from mega_deploy.runtime import Session
 
 SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 8}
@@ -197,3 +198,10 @@ def test_the_parts_of_an_engine_are_built_with_their_values_as_outputs(made, tmp
     found = md.bisect(path, backend="tensorrt-rtx")
     assert (found.block, found.spoilt) == ("blocks.1", (name,)) and len(engines) == 3
     assert "ffn" in found.node.node
+
+
+def test_the_paper_s_models_are_refused(tmp_path):
+    config = MegaConfig(embed_dim=8, z_dim=4, hidden_dim=8, ffn_dim=8, ema_dim=2, num_layers=1)
+    bundle = md.export(MegaEncoder(config).eval(), tmp_path / "x.mega", seq_len=6)
+    with pytest.raises(OptionError, match="without --bisect"):
+        md.bisect(bundle)
