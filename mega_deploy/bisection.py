@@ -178,7 +178,8 @@ def bisect(
     opened = bundle if isinstance(bundle, OpenBundle) else open_bundle(bundle)
     if (family := opened.manifest.config["architecture"]) != "edifice":
         raise OptionError(
-            f"{opened.path} is of the family {family!r}, and bisection knows Edifice's alone; validate it without --bisect"
+            f"{opened.path} is of the family {family!r}, and bisection knows Edifice's alone; validate it without "
+            "--bisect"
         )
     on_step("compare the outputs")
     session = opened.judged_session(backend, native_ops=native_ops)
