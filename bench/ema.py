@@ -24,11 +24,11 @@ from rich.table import Table
 
 from mega_deploy.bench.latency import Latency, sample, warm_up
 from mega_deploy.errors import MegaDeployError, OptionError
-from mega_deploy.exporters.blocks import Blocked, lower_to_blocks
-from mega_deploy.exporters.ema import DecaySum, MovingAverage, lower_to_kernel
+from mega_deploy.exporters.ema.blocks import Blocked, lower_to_blocks
+from mega_deploy.exporters.ema.kernel import DecaySum, MovingAverage, lower_to_kernel
+from mega_deploy.exporters.ema.lowering import best_block
+from mega_deploy.exporters.ema.nodes import convolution, in_blocks, moving_average
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.lowering import best_block
-from mega_deploy.exporters.moving_average import convolution, in_blocks, moving_average
 
 Array = npt.NDArray[Any]
 Call = Callable[[], Array]

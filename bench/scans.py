@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mega_deploy.engines import TARGETS
-from mega_deploy.exporters.blocks import lower_to_blocks
-from mega_deploy.exporters.ema import DecaySum, MovingAverage, lower_to_kernel
+from mega_deploy.exporters.ema.blocks import lower_to_blocks
+from mega_deploy.exporters.ema.kernel import DecaySum, MovingAverage, lower_to_kernel
+from mega_deploy.exporters.ema.lowering import Lowered, best_block
+from mega_deploy.exporters.ema.nodes import moving_average
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.lowering import Lowered, best_block
-from mega_deploy.exporters.moving_average import moving_average
 from mega_deploy.exporters.tensorrt.compiling import compile_graph
 from mega_deploy.exporters.tensorrt.library import Listener, capabilities
 from mega_deploy.runtime.library import load

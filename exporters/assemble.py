@@ -19,11 +19,11 @@ from mega_deploy.config import Precision
 from mega_deploy.errors import OptionError, QualityGateError
 from mega_deploy.exporters import PACKAGES
 from mega_deploy.exporters import onnx as onnx_file
-from mega_deploy.exporters.assemble_stream import assemble_stream
 from mega_deploy.exporters.family import Family, Model, family_of
 from mega_deploy.exporters.flops import graph_flops
 from mega_deploy.exporters.precision import lower
 from mega_deploy.exporters.reference import record
+from mega_deploy.exporters.streams.assemble import assemble_stream
 from mega_deploy.exporters.weighing import weigh_worst_block
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import judging_session
@@ -39,7 +39,7 @@ class Form:
     seq_len: Dim | None
     """Of every sequence; None for the model's own."""
     ema: str
-    """How the moving average is lowered: see exporters.ema.choose."""
+    """How the moving average is lowered: see exporters.ema.lowering.choose."""
     precision: Precision
     keep: tuple[str, ...]
     """Further float32 islands: see exporters.precision.lower."""

@@ -8,11 +8,11 @@ import numpy as np
 from onnxscript import ir
 
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters.ema import FLOAT32_HALF_ULP
+from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP
+from mega_deploy.exporters.ema.lowering import Lowered, Lowering, choose
+from mega_deploy.exporters.ema.nodes import moving_average
 from mega_deploy.exporters.fold import FoldedAttention, FoldedBlock, FoldedFFN, FoldedMega
 from mega_deploy.exporters.graph import OPSET, Graph, Length
-from mega_deploy.exporters.lowering import Lowered, Lowering, choose
-from mega_deploy.exporters.moving_average import moving_average
 from mega_deploy.plugins.laplace.function import l1_function
 from mega_deploy.signature import Range
 
@@ -44,10 +44,10 @@ def mega_graph(
 
     Args:
         folded: the deployment form.
-        ema: how the moving average is lowered (exporters.lowering.choose).
+        ema: how the moving average is lowered (exporters.ema.lowering.choose).
         seq_range: lengths that the graph serves, instead of the one.
         dtype: of the inputs, the constants and the arithmetic.
-        cut: share of a kernel's L1 norm that may be cut off its tail (exporters.ema.lower_to_kernel).
+        cut: share of a kernel's L1 norm that may be cut off its tail (exporters.ema.kernel.lower_to_kernel).
 
     Raises:
         OptionError: the window is too long, or there is no such lowering.

@@ -40,7 +40,7 @@ class Family:
     signature: Callable[[Range, Dim], Signature]
     """For batches and lengths; OptionError where the model cannot take them."""
     graph: Callable[[Signature, str, ir.DataType], MegaGraph]
-    """The deployed model for a signature, a lowering of the moving average (see exporters.lowering.choose), and the
+    """The deployed model for a signature, a lowering of the moving average (see exporters.ema.lowering.choose), and the
     type of its constants and arithmetic."""
     flops: Callable[[Signature], int]
     """Work of the trained form for one row of the usual length."""

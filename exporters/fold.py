@@ -29,7 +29,7 @@ from torch import nn
 
 from mega_deploy.config import EdificeConfig
 from mega_deploy.errors import InputError, OptionError
-from mega_deploy.exporters.ema import DecaySum, MovingAverage
+from mega_deploy.exporters.ema.kernel import DecaySum, MovingAverage
 from mega_deploy.models import edifice
 
 Array = npt.NDArray[np.float64]

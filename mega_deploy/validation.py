@@ -99,7 +99,7 @@ def _fresh_stream(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
     from mega_deploy.checkpoints import load_checkpoint
-    from mega_deploy.exporters.stream_reference import SAMPLES, record_stream, record_stream_for
+    from mega_deploy.exporters.streams.reference import SAMPLES, record_stream, record_stream_for
     from mega_deploy.models.edifice import Mega
 
     form, precision = bundle.stream_form, bundle.manifest.precision

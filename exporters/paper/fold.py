@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters.ema import DecaySum, MovingAverage
+from mega_deploy.exporters.ema.kernel import DecaySum, MovingAverage
 from mega_deploy.exporters.fold import Array, Linear, as_array, as_linear, join
 from mega_deploy.models.paper.attention import GatedAttention, GatedCrossAttention
 from mega_deploy.models.paper.ema import MultiHeadEMA

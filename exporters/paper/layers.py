@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from onnxscript import ir
 
-from mega_deploy.exporters.ema import Kernel
+from mega_deploy.exporters.ema.kernel import Kernel
+from mega_deploy.exporters.ema.lowering import Lowered
+from mega_deploy.exporters.ema.nodes import moving_average
 from mega_deploy.exporters.fold import Array, Linear
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.lowering import Lowered
-from mega_deploy.exporters.moving_average import moving_average
 from mega_deploy.exporters.paper.attention import Attention
 from mega_deploy.exporters.paper.elements import activation, normalise
 from mega_deploy.exporters.paper.fold import (

@@ -13,10 +13,10 @@ from torch import nn
 
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.exporters.edifice import LONGEST, MegaGraph
-from mega_deploy.exporters.ema import FLOAT32_HALF_ULP
+from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP
+from mega_deploy.exporters.ema.lowering import choose
 from mega_deploy.exporters.fold import Linear, as_array, as_linear
 from mega_deploy.exporters.graph import Graph, Length
-from mega_deploy.exporters.lowering import choose
 from mega_deploy.exporters.paper.elements import activation
 from mega_deploy.exporters.paper.embedding import TokenEmbedding, padded, tied_table, values
 from mega_deploy.exporters.paper.fold import fold_stack
@@ -54,9 +54,9 @@ def paper_graph(
     Args:
         model: trained, in eval mode; it stays as it is.
         signature: of its bundle.
-        ema: how the moving averages are lowered (exporters.lowering.choose).
+        ema: how the moving averages are lowered (exporters.ema.lowering.choose).
         dtype: of real inputs, constants and arithmetic.
-        cut: share of a kernel's L1 norm that may be cut off its tail (exporters.ema.lower_to_kernel).
+        cut: share of a kernel's L1 norm that may be cut off its tail (exporters.ema.kernel.lower_to_kernel).
 
     Raises:
         OptionError: the model is in training mode, a sequence is too long, or there is no such lowering.

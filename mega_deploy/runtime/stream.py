@@ -2,7 +2,7 @@
 
 What is carried stands in the signature alone: this module knows no model. Every state has a buffer of its own, bound
 once as the step's input and as its output, so that nothing is copied in or out: the graph writes into what it read
-(exporters.stream tells why it may).
+(exporters.streams.step tells why it may).
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from onnxscript import ir
 
 from mega_deploy.exporters import onnx as onnx_file
-from mega_deploy.exporters.blocks import lower_to_blocks
-from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, DecaySum, MovingAverage
+from mega_deploy.exporters.ema.blocks import lower_to_blocks
+from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP, DecaySum, MovingAverage
+from mega_deploy.exporters.ema.lowering import best_block
 from mega_deploy.exporters.flops import graph_flops
-from mega_deploy.exporters.lowering import best_block
 from mega_deploy.signature import Signature, TensorSpec
 
 

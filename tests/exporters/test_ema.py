@@ -7,8 +7,8 @@ from averages import averages, decay_sums, recurrence
 from hypothesis import given, settings
 
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, DecaySum, Kernel, MovingAverage, lower_to_kernel
-from mega_deploy.exporters.lowering import best_block, blocks_cost, choose, kernel_cost
+from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP, DecaySum, Kernel, MovingAverage, lower_to_kernel
+from mega_deploy.exporters.ema.lowering import best_block, blocks_cost, choose, kernel_cost
 
 
 def convolve(kernel: Kernel, x: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ from strategies import megas
 
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.fold import fold
-from mega_deploy.exporters.prefill import prefill_graph
-from mega_deploy.exporters.stream import step_graph
-from mega_deploy.exporters.stream_reference import at_every_frame
+from mega_deploy.exporters.streams.prefill import prefill_graph
+from mega_deploy.exporters.streams.reference import at_every_frame
+from mega_deploy.exporters.streams.step import step_graph
 from mega_deploy.models.edifice import Mega
 from mega_deploy.runtime import Session, StreamSession
 from mega_deploy.runtime.prefill import Prefill
@@ -68,7 +68,7 @@ def test_the_reference_in_parts_is_the_reference_as_a_whole(monkeypatch):
     model = Mega.build(embed_dim=5, hidden_size=8, ema_dim=2, num_layers=1, window_size=7).double().eval()
     frames = np.random.default_rng(0).standard_normal((1, 50, 5))
     whole = at_every_frame(model, frames)
-    monkeypatch.setattr("mega_deploy.exporters.stream_reference.QUERIES", 9)
+    monkeypatch.setattr("mega_deploy.exporters.streams.reference.QUERIES", 9)
     np.testing.assert_allclose(at_every_frame(model, frames), whole, rtol=1e-12, atol=1e-12)
 
 

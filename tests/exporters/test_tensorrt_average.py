@@ -7,8 +7,8 @@ import tensorrt_rtx
 from averages import model, slow
 from onnxscript import ir
 
-from mega_deploy.exporters.blocks import lower_to_blocks
-from mega_deploy.exporters.lowering import best_block
+from mega_deploy.exporters.ema.blocks import lower_to_blocks
+from mega_deploy.exporters.ema.lowering import best_block
 from mega_deploy.exporters.tensorrt import library, network
 from mega_deploy.signature import Range, Signature, TensorSpec
 

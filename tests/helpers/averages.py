@@ -4,9 +4,9 @@ import hypothesis.strategies as st
 import numpy as np
 from onnxscript import ir
 
-from mega_deploy.exporters.ema import DecaySum, MovingAverage
+from mega_deploy.exporters.ema.kernel import DecaySum, MovingAverage
+from mega_deploy.exporters.ema.nodes import moving_average
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.moving_average import moving_average
 
 decays = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.5, 0.99, 0.9999, 1 - 1e-9, 1e-9]))
 

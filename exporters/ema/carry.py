@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from onnxscript import ir
 
-from mega_deploy.exporters import pieces
-from mega_deploy.exporters.blocks import Side, normal
-from mega_deploy.exporters.ema import Array
+from mega_deploy.exporters.ema import pieces
+from mega_deploy.exporters.ema.blocks import Side, normal
+from mega_deploy.exporters.ema.kernel import Array
 from mega_deploy.exporters.graph import Graph, Length
 
 GROUP = 16

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from onnxscript import ir
 
-from mega_deploy.exporters import pieces
-from mega_deploy.exporters.blocks import Blocked
-from mega_deploy.exporters.carry import END, carry
-from mega_deploy.exporters.ema import Kernel
+from mega_deploy.exporters.ema import pieces
+from mega_deploy.exporters.ema.blocks import Blocked
+from mega_deploy.exporters.ema.carry import END, carry
+from mega_deploy.exporters.ema.kernel import Kernel
+from mega_deploy.exporters.ema.lowering import Lowered
 from mega_deploy.exporters.graph import Graph, Length
-from mega_deploy.exporters.lowering import Lowered
 
 
 def moving_average(graph: Graph, u: ir.Value, lowered: Lowered, length: Length, longest: int) -> ir.Value:

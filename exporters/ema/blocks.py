@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mega_deploy.exporters.ema import (
+from mega_deploy.exporters.ema.kernel import (
     FLOAT32_HALF_ULP,
     Array,
     DecaySum,

@@ -6,9 +6,9 @@ equations 5 and 6: weight alpha eta beta, decay 1 - alpha delta). A bidirectiona
 against time; both see the present. A truncated one forgets what is older than so many frames.
 
 A lowering is what a graph holds instead of the recurrence: a frozen dataclass with its constants, whose nodes
-exporters.moving_average writes. `Kernel`, here, is one convolution, whose work grows with the number of its taps;
-`Blocked`, in exporters.blocks, is matrix products, whose work does not. Both are linear in the length and serve a range
-of lengths as well as a single one. exporters.lowering chooses.
+exporters.ema.nodes writes. `Kernel`, here, is one convolution, whose work grows with the number of its taps;
+`Blocked`, in exporters.ema.blocks, is matrix products, whose work does not. Both are linear in the length and serve a
+range of lengths as well as a single one. exporters.ema.lowering chooses.
 
 Constants are computed in float64. Powers of a decay q lose t roundings of q at most, so that decays of 1 - 1e-9 are as
 good as those of 0.5; it is in float32 that 1 - q must be handed on by itself.

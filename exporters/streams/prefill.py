@@ -1,9 +1,9 @@
 """The graph of a folded Edifice Mega that takes many frames of a stream at once, and leaves the state as steps would.
 
-`frames` [batch, frames, embed_dim] and the state (exporters.stream) in, the last frame's `features` and the new state
-out. Its weights are the step's. The frames attend to the ring as it was and to each other, by their numbers: a key is
-seen if it is neither later than the query nor out of its window. The moving average is a triangular matrix over the
-frames of the call and what the state before them decays to, h_t = sum_j decay^(t - j) u_j + decay^(t + 1) h.
+`frames` [batch, frames, embed_dim] and the state (exporters.streams.step) in, the last frame's `features` and the new
+state out. Its weights are the step's. The frames attend to the ring as it was and to each other, by their numbers: a
+key is seen if it is neither later than the query nor out of its window. The moving average is a triangular matrix over
+the frames of the call and what the state before them decays to, h_t = sum_j decay^(t - j) u_j + decay^(t + 1) h.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnxscript import ir
 from mega_deploy.exporters.edifice import END, feed_forward
 from mega_deploy.exporters.fold import FoldedAttention, FoldedBlock, FoldedMega
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.stream import (
+from mega_deploy.exporters.streams.step import (
     BATCH,
     OPSET,
     State,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters.blocks import MOST_DOUBLINGS, Blocked, lower_to_blocks
-from mega_deploy.exporters.carry import GROUP
-from mega_deploy.exporters.ema import FLOAT32_HALF_ULP, Kernel, MovingAverage, lower_to_kernel
+from mega_deploy.exporters.ema.blocks import MOST_DOUBLINGS, Blocked, lower_to_blocks
+from mega_deploy.exporters.ema.carry import GROUP
+from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP, Kernel, MovingAverage, lower_to_kernel
 
 BLOCK, LONGER_BLOCKS = 32, (64, 128)
 """Frames of a block. 32 was the fastest, or within a fifth of it, for up to 16 states in each direction; a longer one

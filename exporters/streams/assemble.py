@@ -14,9 +14,9 @@ from mega_deploy.exporters.family import Model
 from mega_deploy.exporters.flops import graph_flops
 from mega_deploy.exporters.fold import fold
 from mega_deploy.exporters.precision import Lowered, lower
-from mega_deploy.exporters.prefill import prefill_graph
-from mega_deploy.exporters.stream import StreamGraph, step_graph
-from mega_deploy.exporters.stream_reference import record_stream
+from mega_deploy.exporters.streams.prefill import prefill_graph
+from mega_deploy.exporters.streams.reference import record_stream
+from mega_deploy.exporters.streams.step import StreamGraph, step_graph
 from mega_deploy.models.edifice import Mega
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.stepping import judging_stream
