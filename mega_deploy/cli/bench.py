@@ -1,0 +1,95 @@
+"""The command that measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mega_deploy import show
+from mega_deploy.cli.shared import Json, print_report
+
+app = typer.Typer()
+
+SweepAxis = Annotated[
+    str | None, typer.Option(metavar="V,...", help="Time models with random weights of these values.")
+]
+
+
+@app.command(epilog="Example:  mega-deploy bench game.mega --batch 1,8 --quick")
+def bench(
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="Default: Edifice's default model, twice.")
+    ] = None,
+    backend: Annotated[str, typer.Option(metavar="B,...", help="onnxruntime, tensorrt, tensorrt-rtx.")] = "onnxruntime",
+    batch: Annotated[str | None, typer.Option(metavar="N,...", help="Windows of one call (default 1).")] = None,
+    seq_len: Annotated[str | None, typer.Option(metavar="N,...", help="Lengths, of bundles that take a range.")] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also PyTorch, plain ONNX exports, and what else is installed.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter rounds.")] = False,
+    threads: Annotated[int | None, typer.Option(help="That share a call; default: one a physical core.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="How often each contender's turn comes (default 10).")] = None,
+    turn: Annotated[float | None, typer.Option(metavar="SECONDS", help="Length of a turn (default 0.4).")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="For one step of a contender (default 600).")
+    ] = None,
+    limit: Annotated[bool, typer.Option(help="Measure what this machine could reach at best.")] = True,
+    sweep: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Configurations with random weights, in TOML or YAML.")
+    ] = None,
+    embed_dim: SweepAxis = None,
+    hidden_size: SweepAxis = None,
+    ema_dim: SweepAxis = None,
+    layers: SweepAxis = None,
+    window: SweepAxis = None,
+    attention: SweepAxis = None,
+    precision: SweepAxis = None,
+    form: SweepAxis = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures.")] = None,
+    json_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all, raw samples included.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="OLD.json", help="Compare with an earlier --json-file of this machine.")
+    ] = None,
+    fail_if: Annotated[
+        str, typer.Option(metavar="slower:FACTOR", help="With --against: exit code 3 from this factor on.")
+    ] = "slower:1.05",
+    other_machine: Annotated[
+        bool, typer.Option("--other-machine", help="With --against: compare although the set-up differs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell the latency of bundles, or of models with random weights, beside other ways and the machine's limit."""
+    from mega_deploy.bench import against as gate
+    from mega_deploy.bench import benchmark, command, terminal
+
+    chosen = command.options(
+        quick,
+        backends=tuple(backend.split(",")),
+        peers=peers,
+        limit=limit,
+        threads=threads,
+        rounds=rounds,
+        turn_seconds=turn,
+        timeout=timeout,
+    )
+    factor, old = gate.parse_limit(fail_if), None if against is None else gate.read_report(against)
+    axes = {"embed_dim": embed_dim, "hidden_size": hidden_size, "ema_dim": ema_dim, "layers": layers}
+    axes |= {"window": window, "attention": attention, "precision": precision, "form": form}
+    with show.progress() as on_step:
+        report = command.bench(
+            command.plan(bundles or [], batch=batch, seq_len=seq_len, sweep_file=sweep, axes=axes, on_step=on_step),
+            chosen,
+            outputs={"json": json_file, "csv": csv, "html": html},
+            old=old,
+            other_machine=other_machine,
+            factor=factor,
+            on_step=on_step,
+            on_failure=show.warning,
+        )
+    print_report(command.without_samples(report), as_json, terminal.table)
+    benchmark.check_ours(report)
+    if old is not None:
+        gate.fail_on_regression(report["against"])
