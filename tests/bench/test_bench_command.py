@@ -4,10 +4,11 @@ import csv
 import json
 import os
 import re
-import shutil
 
+import onnx
 import pytest
 from benching import FAST, bench
+from spoiling import spoil
 
 from mega_deploy.bench.page import page
 
@@ -135,25 +136,12 @@ def test_contenders_that_fail_are_told_and_the_others_go_on(tiny, tmp_path):
 
 def test_a_bundle_that_computes_something_else_is_not_timed(tiny, tmp_path):
     """Its outputs are compared with the trained model's that were recorded: here those of another model."""
-    from mega_deploy.bundle import sha256_of
-
-    path = shutil.copytree(tiny.path, tmp_path / "wrong.mega")
-    (path / "model.onnx").write_bytes(negated((path / "model.onnx").read_bytes()))
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["model.onnx"] = {
-        "sha256": sha256_of(path / "model.onnx"),
-        "bytes": (path / "model.onnx").stat().st_size,
-    }
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    path = spoil(tiny.path, tmp_path / "wrong.mega", negate)
     done = bench(path, *FAST, "--no-limit", "--json-file", "r.json", cwd=tmp_path)
     assert done.returncode == 3 and "differs from the trained model's" in done.stderr, done.stderr
     assert json.loads((tmp_path / "r.json").read_text())["failures"][0]["contender"] == "mega-deploy"
 
 
-def negated(model):
-    import onnx
-
-    proto = onnx.load_from_string(model)
-    proto.graph.node[-1].output[0] = "before"
-    proto.graph.node.append(onnx.helper.make_node("Neg", ["before"], ["features"]))
-    return proto.SerializeToString()
+def negate(model):
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Neg", ["before"], ["features"]))

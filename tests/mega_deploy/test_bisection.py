@@ -1,7 +1,5 @@
 """The first bad block and node: of bundles that were spoilt on purpose, and of backends that compute wrongly."""
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -11,13 +9,13 @@ import onnxruntime
 import pytest
 import tensorrt_rtx
 import torch
+from spoiling import added, spoil
 
 import mega_deploy as md
-from mega_deploy.errors import BundleError, MissingComponentError, OptionError
+from mega_deploy.errors import BundleError, MissingComponentError
 from mega_deploy.exporters.tensorrt import parts
 from mega_deploy.machine import Gpu, Machine
 from mega_deploy.models.edifice import Mega
-from mega_deploy.models.paper import MegaConfig, MegaEncoder
 from mega_deploy.runtime import Session
 
 SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 8}
@@ -41,22 +39,6 @@ def made(tmp_path_factory):
         return known[key]
 
     return make
-
-
-def spoil(bundle, target, name, change):
-    """A copy whose constant is another one, with hashes that fit."""
-    path = Path(shutil.copytree(bundle, target))
-    model = onnx.load(path / "model.onnx")
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    array = onnx.numpy_helper.to_array(tensor).copy()
-    array.flat[3] += array.dtype.type(change)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(array, name))
-    raw = model.SerializeToString()
-    (path / "model.onnx").write_bytes(raw)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["model.onnx"] = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    return path
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -86,7 +68,7 @@ def test_ranges_of_lengths_and_the_blocked_average_are_looked_into_as_well(made)
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_spoilt_weight_is_found_with_its_node(made, tmp_path, kind, constant, block, op):
-    path = spoil(made(kind), tmp_path / "x.mega", constant, 0.3)
+    path = spoil(made(kind), tmp_path / "x.mega", added(constant, 0.3))
     assert not md.validate(path).passed
     found = md.bisect(path)
     assert (found.passed, found.block, found.spoilt) == (False, block, (constant,))
@@ -101,7 +83,7 @@ def test_a_spoilt_weight_of_a_lower_precision_is_found(made, tmp_path, precision
     """Among 8-bit weights a single wrong one drowns in what the others round, so that only its own value tells it."""
     names = [tensor.name for tensor in onnx.load(made("softmax", precision) / "model.onnx").graph.initializer]
     constant = next(name for name in names if name.startswith("blocks.1.ffn.down.weight"))
-    path = spoil(made("softmax", precision), tmp_path / "x.mega", constant, 60)
+    path = spoil(made("softmax", precision), tmp_path / "x.mega", added(constant, 60))
     found = md.bisect(path)
     assert (found.passed, found.spoilt, found.block) == (False, (constant,), block)
     assert "export the model anew" in found.advice
@@ -194,14 +176,7 @@ def test_the_parts_of_an_engine_are_built_with_their_values_as_outputs(made, tmp
     found = md.bisect(made(kind, precision), backend="tensorrt-rtx")
     assert found.passed and len(engines) == 1
     name = "blocks.1.ffn.down.weight"
-    path = spoil(made(kind, precision), tmp_path / "x.mega", name, 0.3)
+    path = spoil(made(kind, precision), tmp_path / "x.mega", added(name, 0.3))
     found = md.bisect(path, backend="tensorrt-rtx")
     assert (found.block, found.spoilt) == ("blocks.1", (name,)) and len(engines) == 3
     assert "ffn" in found.node.node
-
-
-def test_the_paper_s_models_are_refused(tmp_path):
-    config = MegaConfig(embed_dim=8, z_dim=4, hidden_dim=8, ffn_dim=8, ema_dim=2, num_layers=1)
-    bundle = md.export(MegaEncoder(config).eval(), tmp_path / "x.mega", seq_len=6)
-    with pytest.raises(OptionError, match="without --bisect"):
-        md.bisect(bundle)

@@ -1,6 +1,5 @@
 """The command line as a user meets it: what it prints, and what it returns."""
 
-import hashlib
 import json
 import os
 import re
@@ -10,8 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
+from spoiling import added, spoil
 
 COMMANDS = ["export", "validate", "run", "inspect", "build", "bench", "doctor", "demo"]
 
@@ -118,22 +117,15 @@ def test_doctor_tries_each_component():
         assert parts[name]["works"] or "install" in parts[name]["remedy"]
 
 
-def test_bisect_names_the_first_bad_node_and_ends_as_a_quality_gate_does(bundle):
+def test_bisect_names_the_first_bad_node_and_ends_as_a_quality_gate_does(bundle, tmp_path):
     assert answer("validate", bundle, "--bisect")["first_bad_block"] is None
-    model = onnx.load(bundle / "model.onnx")
-    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "blocks.1.ffn.down.weight")
-    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.1, weight.name))
-    raw = model.SerializeToString()
-    (bundle / "model.onnx").write_bytes(raw)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["files"]["model.onnx"] = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    done = cli("validate", bundle, "--bisect", "--json")
+    bad = spoil(bundle, tmp_path / "bad.mega", added("blocks.1.ffn.down.weight", 0.5))
+    done = cli("validate", bad, "--bisect", "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 3 and found["first_bad_block"] == "blocks.1" and found["first_bad_node"]["op"] == "Gemm"
     assert found["first_bad_node"]["node"] in done.stderr and "export the model anew" in done.stderr
-    assert found["first_bad_node"]["node"] in "".join(cli("validate", bundle, "--bisect").stdout.split())
-    assert "--bisect" in refused("validate", bundle, "--bisect", "--seed", "1")
+    assert found["first_bad_node"]["node"] in "".join(cli("validate", bad, "--bisect").stdout.split())
+    assert "--bisect" in refused("validate", bad, "--bisect", "--seed", "1")
 
 
 def test_demo_scores_the_deployed_model(tmp_path):
