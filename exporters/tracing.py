@@ -44,7 +44,8 @@ class Trace:
         Args:
             given: inputs or inner values by name; what lies before inner ones and is not needed behind is not computed.
             roundoff: by name; each of these values is changed by a random share of itself of up to that size as it is
-                made, as rounding does. None: by nothing.
+                made, as rounding does, but for constants that are the same in every precision: were the exponent 2
+                another number, squares would be NaN. None: by nothing.
             seed: of the changes.
         """
         random = np.random.default_rng(seed)
@@ -56,13 +57,17 @@ class Trace:
             return value * (1 + share * random.uniform(-1, 1, value.shape))
 
         values: dict[str, Any] = {"": None}
-        values |= {name: rounded(name, value) for name, value in self._constants.items()}
+        for name, value in self._constants.items():
+            values[name] = value if is_exact(value) else rounded(name, value)
         for name, value in given.items():
             values[name] = rounded(name, value.astype(np.float64) if value.dtype.kind == "f" else value)
         for node in self._evaluator.rt_nodes_:
             if all(name in values for name in node.output) or not all(name in values for name in node.input):
                 continue
-            results = node.run(*(values[name] for name in node.input))
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # of a sigmoid both branches are computed, then one taken
+                results = node.run(*(values[name] for name in node.input))
             for name, value in zip(node.output, results, strict=False):  # optional outputs may go unused
                 values.setdefault(name, rounded(name, value))
         del values[""]
@@ -74,12 +79,24 @@ class Trace:
         """What rounding everywhere costs each value at most, of a few runs."""
         runs = [self.run(given, roundoff, seed) for seed in range(1, RUNS + 1)]
         numbers = [name for name, value in exact.items() if is_number(value)]
-        return {name: worst([measure(run[name], exact[name]) for run in runs]) for name in numbers}
+        return {name: worst([apart(run[name], exact[name]) for run in runs]) for name in numbers}
 
 
 def is_number(value: Array) -> bool:
-    """Whether a value can be judged: floating-point, and no mask of infinities."""
-    return value.dtype.kind == "f" and bool(np.isfinite(value).all())
+    """Whether a value can be judged: floating-point, masks of infinities and masked scores among them."""
+    return value.dtype.kind == "f" and not np.isnan(value).any()
+
+
+def apart(got: Array, want: Array) -> Error:
+    """The error of a value; infinities of masked scores count for nothing where both have them."""
+    masked = np.isinf(want) & (got == want)
+    return measure(np.where(masked, 0, got), np.where(masked, 0, want))
+
+
+def is_exact(value: Array) -> bool:
+    """Whether every precision holds these very numbers: none has more than bfloat16's eight bits."""
+    eight_bits = np.frexp(value)[0] * 2**8
+    return bool((eight_bits == np.rint(eight_bits)).all())
 
 
 def roundoffs(deployed: onnx.ModelProto, names: Collection[str]) -> dict[str, float]:

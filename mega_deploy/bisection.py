@@ -20,8 +20,8 @@ import numpy.typing as npt
 from mega_deploy.bundle import MODEL
 from mega_deploy.config import Precision
 from mega_deploy.engines import TARGETS
-from mega_deploy.errors import BundleError, OptionError, require
-from mega_deploy.parity import LIMIT_FACTOR, UNIT_ROUNDOFF, Error, Reference, measure
+from mega_deploy.errors import BundleError, require
+from mega_deploy.parity import LIMIT_FACTOR, UNIT_ROUNDOFF, Error, Reference
 from mega_deploy.runtime import OpenBundle, Session, SessionOptions, open_bundle
 from mega_deploy.runtime.emulation import emulated
 from mega_deploy.runtime.providers import PROVIDERS, ProviderSession
@@ -117,7 +117,7 @@ class Bisection:
             block = self.block or suspect.name.removesuffix(".output")
             layer = block if self.node is None else _label(self.node.node)
             return f"keep it in float32: mega-deploy export ... --precision {self.precision} --float32 {layer}"
-        if self.native_ops:
+        if self.native_ops and (self.node is None or self.node.op in self.native_ops):
             return "try it with --no-native-ops; if that mends it, build the kernel anew: mega-deploy plugins build"
         if self.block is None or self.node is None:
             return "no node is bad by itself; the errors add up: report it with this table"
@@ -164,7 +164,6 @@ def bisect(
         on_step: called with the name of each step as it begins.
 
     Raises:
-        OptionError: the model is not Edifice's: what rounding costs within another one's graph is not known yet.
         BundleError: the graph is of another version of mega-deploy, whose values have other names.
         MissingComponentError: the backend, its GPU, or torch and onnx are not here.
     """
@@ -173,14 +172,9 @@ def bisect(
     import onnx
 
     from mega_deploy.exporters.retold import retell
-    from mega_deploy.exporters.tracing import Trace, excerpt, roundoffs, typed
+    from mega_deploy.exporters.tracing import Trace, apart, excerpt, roundoffs, typed
 
     opened = bundle if isinstance(bundle, OpenBundle) else open_bundle(bundle)
-    if (family := opened.manifest.config["architecture"]) != "edifice":
-        raise OptionError(
-            f"{opened.path} is of the family {family!r}, and bisection knows Edifice's alone; validate it without "
-            "--bisect"
-        )
     on_step("compare the outputs")
     session = opened.judged_session(backend, native_ops=native_ops)
     reference = opened.reference()
@@ -191,7 +185,6 @@ def bisect(
     deployed = typed(onnx.load(opened.file(MODEL)))
     outputs = [spec.name for spec in opened.manifest.signature.outputs]
     ends = [*retold.blocks, *outputs]
-    inputs = list(feeds)
     trace = Trace(retold.exact)
     made = {name: node for node in deployed.graph.node for name in node.output}
     if absent := [name for name in ends if name not in made]:
@@ -207,7 +200,7 @@ def bisect(
         got = run(excerpt(deployed, [*given], names), given)
         floors = trace.floors(given, rounding, truth)
         return tuple(
-            Value(name, made[name].name, made[name].op_type, measure(_shown(got, name), truth[name]), floors[name])
+            Value(name, made[name].name, made[name].op_type, apart(_shown(got, name), truth[name]), floors[name])
             for name in names
         )
 
@@ -226,10 +219,10 @@ def bisect(
     if bad is None:
         return found
     on_step(f"look into {ends[bad]}")
-    before = {ends[bad - 1]: exact[ends[bad - 1]]} if 0 < bad < len(retold.blocks) + 1 else {}
-    given = {**feeds, **{name: value.astype(np.float32) for name, value in before.items()}}
+    before = retold.blocks[:bad]  # a decoder's layer reads the encoder's last as well as the one before it
+    given = {**feeds, **{name: exact[name].astype(np.float32) for name in before}}
     truth = trace.run(given)
-    names = _inside(deployed, [*before] or inputs, ends[bad], truth)
+    names = _inside(deployed, list(given), ends[bad], truth)
     block = ends[bad].removesuffix(".output") if bad < len(retold.blocks) else "output"
     return dataclasses.replace(found, block=block, values=hold(given, names, truth))
 
