@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
+import tarfile
+import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +16,9 @@ import numpy as np
 
 from mega_deploy.checkpoints.etf import Atom
 
-GOLDENS = Path(__file__).parents[1] / "data" / "edifice"
+DATA = Path(__file__).parents[1] / "data" / "edifice"
+_FOLDER = tempfile.TemporaryDirectory(prefix="goldens-")  # gone with the process
+GOLDENS = Path(_FOLDER.name) / "edifice"
 
 Entry = tuple[str, list[int], bytes]  # dtype as safetensors writes it, shape, raw bytes
 CONTAINER = Atom("Elixir.Nx.Container.Map")
@@ -25,6 +30,17 @@ _NX_TYPES = {
     "U32": ("u", 32),
     "I32": ("s", 32),
 }
+
+
+def _unpack() -> None:
+    """A copy of the data; of one model there are nine files with the same numbers, which the data holds packed."""
+    shutil.copytree(DATA, GOLDENS, ignore=shutil.ignore_patterns("*.tar.xz"))
+    for packed in DATA.glob("*/*.tar.xz"):
+        with tarfile.open(packed) as archive:
+            archive.extractall(GOLDENS / packed.parent.name, filter="data")
+
+
+_unpack()
 
 
 def term(value: Any) -> bytes:
