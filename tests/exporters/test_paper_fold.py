@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from onnxscript import ir
-from paper_graphs import in_float64, trained
+from paper_graphs import evaluated, float64_graph, trained
 from strategies import relative_l2
 
 from mega_deploy.errors import InputError, OptionError
@@ -24,8 +24,9 @@ from mega_deploy.paper.tasks import (
 from mega_deploy.signature import Range
 
 WORDS, PAD, MOST = 11, 1, 12
-# Some constants are float32 even so: the epsilon of a norm, the root of 2 in Gelu, those of the Laplace function.
-TOLERANCE = 1e-5
+# The largest errors of 1,000 examples: 4e-11, of layer norms, whose epsilon is a float32 attribute; and 3e-7 where
+# there are error functions, for Gelu's root of 2 and the Laplace function's constants are float32 as well.
+TOLERANCE, OF_ERROR_FUNCTIONS = 1e-9, 2e-6
 
 
 @st.composite
@@ -82,10 +83,12 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def agree(model, length, feeds, ema):
-    got, want = in_float64(model, length, feeds, ema), trained(model, feeds)
+    graph = float64_graph(model, length, ema)
+    got, want = evaluated(graph, feeds), trained(model, feeds)
     assert got.keys() == want.keys()
+    tolerance = OF_ERROR_FUNCTIONS if {"Gelu", "Erf"} & {node.op_type for node in graph.graph.node} else TOLERANCE
     for name, value in want.items():
-        assert relative_l2(got[name], value) <= TOLERANCE
+        assert relative_l2(got[name], value) <= tolerance
 
 
 @settings(max_examples=25, deadline=None)

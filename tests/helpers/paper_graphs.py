@@ -30,15 +30,17 @@ def served(model, length, feeds, ema="auto"):
     return dict(zip(names, session.run(names, signature.feeds(feeds)), strict=True))
 
 
-def in_float64(model, length, feeds, ema="auto"):
-    """Outputs by name of the graph in float64, its kernels uncut."""
-    signature = family_of(model).signature(BATCH, length)
-    graph = paper_graph(model, signature, ema=ema, dtype=ir.DataType.DOUBLE, cut=0)
+def float64_graph(model, length, ema="auto"):
+    """In float64, its kernels uncut; inlined, for the evaluator takes one overload of a function for another."""
+    graph = paper_graph(model, family_of(model).signature(BATCH, length), ema=ema, dtype=ir.DataType.DOUBLE, cut=0)
+    return inliner.inline_local_functions(ir.to_proto(graph.model))
+
+
+def evaluated(graph, feeds):
+    """Outputs by name of a float64 graph."""
     given = {name: x.astype(np.float64) if x.dtype.kind == "f" else x for name, x in feeds.items()}
-    names = [spec.name for spec in signature.outputs]
-    # Inlined, for the evaluator takes one overload of a function for another's.
-    proto = inliner.inline_local_functions(ir.to_proto(graph.model))
-    return dict(zip(names, ReferenceEvaluator(proto).run(names, given), strict=True))
+    names = [output.name for output in graph.graph.output]
+    return dict(zip(names, ReferenceEvaluator(graph).run(names, given), strict=True))
 
 
 @torch.no_grad()
