@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mega_deploy.checkpoints.fairseq_arguments import Arguments
 from mega_deploy.checkpoints.paper_names import rename
 from mega_deploy.errors import CheckpointError, OptionError
 from mega_deploy.paper.config import MegaConfig
@@ -74,7 +75,7 @@ def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig
         CheckpointError: it is no Mega's, an argument is missing or impossible, or weights that are one in the model
             differ in the file.
     """
-    told = _Arguments(args)
+    told = Arguments(args)
     if not any(".mega_layer." in name for name in tensors):
         raise CheckpointError(f"its architecture is {told.text('arch', 'unnamed')}, none of fairseq's Mega models")
     try:
@@ -92,59 +93,6 @@ def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig
     weights, names = rename(_untied_head(tensors, config), patterns)
     _take_aliases_out(config, weights, names)
     return config, weights, names
-
-
-class _Arguments:
-    """The run's arguments by name, each checked for its type: a stranger may have written them."""
-
-    def __init__(self, args: Mapping[str, Any]) -> None:
-        self._args = args
-
-    def _get(self, name: str, kinds: tuple[type, ...], default: Any, what: str) -> Any:
-        value = self._args.get(name)
-        if value is None:
-            value = default
-        if value is None:
-            raise CheckpointError(f"its arguments lack {name}")
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise CheckpointError(f"its argument {name} is a {type(value).__name__}, expected {what}")
-        return value
-
-    def size(self, name: str, default: int | None = None) -> int:
-        return int(self._get(name, (int,), default, "a whole number"))
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value: float = self._get(name, (int, float), default, "a number")
-        return value
-
-    def flag(self, name: str, default: bool | None = False) -> bool:
-        return bool(self._get(name, (bool,), default, "True or False"))
-
-    def text(self, name: str, default: str | None = None) -> str:
-        return str(self._get(name, (str,), default, "a word"))
-
-    def truncation(self, default: int) -> int | None:
-        """Lags of the moving average that are kept; None there keeps all, and older runs had the default."""
-        if self._args.get("truncation_length", default) is None:
-            return None
-        lags = self.size("truncation_length", default)
-        if lags < 1:
-            raise CheckpointError(
-                f"its argument truncation_length is {lags}, which leaves no lag of the moving average: fairseq fails "
-                "on it in encoders, and has no average in decoders; a run without truncation has None there"
-            )
-        return lags
-
-    def cutoffs(self, name: str) -> tuple[int, ...]:
-        """Written "20000,60000", or as a list."""
-        if self._args.get(name) is None:
-            return ()
-        value = self._get(name, (str, list, tuple), None, "numbers with commas")
-        parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
-        try:
-            return tuple(int(part) for part in parts)
-        except (TypeError, ValueError):
-            raise CheckpointError(f"its argument {name} is no list of whole numbers, such as 20000,60000") from None
 
 
 # What an option is called, which differs between the tasks. Without a default it must be there: the classifiers' differ
@@ -180,7 +128,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def _stack(
-    told: _Arguments,
+    told: Arguments,
     called: Mapping[str, str],
     defaults: Mapping[str, Any],
     *,
@@ -229,7 +177,7 @@ def _rows(tensors: Weights, name: str) -> int:
     return int(tensors[name].shape[0])
 
 
-def _classifier(told: _Arguments, tensors: Weights) -> ClassifierConfig:
+def _classifier(told: Arguments, tensors: Weights) -> ClassifierConfig:
     if (kind := told.text("layer_type", "mega")) != "mega":
         raise CheckpointError(f"its layers are of the type {kind}, not Mega's")
     for name in ("use_p", "mfcc"):
@@ -269,7 +217,7 @@ def _classifier(told: _Arguments, tensors: Weights) -> ClassifierConfig:
     )
 
 
-def _output(told: _Arguments, vocab_size: int) -> OutputConfig:
+def _output(told: Arguments, vocab_size: int) -> OutputConfig:
     cutoffs = _below(told.cutoffs("adaptive_softmax_cutoff"), vocab_size)
     tied = told.flag("tie_adaptive_weights") if cutoffs else told.flag("share_decoder_input_output_embed")
     return OutputConfig(
@@ -285,7 +233,7 @@ def _below(cutoffs: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
     return cutoffs[:-1] if cutoffs and cutoffs[-1] == vocab_size else cutoffs
 
 
-def _language_model(told: _Arguments, tensors: Weights) -> LanguageModelConfig:
+def _language_model(told: Arguments, tensors: Weights) -> LanguageModelConfig:
     decoder = _stack(
         told,
         _OF_DECODERS,
@@ -314,7 +262,7 @@ def _language_model(told: _Arguments, tensors: Weights) -> LanguageModelConfig:
     return LanguageModelConfig(decoder=decoder, embedding=embedding, output=_output(told, vocab_size))
 
 
-def _translation(told: _Arguments, tensors: Weights) -> TranslationConfig:
+def _translation(told: Arguments, tensors: Weights) -> TranslationConfig:
     reach = {side: told.size(f"max_{side}_positions", 1024) for side in ("source", "target")}
     encoder = _stack(told, _OF_ENCODERS, _DEFAULTS, truncation=1024, max_positions=reach["source"], bidirectional=True)
     decoder = _stack(
