@@ -21,6 +21,7 @@ for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT below name them):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -189,8 +190,12 @@ class Islands:
                 self._raw.update(node.outputs)
         for name in self._keep:
             if not any(_called(node, name) for node in self.nodes):
-                known = ", ".join(_labels(self.nodes))
-                raise OptionError(f"the graph has nothing called {name!r} to keep in float32; it has {known}")
+                labels = _labels(self.nodes)
+                parts = ", ".join(dict.fromkeys(re.sub(r"(\.\d+)\..*", r"\1", label) for label in labels))
+                raise OptionError(
+                    f"the graph has nothing called {name!r} to keep in float32; it has {parts}, and what is in them, "
+                    f"such as {max(labels, key=len)}"
+                )
 
     def kept(self, node: ir.Node) -> bool:
         """Whether the caller keeps it."""

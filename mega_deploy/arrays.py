@@ -45,13 +45,20 @@ def load_arrays(path: Path) -> Array | dict[str, Array]:
         raise InputError(f"{path} is not a whole file of plain arrays that numpy.save or numpy.savez wrote") from error
 
 
+def check_target(path: Path) -> None:
+    """Raise InputError where no arrays can be written so, before they are computed: the name's ending, or no folder."""
+    _check_ending(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+
+
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays to .npz by name, or the only one to .npy; what was there is replaced at the end.
 
     Raises:
         InputError: the name's ending does not fit, or the file system refuses.
     """
-    _check_ending(path)
+    check_target(path)
     if path.suffix == ".npy" and len(arrays) != 1:
         raise InputError(f"{path} would hold one array, but there are {len(arrays)}: {', '.join(arrays)}; name it .npz")
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")

@@ -150,8 +150,11 @@ class Bundle:
             raise BundleError(f"{folder / MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
         try:
             manifest = Manifest.from_json(json.loads(raw, parse_constant=_no_constant))
-        except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, huge integers, and BundleError
+        except BundleError as error:
             raise BundleError(f"{folder / MANIFEST} cannot be used: {error}") from error
+        except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, huge integers
+            remedy = "copy the bundle again, or make it anew"
+            raise BundleError(f"{folder / MANIFEST} is damaged: {error}; {remedy}") from error
         for name, entry in manifest.files.items():
             _verify(folder, name, entry)
         # An engine may load files that lie beside its own: what no hash covers has no place here.

@@ -90,8 +90,8 @@ class TensorSpec:
         """
         kind, given = np.dtype(self.dtype).kind, array.dtype.kind
         if given != kind and not (kind == "f" and given in "iu"):
-            remedy = f'convert it with .astype("{self.dtype}")'
-            raise InputError(f'input "{self.name}" must be {self.dtype}, got {array.dtype}; {remedy}')
+            remedy = f'; convert it with .astype("{self.dtype}")' if given in "biuf" else ""
+            raise InputError(f'input "{self.name}" must be {self.dtype}, got {array.dtype}{remedy}')
         self.check_shape(array.shape)
         with np.errstate(over="ignore", invalid="ignore"):
             array = np.ascontiguousarray(array, self.dtype)

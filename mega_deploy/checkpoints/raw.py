@@ -25,7 +25,7 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     """All bytes of a regular file; CheckpointError where there is none, or more than `limit` bytes."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # asked before opening: opening a pipe waits for a writer
-            raise CheckpointError("is not a regular file")
+            raise CheckpointError("it is not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
@@ -38,7 +38,7 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise CheckpointError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not data:
-        raise CheckpointError("is empty; copy it again")
+        raise CheckpointError("it is empty; copy it again")
     return data
 
 
@@ -53,7 +53,7 @@ def read_safetensors(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
     try:
         entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"is a damaged safetensors file: {error}") from None
+        raise CheckpointError(f"it is a damaged safetensors file ({error}); copy it again") from None
     tensors = {}
     for name, entry in entries:
         kind, shape, raw = entry["dtype"], entry["shape"], entry["data"]

@@ -117,7 +117,7 @@ def _is_folder(path: Path) -> bool:
 def _read_folder(path: Path) -> Checkpoint:
     """A folder that transformers' save_pretrained wrote."""
     if not (path / "config.json").is_file():
-        raise CheckpointError("is a folder without config.json, expected a checkpoint file or a Hugging Face folder")
+        raise CheckpointError("it is a folder without config.json, expected a checkpoint file or a Hugging Face folder")
     try:
         options = json.loads(read_bytes(path / "config.json", MAX_CONFIG_BYTES))
     except CheckpointError as error:
@@ -130,7 +130,9 @@ def _read_folder(path: Path) -> Checkpoint:
         if (path / name).is_file():
             break
     else:
-        raise CheckpointError("is a Hugging Face folder without model.safetensors (or pytorch_model.bin, in one piece)")
+        raise CheckpointError(
+            "it is a Hugging Face folder without model.safetensors (or pytorch_model.bin, in one piece)"
+        )
     try:
         data = read_bytes(path / name)
         tensors = read_safetensors(data)[0] if name == "model.safetensors" else read_pt(data)[0]
@@ -160,7 +162,9 @@ def _read(data: bytes) -> Checkpoint:
         tensors, build = read_nx(data)
         return _of_edifice("edifice-nx", data, tensors, edifice.spec_options(build))
     if data[:1] == b"\x80" or (data[:1] in (b"(", b"c", b"]", b"}") and data.endswith(b".")):
-        raise CheckpointError("is a bare Python pickle, which can run code when read; use mega_deploy.save_checkpoint")
+        raise CheckpointError(
+            "it is a bare Python pickle, which can run code when read; use mega_deploy.save_checkpoint"
+        )
     raise CheckpointError(
         f"is no checkpoint: it begins with {data[:8].hex(' ')}, expected safetensors, .nx or a .pt of torch.save"
     )

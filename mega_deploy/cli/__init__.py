@@ -41,7 +41,8 @@ def main() -> None:
     except MegaDeployError as error:
         _fail(str(error), error.exit_code)
     except typer.TyperException as error:  # usage: an unknown option, a missing argument
-        _fail(f"{' '.join(error.format_message().split())}; see --help", USAGE)
+        message = " ".join(error.format_message().replace("Value error, ", "").split())
+        _fail(f"{message.rstrip('.')}; see --help", USAGE)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:

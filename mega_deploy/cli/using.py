@@ -34,9 +34,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a bundle on arrays in a file."""
-    from mega_deploy.arrays import load_arrays, save_arrays
+    from mega_deploy.arrays import check_target, load_arrays, save_arrays
     from mega_deploy.runtime import OpenBundle
 
+    check_target(out)
     session = OpenBundle.open(bundle).runner(form, backend, threads=threads)
     inputs = load_arrays(file)
     started = time.perf_counter()

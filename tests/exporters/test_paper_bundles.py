@@ -1,12 +1,11 @@
 """Bundles of the paper's models: exported, judged, run by names, and built into engines."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from commands import within
 from paper_goldens import close, models
 
 import mega_deploy as md
@@ -130,8 +129,7 @@ def test_the_command_line_goes_from_a_hugging_face_folder_to_outputs(tmp_path):
         ("export", case.checkpoint, "-o", "qa.mega", "--seq-len", "19", "--source", "huggingface"),
         ("run", "qa.mega", "in.npz", "-o", "out.npz"),
     ):
-        command = [sys.executable, "-m", "mega_deploy", *map(str, arguments), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        done = within(*arguments, "--json", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "out.npz") as got:
         for name in ("start_logits", "end_logits"):

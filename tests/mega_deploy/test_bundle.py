@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -275,6 +276,7 @@ def end_when(process, moment, number):
         if any(folder.glob(pattern)):
             process.send_signal(number)
             return True
+        time.sleep(1e-4)  # the process wants the processor, too
     return False
 
 

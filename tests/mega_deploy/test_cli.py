@@ -4,23 +4,18 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import process, within
 from spoiling import added, spoil
 
 COMMANDS = ["export", "validate", "run", "inspect", "build", "bench", "doctor", "demo"]
 
 
 def cli(*args, cwd=None, env=None):
-    command = [sys.executable, "-m", "mega_deploy", *map(str, args)]
-    whole = {**os.environ, **(env or {})}
-    return subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", cwd=cwd, env=whole, check=False
-    )
+    return within(*args, cwd=cwd) if env is None else process(*args, cwd=cwd, env=env)
 
 
 def answer(*args, **options):
@@ -48,12 +43,12 @@ def place(tmp_path, pristine, checkpoint, frames):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_ends_with_an_example_that_runs(command, place):
-    text = cli(command, "--help").stdout
+    text = process(command, "--help").stdout
     example = " ".join(text[text.index("Example:") :].split()).removeprefix("Example: mega-deploy ")
     assert text.strip().endswith(example.split()[-1])
     if command == "export":  # the example is of a file that does not say, ours does
         example = example.replace("game.mega", "new.mega").replace("--seq-len 60", "--seq-len 8")
-    done = cli(*example.split(), cwd=place)
+    done = process(*example.split(), cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -168,8 +163,9 @@ def test_what_cannot_be_run_is_refused(pristine, frames, tmp_path):
     assert '"x"' in refused("run", pristine, tmp_path / "other.npz", "-o", out)
     assert "plain arrays" in refused("run", pristine, tmp_path / "objects.npy", "-o", out)
     assert "plain arrays" in refused("run", pristine, tmp_path / "cut.npy", "-o", out)
-    assert ".npy" in refused("run", pristine, tmp_path / "x.npy", "-o", tmp_path / "y.csv")
-    assert "cannot be written" in refused("run", pristine, tmp_path / "x.npy", "-o", tmp_path / "no" / "y.npy")
+    # Where the result cannot go is told before anything is computed.
+    assert ".npy" in refused("run", pristine, tmp_path / "absent.npy", "-o", tmp_path / "y.csv")
+    assert "make it first" in refused("run", pristine, tmp_path / "absent.npy", "-o", tmp_path / "no" / "y.npy")
     assert "threads" in refused("run", pristine, tmp_path / "x.npy", "-o", out, "--threads", "0")
     assert "backend" in refused("run", pristine, tmp_path / "x.npy", "-o", out, "--backend", "abacus")
     assert not out.exists()

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from commands import within
 
 import mega_deploy as md
 from mega_deploy.bundle import REFERENCE
@@ -154,12 +155,7 @@ def test_validate_names_the_first_bad_block_of_a_bundle_that_was_changed(bundle)
     report = md.validate(bundle)
     assert not report.passed
     assert [block.name for block in report.blocks if not block.passed] == ["blocks.1.output"]
-    done = subprocess.run(
-        [sys.executable, "-m", "mega_deploy", "validate", str(bundle), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = within("validate", bundle, "--json")
     assert done.returncode == 3 and json.loads(done.stdout)["passed"] is False and "parity failed" in done.stderr
 
 

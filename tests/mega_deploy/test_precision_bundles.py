@@ -4,12 +4,11 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import onnx
 import pytest
+from commands import process, within
 
 import mega_deploy as md
 from mega_deploy.bundle import REFERENCE
@@ -38,9 +37,7 @@ def bundles(tmp_path_factory):
 
 
 def cli(*args, code=0, env=None):
-    command = [sys.executable, "-m", "mega_deploy", *map(str, args)]
-    whole = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    done = subprocess.run(command, capture_output=True, text=True, env=whole, check=False)
+    done = within(*args) if env is None else process(*args, env=env)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     if code:
@@ -119,10 +116,7 @@ def test_a_lowered_bundle_that_was_changed_fails_by_the_name_of_its_block(bundle
     assert not report.passed
     assert [block.name for block in report.blocks if not block.passed] == ["blocks.1.output"]
     assert report.worst_block.name == "blocks.1.output"
-    done = subprocess.run(
-        [sys.executable, "-m", "mega_deploy", "validate", str(bundle)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 3 and "parity failed" in done.stderr
+    assert "parity failed" in cli("validate", bundle, code=3).stderr
 
 
 def replace_file(bundle, name, content):
