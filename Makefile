@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXTRAS := cpu,export,bench,plugins,dev
 SOURCES := $(shell find mega_deploy exporters plugins bench -type f -not -name '*.pyc')
 INSTALLED := $(CURDIR)/build/installed
+# Processes that share the tests; each takes about a gigabyte.
+WORKERS ?= 2
 
 .PHONY: setup demo test lint clean
 
@@ -27,7 +29,7 @@ demo: setup
 	$(BIN)/mega-deploy demo
 
 test: build/ready
-	PYTHONPATH=$(INSTALLED) $(BIN)/pytest
+	PYTHONPATH=$(INSTALLED) $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 lint: build/ready
 	$(BIN)/ruff format --check .

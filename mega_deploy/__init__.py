@@ -12,6 +12,7 @@ Importing this package imports neither torch nor an inference engine; each name 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from mega_deploy.runtime import EngineSession, OpenBundle, Session, SessionOptions, StreamSession, open_bundle
     from mega_deploy.signature import Range
     from mega_deploy.validation import validate
+
+# From 1.29 on onnxruntime writes an identifier of the device into the user's cache and reports to its makers, unless
+# this is in the environment before it is imported. Who wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "mega_deploy.checkpoints": ("load_checkpoint", "save_checkpoint"),

@@ -122,6 +122,14 @@ def test_a_bundle_runs_without_torch(pristine, blocked, tmp_path):
     assert done.stdout.strip() == "(2, 16)"
 
 
+def test_a_session_leaves_no_trace_of_onnxruntimes_reports(pristine, tmp_path):
+    hidden = {"ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "CI"}
+    env = {name: value for name, value in os.environ.items() if name not in hidden} | {"HOME": str(tmp_path)}
+    code = "import sys, mega_deploy as md; md.open_bundle(sys.argv[1]).session()"
+    subprocess.run([sys.executable, "-c", code, str(pristine)], env=env, check=True, cwd=tmp_path)
+    assert list(tmp_path.rglob("deviceid")) == []
+
+
 def test_every_public_name_is_there():
     assert all(getattr(mega_deploy, name) for name in mega_deploy.__all__) and set(mega_deploy.__all__) <= set(
         dir(mega_deploy)
