@@ -99,20 +99,18 @@ def _fresh_stream(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
     from mega_deploy.checkpoints import load_checkpoint
-    from mega_deploy.exporters.streams.reference import SAMPLES, record_stream, record_stream_for
-    from mega_deploy.models.edifice import Mega
+    from mega_deploy.exporters.streams.family import streamed
+    from mega_deploy.exporters.streams.reference import SAMPLES
 
     form, precision = bundle.stream_form, bundle.manifest.precision
-    model = load_checkpoint(bundle.file(files.TRAINED))
-    assert isinstance(model, Mega)  # no other family has streams
+    stream = streamed(load_checkpoint(bundle.file(files.TRAINED)))
     if inputs is None:
         batch = form.step.inputs[0].dims[0]
         assert isinstance(batch, Range)
-        return record_stream(model, batch.max, samples=samples or SAMPLES, seed=seed or 0, precision=precision)
+        return stream.record(batch.max, samples or SAMPLES, seed or 0, precision)
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
-    frames = any_number_of_frames(form.prefill).feeds(inputs)["frames"]
-    return record_stream_for(model, frames, precision=precision)
+    return stream.record_for(any_number_of_frames(form.prefill).feeds(inputs), precision)
 
 
 def _fresh_reference(

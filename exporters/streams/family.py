@@ -1,0 +1,65 @@
+"""What the pipeline must know of a model as a stream, and only its family can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mega_deploy.config import Precision
+from mega_deploy.errors import OptionError
+from mega_deploy.exporters.cases import Inputs
+from mega_deploy.exporters.family import Model
+from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.streams.prefill import prefill_graph
+from mega_deploy.exporters.streams.reference import record_stream, record_stream_for
+from mega_deploy.exporters.streams.step import StreamGraph, step_graph
+from mega_deploy.models.edifice import Mega
+from mega_deploy.parity import Reference
+from mega_deploy.signature import Range
+
+MOVING_AVERAGE = "reaches back to the first frame of the stream; nothing is cut"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """A trained causal model, as the pipeline takes it for a stream."""
+
+    window: int
+    """Steps that attention reaches back, the present one included."""
+    moving_average: str
+    """How far back that reaches."""
+    graphs: Callable[[Range], tuple[StreamGraph, StreamGraph]]
+    """For so many streams at once: of a step, and of many at once, with one state."""
+    record: Callable[[int, int, int, Precision], Reference]
+    """The parity reference, of: the most streams at once, random sequences, their seed, the bundle's precision."""
+    record_for: Callable[[Inputs, Precision], Reference]
+    """The same for sequences of one's own as a single case: arrays by name, [batch, steps, ...]."""
+
+
+def streamed(model: Model) -> Streamed:
+    """A model as a stream.
+
+    Args:
+        model: trained, in eval mode.
+
+    Raises:
+        OptionError: it is of a family that has no stream yet.
+    """
+    if not isinstance(model, Mega):
+        raise OptionError(
+            f"streams of {type(model).__name__} are not written yet, only Edifice's; export it with --form window"
+        )
+
+    def graphs(batch: Range) -> tuple[StreamGraph, StreamGraph]:
+        folded = fold(model, one_row=True)
+        return step_graph(folded, batch), prefill_graph(folded, batch)
+
+    return Streamed(
+        window=model.config.length,
+        moving_average=MOVING_AVERAGE,
+        graphs=graphs,
+        record=lambda most, samples, seed, precision: record_stream(
+            model, most, samples=samples, seed=seed, precision=precision
+        ),
+        record_for=lambda inputs, precision: record_stream_for(model, inputs["frames"], precision=precision),
+    )
