@@ -69,8 +69,9 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
     signature = family.signature(form.batch, seq_len)
     stream = lowered_step = None
     if "stream" in form.forms:
+        assert isinstance(seq_len, int)
         stream, lowered_step = assemble_stream(
-            model, folder, batch=form.batch, precision=form.precision, keep=form.keep, on_step=on_step
+            model, folder, length=seq_len, batch=form.batch, precision=form.precision, keep=form.keep, on_step=on_step
         )
     if "window" not in form.forms:
         assert stream is not None and lowered_step is not None

@@ -103,7 +103,7 @@ def _fresh_stream(
     from mega_deploy.exporters.streams.reference import SAMPLES
 
     form, precision = bundle.stream_form, bundle.manifest.precision
-    stream = streamed(load_checkpoint(bundle.file(files.TRAINED)))
+    stream = streamed(load_checkpoint(bundle.file(files.TRAINED)), form.window)
     if inputs is None:
         batch = form.step.inputs[0].dims[0]
         assert isinstance(batch, Range)

@@ -26,6 +26,7 @@ def assemble_stream(
     model: Model,
     folder: Path,
     *,
+    length: int,
     batch: Range,
     precision: Precision,
     keep: Sequence[str],
@@ -36,6 +37,7 @@ def assemble_stream(
     Args:
         model: trained, in eval mode.
         folder: of the bundle on its way.
+        length: steps that a stream can have where nothing else ends it.
         batch: streams that are served at once; from one on in any case.
         precision: of the weights.
         keep: further float32 islands.
@@ -45,10 +47,10 @@ def assemble_stream(
         OptionError: the model is not causal, or of a family that has no stream yet.
         QualityGateError: the stream is not equal to the trained model.
     """
-    stream = streamed(model)
+    stream = streamed(model, length)
     on_step("write the graphs of the stream")
     step, prefill = stream.graphs(Range(1, batch.opt, batch.max))
-    _check_readers(step)
+    _check_places(step)
     lowered = lower(step.model, precision, keep=keep, stream=True)
     onnx_file.save(lowered.model, folder / files.STEP)
     onnx_file.save(lower(prefill.model, precision, keep=keep, stream=True).model, folder / files.PREFILL)
@@ -80,9 +82,17 @@ def assemble_stream(
     return dataclasses.replace(form, parity=summary), lowered
 
 
-def _check_readers(step: StreamGraph) -> None:
-    """Raise unless each state has one reader, for only then may the new value take its place."""
+def _check_places(step: StreamGraph) -> None:
+    """Raise unless each state's new value depends on all that reads the old one: only then may it take its place."""
     inputs = {value.name: value for value in step.model.graph.inputs}
+    outputs = {value.name: value for value in step.model.graph.outputs}
     for spec in step.signature.state:
-        if len(list(inputs[spec.name].uses())) != 1:
-            raise MegaDeployError(f"the state {spec.name} has not one reader: its memory cannot be reused")
+        last = outputs[spec.output].producer()
+        needed, open_ends = set(), [last]
+        while open_ends:
+            node = open_ends.pop()
+            if node is not None and node not in needed:
+                needed.add(node)
+                open_ends += [value.producer() for value in node.inputs if value is not None]
+        if any(node not in needed for node, _ in inputs[spec.name].uses()):
+            raise MegaDeployError(f"the state {spec.name} is read by what its new value does not wait for")

@@ -1,0 +1,106 @@
+"""One step of streams of the paper's models: what they carry, and how a step reads and writes it.
+
+- `steps_seen` [batch]: how many steps each stream of the batch has had. A step's position is that modulo the window:
+  its place in its chunk, or of a model without chunks in the whole stream, whose window is all that it can hold.
+- `LAYER.average` [batch, D, N]: the moving average's states, h <- h - leak h + n, where leak = 1 - decay: in float32
+  0.999 is off by a tenth of a thousandth of what it is from 1, and the state would drift by as much. It reaches back to
+  the stream's first step; a truncation of the trained model's is not followed, as fairseq's own decoding does not.
+- `LAYER.keys` [batch, window, Z] and `LAYER.values` [batch, window, V]: slot by position. A chunk that begins drops the
+  one before by position alone: the bias of slots ahead is -infinity, whatever they still hold. Keys of softmax are the
+  shared representation z (exporters.paper.fold, rule 2).
+- `padding` [batch, window], of models of tokens with softmax: which slots hold a token that pads. Elsewhere it is
+  enough that its values are zero.
+
+As in exporters.streams.step a state's new value depends on all that reads the old one, whose place it may take.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnxscript import ir
+
+from mega_deploy.exporters.ema.kernel import DecaySum
+from mega_deploy.exporters.fold import Array
+from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.paper.steps import Steps
+from mega_deploy.exporters.streams.paper.attention import attend, causal, every_count
+from mega_deploy.exporters.streams.step import State
+from mega_deploy.paper.config import MegaConfig
+
+
+class OneStep:
+    """The past of a single step; rows are streams.
+
+    Args:
+        graph: where the nodes go.
+        state: where what is carried is taken and put.
+        config: of the stack.
+        steps: of this call, one of each stream.
+        window: slots for keys and values.
+        limit: steps that a stream can have, None for any number.
+    """
+
+    def __init__(
+        self, graph: Graph, state: State, config: MegaConfig, steps: Steps, *, window: int, limit: int | None
+    ) -> None:
+        self.graph, self.op, self.state, self.config = graph, graph.op, state, config
+        self.steps, self.window = steps, window
+        op = graph.op
+        one, size = graph.integers("one_step", np.array(1)), graph.integers("window", np.array(window))
+        seen = state.take("steps_seen", [], ir.DataType.INT64)
+        now = op.Add(seen, one)
+        state.put(seen, now, limit=limit)
+        position = op.Mod(op.Sub(now, one), size)  # [batch]
+        stream = op.Range(0, op.Squeeze(op.Shape(now), [0]), 1)
+        place = op.Unsqueeze(position, [1])  # [batch, 1]
+        self.slots = op.Concat(op.Unsqueeze(stream, [1]), place, axis=1)  # [batch, 2]
+        slot = graph.integers("slot", np.arange(window))
+        self.distance = op.Sub(graph.integers("slot_beyond", np.arange(window) + window - 1), place)  # [batch, window]
+        self.per_key = op.Unsqueeze(op.Gather(every_count(graph, window), position), [1])  # [batch, 1]
+        self.mask: ir.Value | None = None
+        if steps.keep is not None and config.attention == "softmax":
+            old = state.take("padding", [window], ir.DataType.BOOL)
+            padding = op.ScatterND(old, self.slots, op.Not(op.Squeeze(steps.keep, [1])))
+            state.put(old, padding, ["window"])
+            # A step that pads sees itself, so that the softmax has something to attend to; nobody reads what it gives.
+            self.mask = op.Where(
+                op.And(padding, op.Not(op.Equal(slot, place))),
+                graph.constant("mask.padding", np.array(-np.inf)),
+                graph.constant("mask.seen", np.array(0.0)),
+            )
+
+    def average(self, n: ir.Value, ema: DecaySum, name: str) -> ir.Value:
+        """n: [batch, D] -> [batch, D]."""
+        op, graph = self.op, self.graph
+        old = self.state.take(f"{name}.average", ema.decay.shape)
+        decayed = op.Sub(old, op.Mul(old, graph.constant("leak", 1 - ema.decay)))
+        new = op.Add(decayed, op.Unsqueeze(self.steps.masked(n), [2]))
+        self.state.put(old, new, ["embed_dim", "ema_dim"])
+        return op.ReduceSum(op.Mul(new, graph.constant("weight", ema.weight)), [2], keepdims=0)
+
+    def attend(self, q: ir.Value, k: ir.Value, v: ir.Value, distances: Array, name: str) -> ir.Value:
+        """q: [batch, Z], k: [batch, Z], v: [batch, V] -> [batch, V]."""
+        op, graph, config = self.op, self.graph, self.config
+        keys = self._cached(f"{name}.keys", k, config.z_dim, "z_dim")
+        v = v if config.attention == "softmax" else self.steps.masked(v)
+        values = self._cached(f"{name}.values", v, config.hidden_dim, "hidden_dim")
+        bias = op.Gather(graph.constant("bias", causal(distances)), self.distance)
+        bias = bias if self.mask is None else op.Add(bias, self.mask)
+        context = attend(
+            graph,
+            config.attention,
+            op.Unsqueeze(q, [1]),
+            keys,
+            values,
+            bias=op.Unsqueeze(bias, [1]),
+            per_key=self.per_key,
+            single=True,
+        )
+        return op.Squeeze(context, [1])
+
+    def _cached(self, name: str, new: ir.Value, features: int, axis: str) -> ir.Value:
+        """All slots, with this step in its own: [batch, window, features]."""
+        old = self.state.take(name, [self.window, features])
+        slots = self.op.ScatterND(old, self.slots, new)
+        self.state.put(old, slots, ["window", axis])
+        return slots
