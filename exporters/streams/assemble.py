@@ -50,7 +50,7 @@ def assemble_stream(
     stream = streamed(model, length)
     on_step("write the graphs of the stream")
     step, prefill = stream.graphs(Range(1, batch.opt, batch.max))
-    _check_places(step)
+    _check_readers(step)
     lowered = lower(step.model, precision, keep=keep, stream=True)
     onnx_file.save(lowered.model, folder / files.STEP)
     onnx_file.save(lower(prefill.model, precision, keep=keep, stream=True).model, folder / files.PREFILL)
@@ -82,17 +82,9 @@ def assemble_stream(
     return dataclasses.replace(form, parity=summary), lowered
 
 
-def _check_places(step: StreamGraph) -> None:
-    """Raise unless each state's new value depends on all that reads the old one: only then may it take its place."""
+def _check_readers(step: StreamGraph) -> None:
+    """Raise unless each state has one reader, for only then may the new value take its place."""
     inputs = {value.name: value for value in step.model.graph.inputs}
-    outputs = {value.name: value for value in step.model.graph.outputs}
     for spec in step.signature.state:
-        last = outputs[spec.output].producer()
-        needed, open_ends = set(), [last]
-        while open_ends:
-            node = open_ends.pop()
-            if node is not None and node not in needed:
-                needed.add(node)
-                open_ends += [value.producer() for value in node.inputs if value is not None]
-        if any(node not in needed for node, _ in inputs[spec.name].uses()):
-            raise MegaDeployError(f"the state {spec.name} is read by what its new value does not wait for")
+        if len(list(inputs[spec.name].uses())) != 1:
+            raise MegaDeployError(f"the state {spec.name} has not one reader: its memory cannot be reused")

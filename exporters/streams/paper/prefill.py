@@ -5,7 +5,8 @@ so that a call may begin and end anywhere in a chunk, and streams of one batch a
 convolution of the call's steps and what the state before them decays to:
 
     y_t = sum_(s <= t) k[t - s] n_s + sum_n weight_n decay_n^(t + 1) h_n
-    h'  = h - (1 - decay^T) h + sum_t decay^(T - 1 - t) n_t,    1 - decay^T = (1 - decay) sum_t decay^t
+
+and T steps leave what exporters.streams.paper.average tells, with 1 - decay^T = (1 - decay) sum_t decay^t.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mega_deploy.exporters.fold import Array
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.exporters.streams.paper.attention import attend, causal, every_count
+from mega_deploy.exporters.streams.paper.average import PARTS, carried, last
 from mega_deploy.exporters.streams.step import State
 from mega_deploy.paper.config import MegaConfig
 
@@ -83,21 +85,21 @@ class ManySteps:
         """n: [batch * steps, D] -> the same."""
         op, graph, (dim, states) = self.op, self.graph, ema.decay.shape
         most = self.steps.longest
-        old = self.state.take(f"{name}.average", [dim, states])
+        old = self.state.take(f"{name}.average", [PARTS, dim, states])
         x = graph.windows(self.steps.masked(n), self.extent, dim)
         inside = convolution(
             graph, op.Transpose(x, perm=[0, 2, 1]), Kernel(ema.taps(most), 0, 0.0)
         )  # [batch, D, steps]
         every = graph.constant("powers", normal(ema.decay[:, None] ** np.arange(most)[:, None]))  # [D, most, N]
         powers = op.Slice(every, [0], self.count, [1])
-        read = op.Mul(old, graph.constant("readout", ema.weight * ema.decay))
-        carried = op.MatMul(powers, op.Transpose(read, perm=[1, 2, 0]))  # [D, steps, batch]
+        read = op.Mul(last(graph, old), graph.constant("readout", ema.weight * ema.decay))
+        before = op.MatMul(powers, op.Transpose(read, perm=[1, 2, 0]))  # [D, steps, batch]
         backwards = op.Slice(op.Transpose(x, perm=[2, 0, 1]), [LAST], [FIRST], [2], [-1])  # [D, batch, steps]
-        left = op.Transpose(op.MatMul(backwards, powers), perm=[1, 0, 2])  # [batch, D, N]
-        leak = op.Mul(op.ReduceSum(powers, [1], keepdims=0), graph.constant("leak", 1 - ema.decay))  # [D, N]
-        kept = op.Sub(old, op.Mul(old, leak))
-        self.state.put(old, op.Add(kept, left), ["embed_dim", "ema_dim"])
-        y = op.Add(op.Transpose(inside, perm=[0, 2, 1]), op.Transpose(carried, perm=[2, 1, 0]))
+        gained = op.Transpose(op.MatMul(backwards, powers), perm=[1, 0, 2])  # [batch, D, N]
+        leak = op.Mul(op.ReduceSum(powers, [1], keepdims=0), graph.constant("leak", 1 - ema.decay))
+        _, new = carried(graph, old, leak, op.Unsqueeze(gained, [1]))
+        self.state.put(old, new, ["parts", "embed_dim", "ema_dim"])
+        y = op.Add(op.Transpose(inside, perm=[0, 2, 1]), op.Transpose(before, perm=[2, 1, 0]))
         return graph.rows(y, dim)
 
     def attend(self, q: ir.Value, k: ir.Value, v: ir.Value, distances: Array, name: str) -> ir.Value:

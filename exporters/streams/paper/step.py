@@ -2,8 +2,7 @@
 
 - `steps_seen` [batch]: how many steps each stream of the batch has had. A step's position is that modulo the window:
   its place in its chunk, or of a model without chunks in the whole stream, whose window is all that it can hold.
-- `LAYER.average` [batch, D, N]: the moving average's states, h <- h - leak h + n, where leak = 1 - decay: in float32
-  0.999 is off by a tenth of a thousandth of what it is from 1, and the state would drift by as much. It reaches back to
+- `LAYER.average` [batch, 2, D, N]: the moving average's states (exporters.streams.paper.average), which reach back to
   the stream's first step; a truncation of the trained model's is not followed, as fairseq's own decoding does not.
 - `LAYER.keys` [batch, window, Z] and `LAYER.values` [batch, window, V]: slot by position. A chunk that begins drops the
   one before by position alone: the bias of slots ahead is -infinity, whatever they still hold. Keys of softmax are the
@@ -11,7 +10,7 @@
 - `padding` [batch, window], of models of tokens with softmax: which slots hold a token that pads. Elsewhere it is
   enough that its values are zero.
 
-As in exporters.streams.step a state's new value depends on all that reads the old one, whose place it may take.
+As in exporters.streams.step every state has one reader, on which its new value depends, so that it may take its place.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from mega_deploy.exporters.fold import Array
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.exporters.streams.paper.attention import attend, causal, every_count
+from mega_deploy.exporters.streams.paper.average import PARTS, carried
 from mega_deploy.exporters.streams.step import State
 from mega_deploy.paper.config import MegaConfig
 
@@ -72,11 +72,11 @@ class OneStep:
     def average(self, n: ir.Value, ema: DecaySum, name: str) -> ir.Value:
         """n: [batch, D] -> [batch, D]."""
         op, graph = self.op, self.graph
-        old = self.state.take(f"{name}.average", ema.decay.shape)
-        decayed = op.Sub(old, op.Mul(old, graph.constant("leak", 1 - ema.decay)))
-        new = op.Add(decayed, op.Unsqueeze(self.steps.masked(n), [2]))
-        self.state.put(old, new, ["embed_dim", "ema_dim"])
-        return op.ReduceSum(op.Mul(new, graph.constant("weight", ema.weight)), [2], keepdims=0)
+        old = self.state.take(f"{name}.average", [PARTS, *ema.decay.shape])
+        gained = op.Unsqueeze(self.steps.masked(n), [1, 3])
+        h, new = carried(graph, old, graph.constant("leak", 1 - ema.decay), gained)
+        self.state.put(old, new, ["parts", "embed_dim", "ema_dim"])
+        return op.ReduceSum(op.Mul(h, graph.constant("weight", ema.weight)), [2], keepdims=0)
 
     def attend(self, q: ir.Value, k: ir.Value, v: ir.Value, distances: Array, name: str) -> ir.Value:
         """q: [batch, Z], k: [batch, Z], v: [batch, V] -> [batch, V]."""

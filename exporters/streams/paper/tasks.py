@@ -48,8 +48,8 @@ class StreamWriter:
         self.folded = fold_stack(model.decoder, window)
         self.limit = window if self.config.decoder.chunk_size is None else None
         whole = whole_signature(self.config, 1, batch)
-        sides = (tuple(_without_steps(spec) for spec in side) for side in (whole.inputs, whole.outputs))
-        self.signature = Signature(*sides)
+        inputs, outputs = (tuple(map(_without_steps, side)) for side in (whole.inputs, whole.outputs))
+        self.signature = Signature(inputs, outputs)
         """Of a step, without the state."""
 
     def step(self) -> StreamGraph:
