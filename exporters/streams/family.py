@@ -61,6 +61,11 @@ def streamed(model: Model, length: int) -> Streamed:
             )
 
 
+def own_window(model: Model) -> int | None:
+    """The window of a stream that nobody needs to be asked for: a chunk; None where there is none."""
+    return model.config.decoder.chunk_size if isinstance(model, MegaLanguageModel) else None
+
+
 def _edifice(model: Mega) -> Streamed:
     def graphs(batch: Range) -> tuple[StreamGraph, StreamGraph]:
         folded = fold(model, one_row=True)
