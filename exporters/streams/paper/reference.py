@@ -21,8 +21,8 @@ from mega_deploy.signature import Range, Signature
 
 BEYOND = 1000
 """Steps behind the first chunk, over which an error would add up."""
-SHORT = 16
-"""As many, in the cases that are about the inputs and not about the length."""
+SHORT, LARGEST_SHORT = 16, 256
+"""As many, and steps at most, in the cases that are about the inputs and not about the length."""
 LARGEST_OUTPUT = 1 << 24
 """Numbers that the outputs of a sequence may hold: 128 MB in float64. A large vocabulary has shorter sequences."""
 
@@ -42,7 +42,8 @@ def record(
     """
     told = _signature(model)
     kinds = paper_kinds(model.config, told, np.random.default_rng(seed))
-    short, longest = (_possible(model, window, beyond) for beyond in (SHORT, BEYOND))
+    longest = _possible(model, window, BEYOND)
+    short = min(_possible(model, window, SHORT), LARGEST_SHORT)
     pools: dict[str, Inputs] = {f"{RANDOM}, {longest} steps": kinds[RANDOM](1, longest)}
     pools[f"{RANDOM}, together"] = kinds[RANDOM](samples, short)
     pools |= {name: draw(min(samples, 2), short) for name, draw in kinds.items() if name != RANDOM}
