@@ -20,8 +20,6 @@ from mega_deploy.models.paper import MegaLanguageModel
 from mega_deploy.parity import Reference
 from mega_deploy.signature import Range
 
-MOVING_AVERAGE = "reaches back to the first frame of the stream; nothing is cut"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Streamed:
@@ -73,7 +71,7 @@ def _edifice(model: Mega) -> Streamed:
 
     return Streamed(
         window=model.config.length,
-        moving_average=MOVING_AVERAGE,
+        moving_average="reaches back to the first frame of the stream; nothing is cut",
         graphs=graphs,
         record=lambda most, samples, seed, precision: record_stream(
             model, most, samples=samples, seed=seed, precision=precision
@@ -94,10 +92,10 @@ def _language_model(model: MegaLanguageModel, length: int) -> Streamed:
         writer = StreamWriter(model, window, batch)
         return writer.step(), writer.prefill()
 
-    ignored = f", nor at {config.truncation} steps as over whole sequences" if config.truncation else ""
+    not_even = f", not even at {config.truncation} steps as over whole sequences" if config.truncation else ""
     return Streamed(
         window=window,
-        moving_average=f"{MOVING_AVERAGE}{ignored}",
+        moving_average=f"reaches back to the first step of the stream; nothing is cut{not_even}",
         graphs=graphs,
         record=lambda most, samples, seed, precision: record(
             model, window, most, samples=samples, seed=seed, precision=precision

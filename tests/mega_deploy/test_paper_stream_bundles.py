@@ -78,7 +78,7 @@ def test_the_manifest_tells_what_is_carried_and_how_far_it_goes(both, ending):
         state = {spec["name"]: spec for spec in manifest["signature"]["state"]}
         assert manifest["stream"]["window"] == window and state["steps_seen"].get("limit") == limit
         assert state["decoder.layers.1.keys"]["dims"][1:] == [window, 16]
-    assert "nor at 8192 steps" in json.loads((both.path / files.MANIFEST).read_text())["stream"]["moving_average"]
+    assert "not even at 8192 steps" in json.loads((both.path / files.MANIFEST).read_text())["stream"]["moving_average"]
 
 
 def test_a_length_is_asked_for_only_where_no_chunk_says_it(tmp_path):
