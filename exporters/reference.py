@@ -65,7 +65,7 @@ def record(
     family = family_of(model)
     kinds = family.kinds(signature, np.random.default_rng(seed))
     pools, cases = make_cases(kinds, signature, family.width, samples)
-    return _Recorder(model, signature, precision, kept).record(pools, cases, block_names)
+    return Recorder(model, signature, precision, kept).record(pools, cases, block_names)
 
 
 def record_for(
@@ -91,11 +91,18 @@ def record_for(
     """
     rows = len(next(iter(inputs.values())))
     cases = {name: (name, list(range(rows)), rows)}
-    return _Recorder(model, signature, precision, kept).record({name: inputs}, cases, block_names)
+    return Recorder(model, signature, precision, kept).record({name: inputs}, cases, block_names)
 
 
-class _Recorder:
-    """Runs a trained model in float64 and in its own precision."""
+class Recorder:
+    """Runs a trained model in float64 and in its own precision.
+
+    Args:
+        model: in eval mode; it is left as it is.
+        signature: whose outputs count.
+        precision: in which the noise floor is taken.
+        kept: see `record`.
+    """
 
     def __init__(self, model: Model, signature: Signature, precision: Precision, kept: Sequence[str]) -> None:
         self.precision, self.kept = precision, tuple(kept)
@@ -146,6 +153,8 @@ class _Recorder:
 
     def _streams(self, inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, Inputs]:
         """The residual stream behind each block, in the model's precision and in float64."""
+        if not names:
+            return {}, {}
         modules = [name.removesuffix(".output") for name in names]
         runs: tuple[tuple[Model, Precision], ...] = (self.single, self.precision), (self.exact, "float32")
         row, streams = self.family.computed_row, []

@@ -168,6 +168,8 @@ class StateSpec:
     """Name under which the step gives its new value, of the same dtype and dims."""
     initial: float = 0
     """What every element is before the first step."""
+    limit: int | None = None
+    """Of a count of steps, [batch]: how many a stream can have before it is reset; None for any number."""
 
     @property
     def name(self) -> str:
@@ -185,7 +187,8 @@ class StateSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
-        return {**self.tensor.to_json(), "output": self.output, "initial": self.initial}
+        entry = {**self.tensor.to_json(), "output": self.output, "initial": self.initial}
+        return entry if self.limit is None else entry | {"limit": self.limit}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StateSpec:
@@ -197,7 +200,10 @@ class StateSpec:
             or any(isinstance(d, Range) for d in tensor.dims[1:])
         ):
             raise InputError(f'the state "{tensor.name}" must have a range for its batch, and fixed sizes behind it')
-        return cls(tensor, value["output"], value["initial"])
+        limit = value.get("limit")
+        if limit is not None and (tensor.dims[1:] or np.dtype(tensor.dtype).kind != "i"):
+            raise InputError(f'the state "{tensor.name}" has a limit, but is no count of steps')
+        return cls(tensor, value["output"], value["initial"], limit)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mega_deploy.errors import OptionError, require
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, open_bundle
 from mega_deploy.runtime.prefill import any_number_of_frames
-from mega_deploy.runtime.validate import compare, compare_blocks
+from mega_deploy.runtime.validate import compare, compare_blocks, compare_stream
 from mega_deploy.signature import Range
 
 Array = npt.NDArray[Any]
@@ -71,10 +71,18 @@ def validate(
             reference = bundle.reference(form)
         if form == "stream" and backend != "onnxruntime":
             raise OptionError(f"streams run on onnxruntime, not on {backend}")
-        session = bundle.judged_session(backend, native_ops=native_ops) if form == "window" else bundle.judged_stream()
-        report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
+        precision = bundle.manifest.precision
+
+        def on_case(case: str) -> None:
+            on_step(f"compare: {case}")
+
+        if form == "stream":
+            reports.append(compare_stream(bundle.judged_stream(), reference, precision, on_case))
+            continue
+        session = bundle.judged_session(backend, native_ops=native_ops)
+        report = compare(session, reference, precision, on_case)
         # Other backends show nothing of their blocks, nor does a stream; mega_deploy.bisection asks them.
-        if form == "window" and backend == "onnxruntime":
+        if backend == "onnxruntime":
             blocks = compare_blocks(bundle.file(files.MODEL), bundle.manifest.signature, reference)
             report = dataclasses.replace(report, blocks=blocks)
         reports.append(report)
@@ -99,20 +107,18 @@ def _fresh_stream(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
     from mega_deploy.checkpoints import load_checkpoint
-    from mega_deploy.exporters.streams.reference import SAMPLES, record_stream, record_stream_for
-    from mega_deploy.models.edifice import Mega
+    from mega_deploy.exporters.streams.family import streamed
+    from mega_deploy.exporters.streams.reference import SAMPLES
 
     form, precision = bundle.stream_form, bundle.manifest.precision
-    model = load_checkpoint(bundle.file(files.TRAINED))
-    assert isinstance(model, Mega)  # no other family has streams
+    stream = streamed(load_checkpoint(bundle.file(files.TRAINED)), form.window)
     if inputs is None:
         batch = form.step.inputs[0].dims[0]
         assert isinstance(batch, Range)
-        return record_stream(model, batch.max, samples=samples or SAMPLES, seed=seed or 0, precision=precision)
+        return stream.record(batch.max, samples or SAMPLES, seed or 0, precision)
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
-    frames = any_number_of_frames(form.prefill).feeds(inputs)["frames"]
-    return record_stream_for(model, frames, precision=precision)
+    return stream.record_for(any_number_of_frames(form.prefill).feeds(inputs), precision)
 
 
 def _fresh_reference(

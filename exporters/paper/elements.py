@@ -1,12 +1,13 @@
-"""Norms and activations."""
+"""What a layer makes of each step by itself: norms, activations, the gated residual, the feed-forward network."""
 
 from __future__ import annotations
 
 import numpy as np
 from onnxscript import ir
 
+from mega_deploy.exporters.fold import Linear
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.paper.fold import Norm
+from mega_deploy.exporters.paper.fold import FoldedFFN, Norm
 from mega_deploy.models.paper.norm import EPSILON
 from mega_deploy.paper.config import Activation
 
@@ -43,3 +44,25 @@ def normalise(graph: Graph, x: ir.Value, norm: Norm | None, name: str = "norm") 
         return op.Mul(op.Div(x, size), weight)
     scaled = op.Mul(x, weight)
     return op.Add(scaled, graph.constant(f"{name}.beta", norm.bias)) if norm.bias.any() else scaled
+
+
+def affine(graph: Graph, z: ir.Value, layer: Linear, name: str) -> ir.Value:
+    """z * weight + bias, element by element: [rows, Z] -> [rows, Z]."""
+    weight, bias = graph.constant(f"{name}.weight", layer.weight), graph.constant(f"{name}.bias", layer.bias)
+    return graph.op.Add(graph.op.Mul(z, weight), bias)
+
+
+def update(
+    graph: Graph, x: ir.Value, u: ir.Value, hidden: ir.Value, post_norm: Norm | None, *, act: Activation
+) -> ir.Value:
+    """x + sigmoid(u) (act(hidden) - x), and a norm of that or not: all [rows, D]."""
+    op = graph.op
+    change = op.Sub(activation(graph, hidden, act), x)
+    return normalise(graph, op.Add(x, op.Mul(op.Sigmoid(u), change)), post_norm, "post_norm")
+
+
+def feed_forward(graph: Graph, x: ir.Value, layer: FoldedFFN, *, act: Activation) -> ir.Value:
+    """The feed-forward network with its residual: [rows, D] -> [rows, D]."""
+    inner = graph.linear(normalise(graph, x, layer.norm), layer.first, "first")
+    outer = graph.linear(activation(graph, inner, act), layer.second, "second")
+    return normalise(graph, graph.op.Add(x, outer), layer.post_norm, "post_norm")

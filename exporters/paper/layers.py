@@ -15,15 +15,8 @@ from mega_deploy.exporters.ema.nodes import moving_average
 from mega_deploy.exporters.fold import Array, Linear
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.attention import Attention
-from mega_deploy.exporters.paper.elements import activation, normalise
-from mega_deploy.exporters.paper.fold import (
-    FoldedAttention,
-    FoldedCross,
-    FoldedFFN,
-    FoldedLayer,
-    FoldedStack,
-    Norm,
-)
+from mega_deploy.exporters.paper.elements import activation, affine, feed_forward, normalise, update
+from mega_deploy.exporters.paper.fold import FoldedAttention, FoldedCross, FoldedLayer, FoldedStack
 from mega_deploy.exporters.paper.steps import Steps, bias_of
 
 
@@ -85,7 +78,7 @@ class StackWriter:
                 x = self._cross(x, steps, memory, layer.cross)
         if layer.ffn is not None:
             with self.graph.scope("ffn"):
-                x = self._feed_forward(x, layer.ffn)
+                x = feed_forward(self.graph, x, layer.ffn, act=self.config.activation)
         return x
 
     def _attention(
@@ -109,12 +102,12 @@ class StackWriter:
             u, z, r, candidate = op.Split(graph.linear(m, layer.joint, "joint"), sizes, axis=-1, _outputs=4)
             z = z_of_query = graph.silu(z)
         attention = Attention(graph, config, keys if first_only else steps, keys, causal=config.is_causal)
-        query = self._affine(z_of_query, layer.query, "query")
-        key = z if layer.key is None else self._affine(z, layer.key, "key")
+        query = affine(graph, z_of_query, layer.query, "query")
+        key = z if layer.key is None else affine(graph, z, layer.key, "key")
         value = activation(graph, graph.linear(n, layer.value, "value"), config.activation)
         context = attention.write(query, key, value, bias, width, first_only=first_only)
         hidden = op.Add(candidate, graph.linear(op.Mul(graph.silu(r), context), layer.hidden, "hidden"))
-        return self._update(x, u, hidden, layer.post_norm)
+        return update(graph, x, u, hidden, layer.post_norm, act=config.activation)
 
     def _average(self, n: ir.Value, steps: Steps, layer: FoldedAttention, lowered: Lowered) -> ir.Value:
         """silu(EMA(n) + omega n), where padding enters no other step."""
@@ -138,29 +131,7 @@ class StackWriter:
         attention = Attention(graph, config, whole, memory.steps, causal=False)
         context = attention.write(query, key, value, bias, dim)
         hidden = graph.linear(op.Mul(graph.silu(r), context), layer.hidden, "hidden")
-        return self._update(x, u, hidden, layer.post_norm)
-
-    def _update(self, x: ir.Value, u: ir.Value, hidden: ir.Value, post_norm: Norm | None) -> ir.Value:
-        """x + sigmoid(u) (act(hidden) - x)."""
-        graph, op = self.graph, self.op
-        change = op.Sub(activation(graph, hidden, self.config.activation), x)
-        return normalise(graph, op.Add(x, op.Mul(op.Sigmoid(u), change)), post_norm, "post_norm")
-
-    def _feed_forward(self, x: ir.Value, layer: FoldedFFN) -> ir.Value:
-        graph = self.graph
-        inner = graph.linear(normalise(graph, x, layer.norm), layer.first, "first")
-        inner = activation(graph, inner, self.config.activation)
-        return normalise(
-            graph, self.op.Add(x, graph.linear(inner, layer.second, "second")), layer.post_norm, "post_norm"
-        )
-
-    def _affine(self, z: ir.Value, layer: Linear, name: str) -> ir.Value:
-        """Element by element."""
-        weight, bias = (
-            self.graph.constant(f"{name}.weight", layer.weight),
-            self.graph.constant(f"{name}.bias", layer.bias),
-        )
-        return self.op.Add(self.op.Mul(z, weight), bias)
+        return update(graph, x, u, hidden, layer.post_norm, act=config.activation)
 
 
 def _parted(joint: Linear, dim: int, z_dim: int) -> tuple[Linear, Linear]:

@@ -8,28 +8,25 @@ from pathlib import Path
 
 from mega_deploy import bundle as files
 from mega_deploy.config import Precision
-from mega_deploy.errors import MegaDeployError, OptionError, QualityGateError
+from mega_deploy.errors import MegaDeployError, QualityGateError
 from mega_deploy.exporters import onnx as onnx_file
 from mega_deploy.exporters.family import Model
 from mega_deploy.exporters.flops import graph_flops
-from mega_deploy.exporters.fold import fold
 from mega_deploy.exporters.precision import Lowered, lower
-from mega_deploy.exporters.streams.prefill import prefill_graph
-from mega_deploy.exporters.streams.reference import record_stream
-from mega_deploy.exporters.streams.step import StreamGraph, step_graph
-from mega_deploy.models.edifice import Mega
+from mega_deploy.exporters.streams.family import streamed
+from mega_deploy.exporters.streams.reference import SAMPLES
+from mega_deploy.exporters.streams.step import StreamGraph
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.stepping import judging_stream
-from mega_deploy.runtime.validate import compare
+from mega_deploy.runtime.validate import compare_stream
 from mega_deploy.signature import Range, StreamForm
-
-MOVING_AVERAGE = "reaches back to the first frame of the stream; nothing is cut"
 
 
 def assemble_stream(
     model: Model,
     folder: Path,
     *,
+    length: int,
     batch: Range,
     precision: Precision,
     keep: Sequence[str],
@@ -40,6 +37,7 @@ def assemble_stream(
     Args:
         model: trained, in eval mode.
         folder: of the bundle on its way.
+        length: steps that a stream can have where nothing else ends it.
         batch: streams that are served at once; from one on in any case.
         precision: of the weights.
         keep: further float32 islands.
@@ -49,30 +47,26 @@ def assemble_stream(
         OptionError: the model is not causal, or of a family that has no stream yet.
         QualityGateError: the stream is not equal to the trained model.
     """
-    if not isinstance(model, Mega):
-        raise OptionError(
-            f"streams of {type(model).__name__} are not written yet, only Edifice's; export it with --form window"
-        )
+    stream = streamed(model, length)
     on_step("write the graphs of the stream")
-    folded, streams = fold(model, one_row=True), Range(1, batch.opt, batch.max)
-    step, prefill = step_graph(folded, streams), prefill_graph(folded, streams)
+    step, prefill = stream.graphs(Range(1, batch.opt, batch.max))
     _check_readers(step)
     lowered = lower(step.model, precision, keep=keep, stream=True)
     onnx_file.save(lowered.model, folder / files.STEP)
     onnx_file.save(lower(prefill.model, precision, keep=keep, stream=True).model, folder / files.PREFILL)
     on_step("run the trained model over a long stream in float64")
-    record_stream(model, batch.max, precision=precision).save(folder / files.STREAM_REFERENCE)
+    stream.record(batch.max, SAMPLES, 0, precision).save(folder / files.STREAM_REFERENCE)
     reference = Reference.load(folder / files.STREAM_REFERENCE)
     on_step("compare the stream with it")
     form = StreamForm(
         step=step.signature,
         prefill=prefill.signature,
-        window=model.config.length,
-        moving_average=MOVING_AVERAGE,
+        window=stream.window,
+        moving_average=stream.moving_average,
         flops=graph_flops(folder / files.STEP, step.signature.with_state, precision),
         parity={},
     )
-    report = compare(judging_stream(folder, form, precision), reference, precision)
+    report = compare_stream(judging_stream(folder, form, precision), reference, precision)
     if not report.passed:
         bad = report.worst
         way_out = f"; keep blocks in float32 (--float32 blocks.0), or take a higher precision than {precision}"

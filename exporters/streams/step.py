@@ -111,12 +111,12 @@ class State:
         """The state as the last step left it: [batch, *sizes]."""
         return self._graph.input(name, [BATCH, *sizes], dtype)
 
-    def put(self, old: ir.Value, new: ir.Value, axes: Sequence[str] = ()) -> None:
-        """What the next step takes instead of `old`."""
+    def put(self, old: ir.Value, new: ir.Value, axes: Sequence[str] = (), limit: int | None = None) -> None:
+        """What the next step takes instead of `old`; a count of steps may have a limit."""
         assert old.name is not None and old.dtype is not None and old.shape is not None
         dims: tuple[Dim, ...] = (self._batch, *(size for size in old.shape if isinstance(size, int)))
         tensor = TensorSpec(old.name, old.dtype.numpy().name, dims, (BATCH, *axes))
-        self._next.append((StateSpec(tensor, output=f"{old.name}.{NEXT}", initial=0), new))
+        self._next.append((StateSpec(tensor, output=f"{old.name}.{NEXT}", limit=limit), new))
 
     def give(self) -> None:
         """Make outputs of all that was put back."""

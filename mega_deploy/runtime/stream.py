@@ -98,7 +98,9 @@ class StreamSession:
         """As `step`, but always a dict by name."""
         feeds = self.signature.feeds(inputs)
         with self._lock:
-            order = self._gather(self._rows(rows), feeds)
+            chosen = self._rows(rows)
+            self._check_room(chosen, 1)
+            order = self._gather(chosen, feeds)
             count = len(order)
             if count not in self._bindings:
                 self._bindings[count] = _Binding(self._model, self.signature, self._state, count)
@@ -117,18 +119,24 @@ class StreamSession:
         Raises:
             InputError: an input does not fit, or there is no frame.
         """
+        outputs = self.prefill_named(inputs, rows)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def prefill_named(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> dict[str, Array]:
+        """As `prefill`, but always a dict by name."""
         if self._prefill is None:
             raise InputError("this stream has no graph that takes many frames at once; step through them")
         feeds = self._prefill.signature.feeds(inputs)
         with self._lock:
-            order = self._gather(self._rows(rows), feeds)
+            chosen = self._rows(rows)
+            self._check_room(chosen, next(iter(feeds.values())).shape[1])
+            order = self._gather(chosen, feeds)
             count = len(order)
             state = {name: buffer.read()[:count] for name, buffer in self._state.items()}
             outputs = self._prefill.run({name: array[order] for name, array in feeds.items()}, state)
             for name, buffer in self._state.items():
                 buffer.write(state[name], slice(0, count))
-        outputs = {name: _reordered(array, order) for name, array in outputs.items()}
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        return {name: _reordered(array, order) for name, array in outputs.items()}
 
     def reset(self, rows: Rows | None = None) -> None:
         """Let streams begin anew: those of `rows`, or all."""
@@ -192,6 +200,19 @@ class StreamSession:
         if distinct and len(np.unique(chosen)) != len(chosen):
             raise InputError(f"rows must differ from each other, got {chosen.tolist()!r:.100}")
         return chosen.astype(np.intp)
+
+    def _check_room(self, rows: npt.NDArray[np.intp], steps: int) -> None:
+        """Refuse steps beyond what a stream can have."""
+        for spec in self.signature.state:
+            if spec.limit is None:
+                continue
+            had = self._state[spec.name].read()[self._place[rows]]
+            if (had > spec.limit - steps).any():
+                first = int(np.argmax(had > spec.limit - steps))
+                raise InputError(
+                    f"stream {rows[first]} has had {had[first]} steps, and {steps} more are beyond the {spec.limit} "
+                    f"that this bundle's streams hold; reset it, or export with --seq-len {had[first] + steps} or more"
+                )
 
     def _gather(self, rows: npt.NDArray[np.intp], feeds: Mapping[str, Array]) -> npt.NDArray[np.intp]:
         """Bring the streams of `rows` to the front of the buffers; for each place there, the frame that is for it."""

@@ -1,0 +1,104 @@
+"""What the pipeline must know of a model as a stream, and only its family can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mega_deploy.config import Precision
+from mega_deploy.errors import OptionError
+from mega_deploy.exporters.cases import Inputs
+from mega_deploy.exporters.family import Model
+from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.streams.paper.reference import record, record_for
+from mega_deploy.exporters.streams.paper.tasks import StreamWriter
+from mega_deploy.exporters.streams.prefill import prefill_graph
+from mega_deploy.exporters.streams.reference import record_stream, record_stream_for
+from mega_deploy.exporters.streams.step import StreamGraph, step_graph
+from mega_deploy.models.edifice import Mega
+from mega_deploy.models.paper import MegaLanguageModel
+from mega_deploy.parity import Reference
+from mega_deploy.signature import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """A trained causal model, as the pipeline takes it for a stream."""
+
+    window: int
+    """Steps that attention reaches back, the present one included."""
+    moving_average: str
+    """How far back that reaches."""
+    graphs: Callable[[Range], tuple[StreamGraph, StreamGraph]]
+    """For so many streams at once: of a step, and of many at once, with one state."""
+    record: Callable[[int, int, int, Precision], Reference]
+    """The parity reference, of: the most streams at once, random sequences, their seed, the bundle's precision."""
+    record_for: Callable[[Inputs, Precision], Reference]
+    """The same for sequences of one's own as a single case: arrays by name, [batch, steps, ...]."""
+
+
+def streamed(model: Model, length: int) -> Streamed:
+    """A model as a stream.
+
+    Args:
+        model: trained, in eval mode.
+        length: steps that a stream can have where nothing else ends it: attention over all steps, without chunks.
+
+    Raises:
+        OptionError: it is not causal, or of a family that has no stream yet.
+    """
+    match model:
+        case Mega():
+            return _edifice(model)
+        case MegaLanguageModel():
+            return _language_model(model, length)
+        case _:
+            raise OptionError(
+                f"streams of {type(model).__name__} are not written yet, only of Edifice's Mega and of language "
+                "models; export it with --form window"
+            )
+
+
+def own_window(model: Model) -> int | None:
+    """The window of a stream that nobody needs to be asked for: a chunk; None where there is none."""
+    return model.config.decoder.chunk_size if isinstance(model, MegaLanguageModel) else None
+
+
+def _edifice(model: Mega) -> Streamed:
+    def graphs(batch: Range) -> tuple[StreamGraph, StreamGraph]:
+        folded = fold(model, one_row=True)
+        return step_graph(folded, batch), prefill_graph(folded, batch)
+
+    return Streamed(
+        window=model.config.length,
+        moving_average="reaches back to the first frame of the stream; nothing is cut",
+        graphs=graphs,
+        record=lambda most, samples, seed, precision: record_stream(
+            model, most, samples=samples, seed=seed, precision=precision
+        ),
+        record_for=lambda inputs, precision: record_stream_for(model, inputs["frames"], precision=precision),
+    )
+
+
+def _language_model(model: MegaLanguageModel, length: int) -> Streamed:
+    config = model.config.decoder
+    if config.bidirectional or not config.is_causal:
+        raise OptionError(
+            "this model has no stream: it is not causal, every step looks at later ones; export it with --form window"
+        )
+    window = config.chunk_size or length
+
+    def graphs(batch: Range) -> tuple[StreamGraph, StreamGraph]:
+        writer = StreamWriter(model, window, batch)
+        return writer.step(), writer.prefill()
+
+    not_even = f", not even at {config.truncation} steps as over whole sequences" if config.truncation else ""
+    return Streamed(
+        window=window,
+        moving_average=f"reaches back to the first step of the stream; nothing is cut{not_even}",
+        graphs=graphs,
+        record=lambda most, samples, seed, precision: record(
+            model, window, most, samples=samples, seed=seed, precision=precision
+        ),
+        record_for=lambda inputs, precision: record_for(model, inputs, precision),
+    )

@@ -1,0 +1,81 @@
+"""Streams of the paper's models: official steps, and graphs run in float64 by onnx's reference evaluator."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import inliner
+from onnx.reference import ReferenceEvaluator
+from onnxscript import ir
+from paper_goldens import DATA
+from safetensors.numpy import load_file
+
+from mega_deploy.exporters.streams.paper.tasks import StreamWriter
+from mega_deploy.runtime import Session, StreamSession
+from mega_deploy.runtime.prefill import Prefill
+from mega_deploy.signature import Range
+
+BATCH = Range(1, 1, 8)
+
+
+@dataclass
+class Plan:
+    """What fairseq gave for tokens that it was fed in parts."""
+
+    tokens: np.ndarray
+    lengths: list[int]
+    """Of the parts."""
+    scores: np.ndarray
+
+
+def plans() -> dict[str, Plan]:
+    """By name: a model's, "/" and the plan's."""
+    tensors = load_file(DATA / "fairseq" / "language_model_steps.safetensors")
+    names = sorted({key.rpartition("/")[0] for key in tensors})
+    parts = {name: [tensors[f"{name}/{part}"] for part in ("tokens", "lengths", "scores")] for name in names}
+    return {name: Plan(tokens, lengths.tolist(), scores) for name, (tokens, lengths, scores) in parts.items()}
+
+
+def stream(model, window, batch) -> StreamSession:
+    """In float32 on onnxruntime."""
+    writer = StreamWriter(model, window, BATCH)
+    step, prefill = writer.step(), writer.prefill()
+
+    def load(graph):
+        return Session(ir.to_proto(graph.model).SerializeToString(), graph.signature.with_state)
+
+    return StreamSession(load(step), step.signature, batch, "", Prefill(lambda: load(prefill), prefill.signature))
+
+
+class DoubleStream:
+    """In float64, for which onnxruntime lacks some operators: a state by row, of which a call takes what it needs."""
+
+    def __init__(self, model, window, batch):
+        writer = StreamWriter(model, window, BATCH, ir.DataType.DOUBLE)
+        self.graphs = {1: writer.step(), 2: writer.prefill()}
+        self.most = self.graphs[2].signature.inputs[0].dims[1].max
+        # Inlined, for the evaluator takes one overload of a function for another's.
+        self.evaluators = {
+            axes: ReferenceEvaluator(inliner.inline_local_functions(ir.to_proto(graph.model)))
+            for axes, graph in self.graphs.items()
+        }
+        self.specs = self.graphs[1].signature.state
+        assert {spec.name for spec in self.specs} == {spec.name for spec in self.graphs[2].signature.state}
+        self.state = {spec.name: np.full(spec.shape(batch), spec.initial, spec.dtype) for spec in self.specs}
+
+    def reset(self, row):
+        for spec in self.specs:
+            self.state[spec.name][row] = spec.initial
+
+    def feed(self, inputs, rows):
+        """The output for one step, [rows, ...], or for the last of many, [rows, steps, ...]."""
+        (name,) = (spec.name for spec in self.graphs[1].signature.inputs)
+        axes = 1 + (inputs.ndim > len(self.graphs[1].signature.inputs[0].dims))
+        parts = [inputs] if axes == 1 else np.split(inputs, range(self.most, inputs.shape[1], self.most), axis=1)
+        for part in parts:
+            names = [spec.name for spec in self.graphs[1].signature.outputs] + [spec.output for spec in self.specs]
+            state = {name: array[rows] for name, array in self.state.items()}
+            output, *new = self.evaluators[axes].run(names, {name: part, **state})
+            for spec, array in zip(self.specs, new, strict=True):
+                assert array.dtype == spec.dtype
+                self.state[spec.name][rows] = array
+        return output
