@@ -14,9 +14,10 @@ from typing import Any
 
 from mega_deploy.bench import floor, peers
 from mega_deploy.bench.contenders import OURS, TOLERANCE, Task, check_fits, lengths, save_case
-from mega_deploy.bench.host import Busy, cores_for, describe
+from mega_deploy.bench.host import Busy, describe
 from mega_deploy.bench.process import ContenderError, Process
 from mega_deploy.bench.rows import Timed, limit_row, method, ratio_rows, result_row
+from mega_deploy.cores import cores_for
 from mega_deploy.engines import TARGETS
 from mega_deploy.errors import MegaDeployError, OptionError
 from mega_deploy.runtime import OpenBundle

@@ -13,35 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.errors import OptionError
+from mega_deploy.cores import CPUS
 
-CPUS = Path("/sys/devices/system/cpu")
 PACKAGES = ("mega-deploy", "onnxruntime", "numpy", "torch", "onnx", "openvino", "tensorrt", "tensorrt-rtx")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "asimd", "sve")
 # What must be the same for two runs to be compared.
 IDENTITY = ("cpu", "platform", "memory_gb", "threads", "cores_seen", "governor", "gpu")
-
-
-def cores_for(threads: int | None) -> list[int]:
-    """The cores on which a call's threads run, one thread to a core; hardware threads of one core count once.
-
-    Args:
-        threads: how many; None: one for each physical core that this process may use.
-
-    Raises:
-        OptionError: there are fewer cores than threads.
-    """
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    first_of_core: dict[str, int] = {}
-    for cpu in allowed:
-        siblings = _read(CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu)
-        first_of_core.setdefault(siblings, cpu)
-    physical = sorted(first_of_core.values())
-    if threads is None:
-        return physical
-    if not 1 <= threads <= len(allowed):
-        raise OptionError(f"threads must be from 1 to {len(allowed)}, the cores that are free to use, got {threads}")
-    return (physical + [cpu for cpu in allowed if cpu not in physical])[:threads]
 
 
 def describe(cores: Sequence[int], gpu: dict[str, Any] | None = None) -> dict[str, Any]:

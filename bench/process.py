@@ -18,6 +18,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.text import Text
+
 from mega_deploy.errors import MegaDeployError
 
 WORKER = "mega_deploy.bench.worker"
@@ -133,6 +135,11 @@ class Process:
         code = self._process.returncode
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").split("\n")
-        said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        said = next((line.strip() for line in reversed([plain(line) for line in lines]) if line.strip()), "")
         ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"{ended}{f': {said:.300}' if said else ''}"
+
+
+def plain(text: str) -> str:
+    """Without the colours in which libraries print."""
+    return Text.from_ansi(text).plain

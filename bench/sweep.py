@@ -99,7 +99,7 @@ def expand(axes: Mapping[str, Any], default_batches: Sequence[int] = (1,)) -> Sw
 
 
 def read(path: Path, default_batches: Sequence[int] = (1,)) -> list[Sweep]:
-    """The sweeps of a TOML file, or of a YAML file where pyyaml is installed.
+    """The sweeps of a TOML or YAML file.
 
     Raises:
         InputError: it cannot be read, or a value in it is impossible.

@@ -25,6 +25,7 @@ from typing import IO, Any
 from mega_deploy.bench.contenders import Task, build, load_case, relative_error
 from mega_deploy.bench.host import peak_rss_mb
 from mega_deploy.bench.latency import warm_up
+from mega_deploy.bench.process import plain
 from mega_deploy.errors import MegaDeployError, QualityGateError
 
 PR_SET_PDEATHSIG = 1
@@ -113,7 +114,7 @@ def main() -> None:
         _say(answers, {"error": str(error), "exit_code": error.exit_code})
     except Exception as error:  # of any library: the others go on
         traceback.print_exc()
-        _say(answers, {"error": f"{type(error).__name__}: {' '.join(str(error).split()):.300}", "exit_code": 1})
+        _say(answers, {"error": f"{type(error).__name__}: {' '.join(plain(str(error)).split()):.300}", "exit_code": 1})
 
 
 def _say(answers: IO[str], answer: dict[str, Any]) -> None:

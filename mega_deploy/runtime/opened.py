@@ -35,6 +35,7 @@ class OpenBundle(Bundle):
         spinning: bool = True,
         memory_arena: bool = True,
         native_ops: bool = True,
+        split_batches: bool = True,
         config: Mapping[str, str] | None = None,
     ) -> Session | EngineSession:
         """Load the model on a backend.
@@ -46,6 +47,7 @@ class OpenBundle(Bundle):
             spinning: whether idle threads spin.
             memory_arena: whether memory is kept between calls.
             native_ops: whether native kernels serve our operators where they were built.
+            split_batches: whether batches are run in parts, one a thread, for which the model is loaded twice.
             config: further entries of onnxruntime's session configuration.
 
         Raises:
@@ -66,6 +68,7 @@ class OpenBundle(Bundle):
             spinning=spinning,
             memory_arena=memory_arena,
             native_ops=native_ops,
+            split_batches=split_batches,
             config=dict(config or {}),
         )
         if backend in TARGETS:
@@ -76,7 +79,8 @@ class OpenBundle(Bundle):
             return ProviderSession(backend, self.file(MODEL), self.manifest.signature, options)
         if lacking := self.lacking:
             raise MissingComponentError(lacking)
-        return Session(self.file(MODEL), self.manifest.signature, options, self.plugins)
+        work = self.manifest.flops["deployed"]
+        return Session(self.file(MODEL), self.manifest.signature, options, self.plugins, work)
 
     def stream(
         self,

@@ -13,10 +13,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from mega_deploy.cores import cores_for
 from mega_deploy.errors import BundleError, OptionError, require
 from mega_deploy.plugins.cache import Unusable
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 from mega_deploy.plugins.onnxruntime.cache import RECIPE
+from mega_deploy.runtime.splitting import Split, rows_are_apart
 from mega_deploy.signature import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -47,14 +49,17 @@ class SessionOptions:
     """Whether memory of one call is kept for the next: faster, at the price of the peak staying allocated."""
     native_ops: bool = True
     """Whether native kernels serve our operators where they were built; otherwise their function bodies do."""
+    split_batches: bool = True
+    """Whether a batch that is large enough runs in parts, one a thread: faster, above all on busy cores. The model is
+    loaded a second time when the first such batch comes, and stays in memory twice from then on."""
     config: Mapping[str, str] = field(default_factory=dict)
     """Further entries of onnxruntime's session configuration, such as {"session.set_denormal_as_zero": "1"}."""
     profile: Path | None = None
     """Folder for the graph as onnxruntime runs it (OPTIMISED) and, after `stop_profiling`, the time of every node."""
 
     def __post_init__(self) -> None:
-        if not all(isinstance(value, bool) for value in (self.spinning, self.memory_arena)):
-            raise OptionError("spinning and memory_arena must be True or False")
+        if not all(isinstance(value, bool) for value in (self.spinning, self.memory_arena, self.split_batches)):
+            raise OptionError("spinning, memory_arena and split_batches must be True or False")
         if not all(isinstance(text, str) for entry in self.config.items() for text in entry):
             raise OptionError("config must map names to values, both strings")
         threads = self.threads
@@ -72,6 +77,7 @@ class Session:
         signature: what it takes and gives.
         options: how it uses the machine.
         plugins: names of the operators in it that a native kernel may serve, as the bundle's manifest has them.
+        work: multiply-adds of one row of a batch, by which is decided what is split; None: nothing is.
 
     Raises:
         MissingComponentError: onnxruntime is not installed.
@@ -87,16 +93,39 @@ class Session:
         signature: Signature,
         options: SessionOptions | None = None,
         plugins: Sequence[str] = (),
+        work: int | None = None,
     ) -> None:
         ort = require("onnxruntime", "cpu", "the onnxruntime backend")
-        options = options or SessionOptions()
+        self.signature = signature
+        self.options = options = options or SessionOptions()
+        self._native_ops: tuple[str, ...] = ()
+        self._source = model if isinstance(model, bytes) else os.fspath(model)
+        self._plugins = plugins
+        loaded = _stamp(self._source)
+        self._session = self._load(ort, options.threads)
+        _check_names(signature.outputs, self._session.get_outputs())
+        _check_names(signature.inputs, self._session.get_inputs())
+        _check_inputs(signature.inputs, self._session.get_inputs())
+        self._outputs = [spec.name for spec in signature.outputs]
+        self._split: Split | None = None
+        many = options.threads or len(cores_for(None))
+        if work and many > 1 and options.split_batches and rows_are_apart(signature):
+
+            def load_again() -> Any:  # unless another model is in the file's place by then
+                return self._load(ort, 1) if _stamp(self._source) == loaded else None
+
+            self._split = Split(load_again, many, work)
+
+    def _load(self, ort: Any, threads: int | None) -> Any:
+        """onnxruntime's session, with so many threads for each node."""
+        options = self.options
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads or 0
+        settings.intra_op_num_threads = threads or 0
         settings.enable_cpu_mem_arena = options.memory_arena
         settings.log_severity_level = 3
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
-        self._native_ops = _register(ort, settings, plugins) if options.native_ops else ()
-        source = model if isinstance(model, bytes) else os.fspath(model)
+        if options.native_ops:
+            self._native_ops = _register(ort, settings, self._plugins)
         try:
             for key, value in options.config.items():
                 settings.add_session_config_entry(key, value)
@@ -107,17 +136,11 @@ class Session:
             self._configure(settings)
             # Without its fallback onnxruntime says that a provider fails, instead of trying another one.
             providers = list(self._providers)
-            self._session = ort.InferenceSession(source, settings, providers=providers, enable_fallback=False)
+            return ort.InferenceSession(self._source, settings, providers=providers, enable_fallback=False)
         except Exception as error:  # onnxruntime's own classes have no base of theirs
-            named = "the model" if isinstance(source, bytes) else source
+            named = "the model" if isinstance(self._source, bytes) else self._source
             reason = " ".join(str(error).split())
             raise BundleError(f"onnxruntime {ort.__version__} cannot load {named}: {reason:.400}") from error
-        _check_names(signature.outputs, self._session.get_outputs())
-        _check_names(signature.inputs, self._session.get_inputs())
-        _check_inputs(signature.inputs, self._session.get_inputs())
-        self.signature = signature
-        self.options = options
-        self._outputs = [spec.name for spec in signature.outputs]
 
     def _configure(self, settings: Any) -> None:
         """Settings of a kind of session."""
@@ -154,7 +177,10 @@ class Session:
 
     def run_named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """As `run`, but always a dict by name."""
-        results = self._session.run(self._outputs, self.signature.feeds(inputs))
+        feeds = self.signature.feeds(inputs)
+        results = self._split.run(self._outputs, feeds) if self._split else None
+        if results is None:
+            results = self._session.run(self._outputs, feeds)
         return {name: np.asarray(value) for name, value in zip(self._outputs, results, strict=True)}
 
     def stop_profiling(self) -> Path:
@@ -184,6 +210,17 @@ def _register(ort: Any, settings: Any, plugins: Sequence[str]) -> tuple[str, ...
         _warn_once(f"{LAPLACE} runs as its function body, which is slower: {library.path} does not load: {error}")
         return ()
     return (LAPLACE,)
+
+
+def _stamp(source: str | bytes) -> object:
+    """What tells whether a file is still the one that it was."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        stat = Path(source).stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @functools.cache

@@ -23,9 +23,9 @@ def softmax(tmp_path_factory):
     return md.export(model, tmp_path_factory.mktemp("floor") / "small.mega", ema="kernel")
 
 
-def task_of(bundle, folder, contender="gemm-floor", batch=2):
+def task_of(bundle, folder, contender="gemm-floor", batch=2, cores=(0,)):
     save_case(bundle, batch, 8, folder)
-    return Task(contender, "onnxruntime", os.fspath(bundle.path), batch, 8, (0,), os.fspath(folder))
+    return Task(contender, "onnxruntime", os.fspath(bundle.path), batch, 8, cores, os.fspath(folder))
 
 
 @pytest.fixture
@@ -62,6 +62,27 @@ def test_the_limits_run(softmax, tmp_path, name):
     floor.prepare(task)
     contender = build(task, load_case(tmp_path)[0])
     assert len(contender.sample(2)[0]) == 2 and contender.settings
+
+
+@pytest.mark.parametrize("faster", ["", ", in parts of the batch"])
+def test_the_products_run_whole_or_in_parts_of_the_batch_whichever_is_faster(softmax, tmp_path, monkeypatch, faster):
+    tried = {}
+    monkeypatch.setattr(floor, "_fastest", lambda ways: tried.update(ways) or faster)
+    task = task_of(softmax, tmp_path, batch=6, cores=(0, 1))
+    floor.prepare(task)
+    contender = build(task, load_case(tmp_path)[0])
+    assert set(tried) == {"", ", in parts of the batch"} and contender.settings.endswith(f"in onnxruntime{faster}")
+    contender.call()
+    rows = {
+        path: onnx.load(path).graph.output[0].type.tensor_type.shape.dim[0].dim_value
+        for path in tmp_path.rglob(floor.FLOOR)
+    }
+    assert rows == {tmp_path / floor.FLOOR: 48, tmp_path / floor.PART / floor.FLOOR: 24}
+
+
+def test_a_batch_that_does_not_divide_has_no_parts(softmax, tmp_path):
+    floor.prepare(task_of(softmax, tmp_path, batch=3, cores=(0, 1)))
+    assert [path.name for path in tmp_path.rglob(floor.FLOOR)] == [floor.FLOOR] and not (tmp_path / floor.PART).exists()
 
 
 def test_limits_follow_from_counts_and_times():

@@ -36,6 +36,7 @@ def test_its_libraries_get_the_threads_and_no_more():
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
         ("import sys; print('noise', file=sys.stderr); sys.exit('out of luck')", "exit code 1: out of luck"),
         ("raise ValueError('first line')", "exit code 1: ValueError: first line"),
+        ("import sys; sys.exit('\\033[1;31mred\\033[0m alert')", "exit code 1: red alert"),
         ("import json; print(json.dumps({'error': 'it differs by 1e-2', 'exit_code': 3}))", "it differs by 1e-2"),
     ],
 )

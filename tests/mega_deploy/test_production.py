@@ -18,7 +18,7 @@ SOURCES = {
     "bench": "mega_deploy.bench",
 }
 FLOORS = [
-    {"errors", "config", "signature", "arrays", "machine"},
+    {"errors", "config", "signature", "arrays", "cores", "machine"},
     # The op lies below the models: they are trained with its torch form.
     {"plugins", "paper"},
     {"models", "bundle", "parity", "engines"},
