@@ -145,6 +145,17 @@ class StreamSession:
             for spec in self.signature.state:
                 self._state[spec.name].write(np.asarray(spec.initial, spec.dtype), places)
 
+    def room(self, rows: Rows | None = None) -> Array | None:
+        """The steps that streams can have before they are reset, [rows]: of `rows`, or all; None where none ends."""
+        with self._lock:
+            places = self._place[self._rows(rows)]
+            left = [
+                spec.limit - self._state[spec.name].read()[places]
+                for spec in self.signature.state
+                if spec.limit is not None
+            ]
+        return np.min(left, axis=0) if left else None
+
     def reorder(self, rows: Rows) -> None:
         """Let stream i go on from the state of stream `rows[i]`, for every i, as a beam search does."""
         with self._lock:
