@@ -6,6 +6,7 @@ whose sentence was encoded before.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,6 +105,12 @@ def generate_steps(
         raise OptionError(f"max_new_tokens must be a whole number, 1 or more, got {max_new_tokens!r}")
     if end is not None:
         replace(tokens, name="end", dims=(1,)).check(np.array([end]))
+    if sampling is not None and not isinstance(sampling, Sampling):
+        raise OptionError(
+            f"sampling must be a mega_deploy.Sampling, or None for the most likely token, got {sampling!r}"
+        )
+    if not isinstance(prompts, Sequence | np.ndarray):
+        raise InputError(f"prompts must be lists of tokens, one for each stream, got {prompts!r:.50}")
     checked = [_checked(prompt, index, tokens) for index, prompt in enumerate(prompts)]
     places = np.arange(stream.batch) if rows is None else np.asarray(rows)
     if len(places) != len(checked):
@@ -142,16 +149,15 @@ def _steps(
 
 
 def _read(stream: StreamSession, prompts: Sequence[Array], rows: Array) -> Array:
-    """Let the streams take their prompts, as many together as have tokens left; the scores behind each, [n, words]."""
-    lengths = np.array([len(prompt) for prompt in prompts])
+    """Let the streams take their prompts, together while they last; the scores behind each one's end, [n, words]."""
+    ends = sorted({len(prompt) for prompt in prompts})
     scores: dict[int, Array] = {}
-    ends = np.unique(lengths)
-    for start, stop in zip([0, *ends], ends, strict=False):
-        going = np.flatnonzero(lengths >= stop)
+    for start, stop in itertools.pairwise([0, *ends]):
+        going = [index for index, prompt in enumerate(prompts) if len(prompt) >= stop]
         part = np.stack([prompts[index][start:stop] for index in going])
-        one = part.shape[1] == 1
+        one = stop - start == 1
         found = stream.step_named(part[:, 0], rows[going]) if one else stream.prefill_named(part, rows[going])
-        scores |= {index: row for index, row in zip(going, _scores(found), strict=True) if lengths[index] == stop}
+        scores |= dict(zip(going, _scores(found), strict=True))
     return np.stack([scores[index] for index in range(len(prompts))])
 
 
@@ -177,8 +183,13 @@ def _tokens_of(stream: StreamSession) -> TensorSpec:
 
 def _checked(prompt: Any, index: int, tokens: TensorSpec) -> Array:
     """[steps] int64."""
-    array = np.asarray(prompt)
-    if not array.size:
+    try:
+        array = np.asarray(prompt)
+    except ValueError:  # lists of different lengths
+        array = np.zeros((0, 0))
+    if array.ndim != 1:
+        raise InputError(f"prompt {index} must be a list of tokens, got {prompt!r:.50}; give a list of such lists")
+    if not len(array):
         raise InputError(f"prompt {index} is empty; begin with the token that begins a sequence, or that came last")
     return replace(tokens, name=f"prompt {index}", dims=(Range(1, 1, LARGEST_SIZE),), axes=("steps",)).check(array)
 
