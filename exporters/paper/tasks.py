@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,19 +255,14 @@ class _Task:
         op, graph, dim = self.op, self.graph, model.config.encoder.embed_dim
         rows = {name: self._flat(value) for name, value in self.inputs.items()}
         ids = rows["input_ids"]
-        length = self._length(ids)
-        x = op.Gather(tied_table(graph, "words", model.words.weight), ids)
-        if model.token_types is not None:
-            types = graph.constant("token_types.weight", as_array(model.token_types.weight))
-            x = op.Add(x, op.Gather(types, rows["token_type_ids"]))
-        steps = self._steps("encoder", length, _nonzero(op, rows["attention_mask"]))
+        steps = self._steps("encoder", self._length(ids), nonzero(op, rows["attention_mask"]))
         memory = None
         if "encoder_hidden_states" in rows:
             states = rows["encoder_hidden_states"]
-            keep = _nonzero(op, rows["encoder_attention_mask"])
+            keep = nonzero(op, rows["encoder_attention_mask"])
             reached = Steps(graph, self._length(states), largest(self.seq_len), None, keep)
             memory = Memory(graph.rows(states, dim), reached)
-        x = self.writers["encoder"].write(graph.rows(x, dim), steps, memory)
+        x = self.writers["encoder"].write(hugging_face_words(graph, model, rows), steps, memory)
         for name, value in headed(graph, model, x, steps, self.inputs["input_ids"]).items():
             self._output(name, value)
 
@@ -289,7 +284,18 @@ def _axes(value: ir.Value) -> Sequence[Any]:
     return value.shape.dims
 
 
-def _nonzero(op: Any, mask: ir.Value) -> ir.Value:
+def hugging_face_words(graph: Graph, model: MegaHuggingFace, inputs: Mapping[str, ir.Value]) -> ir.Value:
+    """The first layer's input: [rows * steps, D]."""
+    op = graph.op
+    x = op.Gather(tied_table(graph, "words", model.words.weight), inputs["input_ids"])
+    if model.token_types is not None:
+        types = graph.constant("token_types.weight", as_array(model.token_types.weight))
+        x = op.Add(x, op.Gather(types, inputs["token_type_ids"]))
+    return graph.rows(x, model.config.encoder.embed_dim)
+
+
+def nonzero(op: Any, mask: ir.Value) -> ir.Value:
+    """Where a mask keeps: bool."""
     return op.Not(op.Equal(mask, op.Constant(value_int=0)))
 
 

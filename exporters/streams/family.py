@@ -10,13 +10,14 @@ from mega_deploy.errors import OptionError
 from mega_deploy.exporters.cases import Inputs
 from mega_deploy.exporters.family import Model
 from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.streams.paper.ends import StreamModel, stack_of
 from mega_deploy.exporters.streams.paper.reference import record, record_for
-from mega_deploy.exporters.streams.paper.tasks import StreamWriter
+from mega_deploy.exporters.streams.paper.tasks import StreamWriter, check_stream
 from mega_deploy.exporters.streams.prefill import prefill_graph
 from mega_deploy.exporters.streams.reference import record_stream, record_stream_for
 from mega_deploy.exporters.streams.step import StreamGraph, step_graph
 from mega_deploy.models.edifice import Mega
-from mega_deploy.models.paper import MegaLanguageModel
+from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel
 from mega_deploy.parity import Reference
 from mega_deploy.signature import Range
 
@@ -52,12 +53,12 @@ def streamed(model: Model, length: int) -> Streamed:
     match model:
         case Mega():
             return _edifice(model)
-        case MegaLanguageModel():
-            return _language_model(model, length)
+        case MegaLanguageModel() | MegaHuggingFace():
+            return _paper(model, length)
         case _:
             raise OptionError(
-                f"streams of {type(model).__name__} are not written yet, only of Edifice's Mega and of language "
-                "models; export it with --form window"
+                f"streams of {type(model).__name__} are not written yet, only of Edifice's Mega, of language models "
+                "and of Hugging Face's; export it with --form window"
             )
 
 
@@ -77,12 +78,9 @@ def _edifice(model: Mega) -> Streamed:
     )
 
 
-def _language_model(model: MegaLanguageModel, length: int) -> Streamed:
-    config = model.config.decoder
-    if config.bidirectional or not config.is_causal:
-        raise OptionError(
-            "this model has no stream: it is not causal, every step looks at later ones; export it with --form window"
-        )
+def _paper(model: StreamModel, length: int) -> Streamed:
+    check_stream(model)
+    config = stack_of(model)[1].config
     window = config.chunk_size or length
 
     def graphs(batch: Range) -> tuple[StreamGraph, StreamGraph]:

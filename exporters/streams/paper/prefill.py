@@ -75,7 +75,10 @@ class ManySteps:
             pads = op.Not(steps.keep)
             state.put(was, op.ScatterND(was, self.slots, pads), ["window"])
             padding = op.Unsqueeze(op.Concat(was, pads, axis=1), [1])
-            unseen = op.Or(unseen, op.And(padding, op.Not(op.Equal(keys, queries))))
+            # A step that sees padding alone attends to it, as in the trained form.
+            kept = op.Cast(op.Not(op.Or(unseen, padding)), to=ir.DataType.INT64)
+            kept = op.Greater(op.ReduceMax(kept, [2]), graph.integers("none", np.array(0)))  # [batch, steps, 1]
+            unseen = op.Or(unseen, op.And(padding, kept))
         self.mask = op.Where(
             unseen, graph.constant("mask.unseen", np.array(-np.inf)), graph.constant("mask.seen", np.array(0.0))
         )

@@ -13,11 +13,11 @@ from mega_deploy.config import Precision
 from mega_deploy.exporters.cases import RANDOM, Cases, Inputs
 from mega_deploy.exporters.paper.cases import paper_kinds
 from mega_deploy.exporters.reference import Recorder
-from mega_deploy.models.paper import MegaLanguageModel
+from mega_deploy.exporters.streams.paper.ends import StreamModel, stack_of
 from mega_deploy.models.paper.ema import MultiHeadEMA
-from mega_deploy.paper.signatures import signature
+from mega_deploy.paper.signatures import pads_to_chunks, signature
 from mega_deploy.parity import Reference
-from mega_deploy.signature import Range, Signature
+from mega_deploy.signature import Range, Signature, largest
 
 BEYOND = 1000
 """Steps behind the first chunk, over which an error would add up."""
@@ -27,9 +27,7 @@ LARGEST_OUTPUT = 1 << 24
 """Numbers that the outputs of a sequence may hold: 128 MB in float64. A large vocabulary has shorter sequences."""
 
 
-def record(
-    model: MegaLanguageModel, window: int, most: int, *, samples: int, seed: int, precision: Precision
-) -> Reference:
+def record(model: StreamModel, window: int, most: int, *, samples: int, seed: int, precision: Precision) -> Reference:
     """The reference for a sequence as long as a stream can be, BEYOND a chunk at most, and for shorter ones.
 
     Args:
@@ -49,35 +47,37 @@ def record(
     return _recorded(model, told, pools, most, precision)
 
 
-def record_for(model: MegaLanguageModel, inputs: Inputs, precision: Precision) -> Reference:
+def record_for(model: StreamModel, inputs: Inputs, precision: Precision) -> Reference:
     """The reference for sequences of one's own, arrays by name [batch, steps, ...], as a single case."""
     return _recorded(model, _signature(model), {"given inputs": inputs}, len(next(iter(inputs.values()))), precision)
 
 
-def untruncated(model: MegaLanguageModel) -> MegaLanguageModel:
+def untruncated(model: StreamModel) -> StreamModel:
     """The model with moving averages that forget nothing, as a stream's; the given one stays as it is."""
     whole = copy.deepcopy(model)
-    for module in whole.modules():
+    for module in stack_of(whole)[1].modules():
         if isinstance(module, MultiHeadEMA):
             module.truncation = None
     return whole
 
 
-def _signature(model: MegaLanguageModel) -> Signature:
+def _signature(model: StreamModel) -> Signature:
     """Of whole sequences; lengths matter to nobody here."""
     return signature(model.config, Range(1, 1, 1), Range(1, 1, 1))
 
 
-def _possible(model: MegaLanguageModel, window: int, beyond: int) -> int:
+def _possible(model: StreamModel, window: int, beyond: int) -> int:
     """Steps of a sequence that ends so far behind the window, or as far as it can."""
-    words = model.config.embedding.vocab_size
-    assert words is not None
-    wanted = window if model.config.decoder.chunk_size is None else window + beyond
-    return max(1, min(wanted, LARGEST_OUTPUT // words))
+    width = max(largest(spec.dims[-1]) for spec in _signature(model).outputs)
+    chunk = stack_of(model)[1].config.chunk_size
+    steps = max(1, min(window if chunk is None else window + beyond, LARGEST_OUTPUT // width))
+    if chunk is None or steps <= chunk or pads_to_chunks(model.config):
+        return steps
+    return steps - steps % chunk
 
 
 def _recorded(
-    model: MegaLanguageModel, told: Signature, pools: dict[str, Inputs], most: int, precision: Precision
+    model: StreamModel, told: Signature, pools: dict[str, Inputs], most: int, precision: Precision
 ) -> Reference:
     cases: Cases = {}
     for name, inputs in pools.items():

@@ -62,9 +62,11 @@ class OneStep:
             old = state.take("padding", [window], ir.DataType.BOOL)
             padding = op.ScatterND(old, self.slots, op.Not(op.Squeeze(steps.keep, [1])))
             state.put(old, padding, ["window"])
-            # A step that pads sees itself, so that the softmax has something to attend to; nobody reads what it gives.
+            # A step that sees padding alone attends to it, as in the trained form.
+            kept = op.And(op.LessOrEqual(slot, place), op.Not(padding))
+            kept = op.ReduceMax(op.Cast(kept, to=ir.DataType.INT64), [1])  # [batch, 1]
             self.mask = op.Where(
-                op.And(padding, op.Not(op.Equal(slot, place))),
+                op.And(padding, op.Greater(kept, graph.integers("none", np.array(0)))),
                 graph.constant("mask.padding", np.array(-np.inf)),
                 graph.constant("mask.seen", np.array(0.0)),
             )
