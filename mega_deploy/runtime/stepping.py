@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.bundle import STEP
+from mega_deploy.bundle import ENCODE, STEP
 from mega_deploy.config import Precision
 from mega_deploy.errors import InputError
 from mega_deploy.runtime.emulation import judging_session
 from mega_deploy.runtime.session import Session, SessionOptions
+from mega_deploy.runtime.source import Encoder
 from mega_deploy.runtime.stream import StreamSession
 from mega_deploy.signature import Signature, StreamForm
 
@@ -39,14 +40,15 @@ class SteppedSession:
         return self._stream.signature
 
     def run_named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
-        """Every step's outputs by name.
+        """Every step's outputs by name; the inputs of a source are as its `encode` takes them.
 
         Raises:
             InputError: an input does not fit.
         """
-        if not isinstance(inputs, Mapping):
-            inputs = {self.signature.inputs[0].name: inputs}
-        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        source = () if self._stream.source is None else self._stream.source.inputs
+        given = Signature(self.signature.inputs + source, ()).named(inputs)
+        arrays = {name: np.asarray(array) for name, array in given.items()}
+        read = {spec.name: arrays.pop(spec.name) for spec in source if spec.name in arrays}
         for spec in self.signature.inputs:
             if spec.name in arrays and (arrays[spec.name].ndim <= len(spec.dims) or 0 in arrays[spec.name].shape):
                 raise InputError(
@@ -58,6 +60,8 @@ class SteppedSession:
             raise InputError(f"the inputs differ in batch or steps: {sorted(shapes)}")
         batch, steps = next(iter(shapes), (1, 0))
         stream = self._stream.another(batch)
+        if source:
+            stream.encode(read)
         results = [
             stream.step_named({name: array[:, step] for name, array in arrays.items()}) for step in range(max(1, steps))
         ]
@@ -66,7 +70,14 @@ class SteppedSession:
 
 def judging_stream(folder: Path, form: StreamForm, precision: Precision) -> SteppedSession:
     """What parity judges: the stream on onnxruntime, or an emulation where that lacks the precision."""
-    if precision == "bfloat16":
-        return SteppedSession(StreamSession(judging_session(folder / STEP, form.step.with_state, precision), form.step))
-    model = Session(folder / STEP, form.step.with_state, SessionOptions(config=CONFIG))
-    return SteppedSession(StreamSession(model, form.step))
+
+    def load(name: str, signature: Signature) -> Session:
+        if precision == "bfloat16":
+            return judging_session(folder / name, signature, precision)
+        return Session(folder / name, signature, SessionOptions(config=CONFIG))
+
+    encoder = None
+    if form.encode is not None:
+        source = form.encode
+        encoder = Encoder(lambda: load(ENCODE, source.signature), source)
+    return SteppedSession(StreamSession(load(STEP, form.step.with_state), form.step, encoder=encoder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from onnxscript import ir
@@ -12,12 +13,15 @@ from mega_deploy.exporters.paper.heads import headed
 from mega_deploy.exporters.paper.outputs import scores
 from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.exporters.paper.tasks import hugging_face_words, nonzero
-from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaStack
+from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaStack, MegaTranslation
 from mega_deploy.paper.signatures import signature
-from mega_deploy.signature import Range
+from mega_deploy.paper.tasks import PaperConfig
+from mega_deploy.signature import SOURCE_AXIS, Dim, Range, TensorSpec
 
 Values = Mapping[str, ir.Value]
-StreamModel = MegaLanguageModel | MegaHuggingFace
+StreamModel = MegaLanguageModel | MegaTranslation | MegaHuggingFace
+WHOLE = ("seq_len", "tgt_len")
+"""The axis of a whole sequence that a stream goes along."""
 
 
 def stack_of(model: StreamModel) -> tuple[str, MegaStack]:
@@ -25,8 +29,15 @@ def stack_of(model: StreamModel) -> tuple[str, MegaStack]:
     return ("encoder", model.encoder) if isinstance(model, MegaHuggingFace) else ("decoder", model.decoder)
 
 
+def source_inputs(config: PaperConfig, steps: Dim, batch: Range) -> tuple[TensorSpec, ...]:
+    """The inputs of a model that are not of the sequence that a stream goes along, but of what it reads."""
+    inputs = (spec for spec in signature(config, steps, batch).inputs if not set(WHOLE) & set(spec.axes))
+    renamed = {"src_len": SOURCE_AXIS, "encoder_len": SOURCE_AXIS}
+    return tuple(dataclasses.replace(spec, axes=tuple(renamed.get(a, a) for a in spec.axes)) for spec in inputs)
+
+
 class Tokens:
-    """The ends of fairseq's language model.
+    """The ends of fairseq's language model, and of the decoder of its translation.
 
     Args:
         graph: where the nodes go.
@@ -34,12 +45,21 @@ class Tokens:
         inputs: by name, [rows, steps].
     """
 
-    def __init__(self, graph: Graph, model: MegaLanguageModel, inputs: Values) -> None:
-        self.graph, self.model, self.tokens = graph, model, inputs["tokens"]
-        dim, tied = model.config.decoder.embed_dim, model.config.output.tied
-        self.words = TokenEmbedding(
-            graph, model.embedding, model.table, scope="embedding", name="table", dim=dim, shared=tied
-        )
+    def __init__(self, graph: Graph, model: MegaLanguageModel | MegaTranslation, inputs: Values) -> None:
+        self.graph, self.model = graph, model
+        (self.tokens,) = inputs.values()
+        dim, shared = model.config.decoder.embed_dim, model.config.output.tied
+        if isinstance(model, MegaTranslation):
+            shared = shared or model.config.shared
+            embedding, self.table, scope, self.name = (
+                model.target_embedding,
+                model.target_table,
+                "target_embedding",
+                "target_table",
+            )
+        else:
+            embedding, self.table, scope, self.name = model.embedding, model.table, "embedding", "table"
+        self.words = TokenEmbedding(graph, embedding, self.table, scope=scope, name=self.name, dim=dim, shared=shared)
         self.keep = self.words.keep(self.tokens)
         """Where there is no padding: bool [rows, steps]."""
 
@@ -54,7 +74,7 @@ class Tokens:
     def outputs(self, x: ir.Value) -> Values:
         """By name, of one step of each row: x [rows, D] -> [rows, ...]."""
         (name,) = (spec.name for spec in signature(self.model.config, 1, Range(1, 1, 1)).outputs)
-        return {name: scores(self.graph, x, self.model.output, self.model.table, "table")}
+        return {name: scores(self.graph, x, self.model.output, self.table, self.name)}
 
 
 class HuggingFace:

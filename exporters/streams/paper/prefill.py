@@ -54,7 +54,8 @@ class ManySteps:
         seen = state.take("steps_seen", [], ir.DataType.INT64)
         state.put(seen, op.Add(seen, op.Squeeze(self.count, [0])), limit=limit)
         seen = op.Unsqueeze(seen, [1])
-        number = op.Add(seen, op.Range(0, op.Squeeze(self.count, [0]), 1))  # [batch, steps]: of the call's, from 0 on
+        number = self.number = op.Add(seen, op.Range(0, op.Squeeze(self.count, [0]), 1))
+        """Of each stream's steps, from 0 on: [batch, steps]."""
         position = op.Mod(number, size)
         stream = op.Range(0, op.Squeeze(op.Slice(self.extent, [0], [1]), [0]), 1)
         stream = op.Expand(op.Unsqueeze(stream, [1, 2]), op.Concat(self.extent, graph.sizes(1), axis=0))

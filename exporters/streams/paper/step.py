@@ -50,7 +50,10 @@ class OneStep:
         seen = state.take("steps_seen", [], ir.DataType.INT64)
         now = op.Add(seen, one)
         state.put(seen, now, limit=limit)
-        position = op.Mod(op.Sub(now, one), size)  # [batch]
+        before = op.Sub(now, one)
+        self.number = op.Unsqueeze(before, [1])
+        """Of each stream's step, from 0 on: [batch, 1]."""
+        position = op.Mod(before, size)  # [batch]
         stream = op.Range(0, op.Squeeze(op.Shape(now), [0]), 1)
         place = op.Unsqueeze(position, [1])  # [batch, 1]
         self.slots = op.Concat(op.Unsqueeze(stream, [1]), place, axis=1)  # [batch, 2]

@@ -15,18 +15,18 @@ from mega_deploy.exporters.ema.carry import END
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.fold import fold_stack
 from mega_deploy.exporters.paper.steps import Steps
-from mega_deploy.exporters.streams.paper.ends import StreamModel, Values, ends, stack_of
+from mega_deploy.exporters.streams.paper.ends import WHOLE, StreamModel, Values, ends, source_inputs, stack_of
 from mega_deploy.exporters.streams.paper.layers import LayerWriter
 from mega_deploy.exporters.streams.paper.prefill import MOST_STEPS, ManySteps
+from mega_deploy.exporters.streams.paper.source import Source
 from mega_deploy.exporters.streams.paper.step import OneStep
 from mega_deploy.exporters.streams.step import BATCH, OPSET, State, StreamGraph
+from mega_deploy.paper.config import MegaConfig
 from mega_deploy.paper.signatures import signature as whole_signature
 from mega_deploy.signature import Dim, Range, Signature, TensorSpec
 
 STEPS = "steps"
 """The axis of a prefill behind the batch."""
-WHOLE = "seq_len"
-"""That axis of a whole sequence."""
 
 
 class StreamWriter:
@@ -34,7 +34,8 @@ class StreamWriter:
 
     Args:
         model: trained, in eval mode; it stays as it is.
-        window: steps of a chunk; without chunks all that a stream can hold.
+        length: steps that a stream can have where nothing else ends it: attention over all steps, without chunks, or
+            over a source, which can have as many.
         batch: streams that are served at once.
         dtype: of constants and arithmetic.
 
@@ -42,14 +43,16 @@ class StreamWriter:
         InputError: from the methods: a weight exceeds the dtype.
     """
 
-    def __init__(self, model: StreamModel, window: int, batch: Range, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
-        self.model, self.window, self.batch, self.dtype = model, window, batch, dtype
+    def __init__(self, model: StreamModel, length: int, batch: Range, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+        self.model, self.batch, self.dtype = model, batch, dtype
         whole = whole_signature(model.config, 1, batch)
-        self.signature = Signature(*(tuple(map(_without_steps, side)) for side in (whole.inputs, whole.outputs)))
+        read = {spec.name for spec in source_inputs(model.config, 1, batch)}
+        inputs = (_without_steps(spec) for spec in whole.inputs if spec.name not in read)
+        self.signature = Signature(tuple(inputs), tuple(map(_without_steps, whole.outputs)))
         """Of a step, without the state."""
         self.name, stack = stack_of(model)
-        self.folded = fold_stack(stack, window)
-        self.limit = window if stack.config.chunk_size is None else None
+        self.window, self.limit = reach(stack.config, length)
+        self.folded = fold_stack(stack, self.limit or self.window)
 
     def step(self) -> StreamGraph:
         """The graph of one step."""
@@ -71,12 +74,12 @@ class StreamWriter:
         length = 1 if single else op.Shape(next(iter(given.values())))
         end = ends(graph, self.model, given)
         steps = Steps(graph, length, most, None, end.keep)
-        layers = LayerWriter(
-            graph,
-            self.folded,
-            self.name,
-            past(graph, state, config, steps, window=self.window, limit=self.limit),
-        )
+        seen = past(graph, state, config, steps, window=self.window, limit=self.limit)
+        source = None
+        if config.cross_positions is not None:
+            assert self.limit is not None
+            source = Source(graph, state, config, steps, number=seen.number, capacity=self.limit)
+        layers = LayerWriter(graph, self.folded, self.name, seen, source)
         x = end.last(layers.write(end.first(steps)), steps)
         if not single:
             x = op.Squeeze(op.Slice(graph.windows(x, length, config.embed_dim), [-1], [END], [1]), [1])
@@ -87,6 +90,13 @@ class StreamWriter:
         inputs = self.signature.inputs
         inputs = inputs if single else tuple(_with_steps(spec, most) for spec in inputs)
         return StreamGraph(graph.model(), Signature(inputs, self.signature.outputs, state.specs))
+
+
+def reach(config: MegaConfig, length: int) -> tuple[int, int | None]:
+    """Steps that attention reaches back at most, and that a stream can have, None for any number."""
+    if config.cross_positions is None and config.chunk_size is not None:
+        return config.chunk_size, None
+    return min(length, config.chunk_size or length), length
 
 
 def check_stream(model: StreamModel) -> None:
@@ -101,7 +111,7 @@ def check_stream(model: StreamModel) -> None:
             "this model has no stream: it is not causal, every step looks at later ones; export it with --form window"
         )
     outputs = whole_signature(model.config, 1, Range(1, 1, 1)).outputs
-    if summaries := [spec.name for spec in outputs if WHOLE not in spec.axes]:
+    if summaries := [spec.name for spec in outputs if not set(WHOLE) & set(spec.axes)]:
         raise OptionError(
             f"this model has no stream: {summaries[0]} is of a whole sequence, not of its steps; export it with "
             "--form window"
@@ -110,7 +120,7 @@ def check_stream(model: StreamModel) -> None:
 
 def _without_steps(spec: TensorSpec) -> TensorSpec:
     """Of a whole sequence -> of one step."""
-    kept: dict[str, Dim] = {a: dim for a, dim in zip(spec.axes, spec.dims, strict=True) if a != WHOLE}
+    kept: dict[str, Dim] = {a: dim for a, dim in zip(spec.axes, spec.dims, strict=True) if a not in WHOLE}
     return dataclasses.replace(spec, dims=tuple(kept.values()), axes=tuple(kept))
 
 
