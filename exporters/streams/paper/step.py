@@ -50,7 +50,10 @@ class OneStep:
         seen = state.take("steps_seen", [], ir.DataType.INT64)
         now = op.Add(seen, one)
         state.put(seen, now, limit=limit)
-        position = op.Mod(op.Sub(now, one), size)  # [batch]
+        before = op.Sub(now, one)
+        self.number = op.Unsqueeze(before, [1])
+        """Of each stream's step, from 0 on: [batch, 1]."""
+        position = op.Mod(before, size)  # [batch]
         stream = op.Range(0, op.Squeeze(op.Shape(now), [0]), 1)
         place = op.Unsqueeze(position, [1])  # [batch, 1]
         self.slots = op.Concat(op.Unsqueeze(stream, [1]), place, axis=1)  # [batch, 2]
@@ -62,9 +65,11 @@ class OneStep:
             old = state.take("padding", [window], ir.DataType.BOOL)
             padding = op.ScatterND(old, self.slots, op.Not(op.Squeeze(steps.keep, [1])))
             state.put(old, padding, ["window"])
-            # A step that pads sees itself, so that the softmax has something to attend to; nobody reads what it gives.
+            # A step that sees padding alone attends to it, as in the trained form.
+            kept = op.And(op.LessOrEqual(slot, place), op.Not(padding))
+            kept = op.ReduceMax(op.Cast(kept, to=ir.DataType.INT64), [1])  # [batch, 1]
             self.mask = op.Where(
-                op.And(padding, op.Not(op.Equal(slot, place))),
+                op.And(padding, op.Greater(kept, graph.integers("none", np.array(0)))),
                 graph.constant("mask.padding", np.array(-np.inf)),
                 graph.constant("mask.seen", np.array(0.0)),
             )
