@@ -172,7 +172,9 @@ def _tokens_of(stream: StreamSession) -> TensorSpec:
         InputError: it takes no tokens, or gives no scores of them.
     """
     taken = [spec for spec in stream.signature.inputs if spec.default is None]
-    if len(taken) != 1 or taken[0].values is None or not {spec.name for spec in stream.signature.outputs} & set(SCORES):
+    given = [spec.dims[-1] for spec in stream.signature.outputs if spec.name in SCORES]
+    # A head of classes gives logits, too, but not one for each token.
+    if len(taken) != 1 or taken[0].values is None or given != [taken[0].values[1] + 1]:
         names = [", ".join(spec.name for spec in side) for side in (stream.signature.inputs, stream.signature.outputs)]
         raise InputError(
             f"this stream takes {names[0]} and gives {names[1]}: there is no next token to choose; generating takes a "

@@ -17,10 +17,11 @@ from mega_deploy.errors import InputError, OptionError
 from mega_deploy.models.edifice import Mega
 from mega_deploy.models.paper import build_model
 from mega_deploy.paper import MegaConfig
-from mega_deploy.paper.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
+from mega_deploy.paper.tasks import EmbeddingConfig, HuggingFaceConfig, LanguageModelConfig, OutputConfig
 from mega_deploy.runtime.sampling import log_softmax
 
 CASES, PLANS = models("fairseq", "model_lm_"), plans()
+DECODERS = {name: models("huggingface", "clm_")[name] for name in ("clm_laplace_simple", "clm_chunk_laplace_simple")}
 WORDS, ROOM = 31, 24
 PROMPTS = [[5, 9, 4], [7], [5, 9, 4, 12, 8], [6]]
 
@@ -68,6 +69,17 @@ def test_prompts_of_any_length_go_on_as_the_official_scores_say(name):
         found = md.generate(session, [plan.tokens[row, :end] for end in ends], 1)
         assert [one.tokens.tolist() for one in found] == [[token] for token in want.argmax(axis=1)]
         close(np.concatenate([one.log_probs for one in found]), want.max(axis=1))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_prompts_go_on_as_transformers_whole_pass_says(name):
+    case, ends = DECODERS[name], [1, 2, 3, 7, 8, 9, 15, 19]
+    loaded = load_checkpoint(case.checkpoint)
+    session = stream(loaded, loaded.config.encoder.chunk_size or 24, len(ends))
+    found = md.generate(session, [case.inputs["input_ids"][1, :end] for end in ends], 1)
+    want = log_softmax(case.outputs["nocache_logits"][1, np.array(ends) - 1])
+    assert [one.tokens.tolist() for one in found] == [[token] for token in want.argmax(axis=1)]
+    close(np.concatenate([one.log_probs for one in found]), want.max(axis=1))
 
 
 def test_greedy_tokens_are_those_of_whole_passes(model, session):
@@ -256,7 +268,13 @@ def test_a_sampling_that_cannot_be_is_refused(options, words):
         md.Sampling(**options)
 
 
-def test_a_stream_of_frames_has_no_next_token(tmp_path):
-    model = Mega.build(embed_dim=6, hidden_size=16, ema_dim=2, num_layers=1, window_size=8).eval()
-    with pytest.raises(InputError, match="takes frames and gives features: there is no next token"):
-        md.generate(md.export(model, tmp_path / "frames.mega", form="stream").stream(), [[1]], 3)
+def test_what_gives_no_scores_of_its_tokens_is_refused():
+    encoder = MegaConfig(embed_dim=8, z_dim=4, hidden_dim=6, ffn_dim=8, ema_dim=2, num_layers=1, causal=True)
+    classes = build_model(HuggingFaceConfig(encoder=encoder, vocab_size=11, head="token_classification")).eval()
+    frames = Mega.build(embed_dim=6, hidden_size=16, ema_dim=2, num_layers=1, window_size=8).eval()
+    for streams, words in (
+        (stream(classes, 8, 1), "takes input_ids, attention_mask and gives logits: there is no next token"),
+        (stream(frames, 8, 1), "takes frames and gives features: there is no next token"),
+    ):
+        with pytest.raises(InputError, match=words):
+            md.generate(streams, [[1]], 3)
