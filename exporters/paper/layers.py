@@ -15,6 +15,7 @@ from mega_deploy.exporters.ema.nodes import moving_average
 from mega_deploy.exporters.fold import Array, Linear
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.attention import Attention
+from mega_deploy.exporters.paper.bias import Bias
 from mega_deploy.exporters.paper.elements import activation, normalise
 from mega_deploy.exporters.paper.fold import (
     FoldedAttention,
@@ -24,7 +25,7 @@ from mega_deploy.exporters.paper.fold import (
     FoldedStack,
     Norm,
 )
-from mega_deploy.exporters.paper.steps import Steps, bias_of
+from mega_deploy.exporters.paper.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,6 @@ class StackWriter:
         dim, z_dim, width = config.embed_dim, config.z_dim, config.hidden_dim
         n = normalise(graph, x, layer.norm)
         m = self._average(n, steps, layer, lowered)
-        bias = bias_of(steps, steps, layer.distances, "bias", first=first_only)
         if first_only:
             # Keys and values are of the first chunk, all else of the first step.
             keys, first = steps.first_chunk(), steps.first(m, dim)
@@ -108,11 +108,12 @@ class StackWriter:
             keys, sizes = steps, [dim, z_dim, width, dim]
             u, z, r, candidate = op.Split(graph.linear(m, layer.joint, "joint"), sizes, axis=-1, _outputs=4)
             z = z_of_query = graph.silu(z)
-        attention = Attention(graph, config, keys if first_only else steps, keys, causal=config.is_causal)
+        bias = Bias(steps, steps, layer.distances)
+        attention = Attention(graph, config, keys if first_only else steps, keys, bias, causal=config.is_causal)
         query = self._affine(z_of_query, layer.query, "query")
         key = z if layer.key is None else self._affine(z, layer.key, "key")
         value = activation(graph, graph.linear(n, layer.value, "value"), config.activation)
-        context = attention.write(query, key, value, bias, width, first_only=first_only)
+        context = attention.write(query, key, value, width, first_only=first_only)
         hidden = op.Add(candidate, graph.linear(op.Mul(graph.silu(r), context), layer.hidden, "hidden"))
         return self._update(x, u, hidden, layer.post_norm)
 
@@ -134,9 +135,9 @@ class StackWriter:
         key, value = op.Split(graph.linear(memory.x, layer.memory, "memory"), [z_dim, dim], axis=-1, _outputs=2)
         value = activation(graph, value, config.activation)
         whole = Steps(graph, steps.length, steps.longest, None, None)
-        bias = bias_of(whole, memory.steps, layer.distances, "bias")
-        attention = Attention(graph, config, whole, memory.steps, causal=False)
-        context = attention.write(query, key, value, bias, dim)
+        bias = Bias(whole, memory.steps, layer.distances)
+        attention = Attention(graph, config, whole, memory.steps, bias, causal=False)
+        context = attention.write(query, key, value, dim)
         hidden = graph.linear(op.Mul(graph.silu(r), context), layer.hidden, "hidden")
         return self._update(x, u, hidden, layer.post_norm)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 from onnxscript import ir
 
-from mega_deploy.exporters.fold import Array
 from mega_deploy.exporters.graph import Graph, Length
 
 
@@ -143,21 +142,3 @@ class Steps:
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
-
-
-def bias_of(queries: Steps, keys: Steps, distances: Array, name: str, *, first: bool = False) -> ir.Value:
-    """The bias of each query and key, [queries, keys] of a chunk; of the first query alone [1, keys] where asked.
-
-    Args:
-        queries: whose chunks are looked from.
-        keys: whose chunks are looked at; the same steps for attention over itself.
-        distances: bias by key - query, from 1 - reach to reach - 1.
-        name: of the constant.
-        first: whether only the first query is wanted.
-    """
-    op, reach = queries.op, (len(distances) + 1) // 2
-    table = queries.graph.constant(name, distances)
-    columns = op.Add(op.Unsqueeze(keys.positions(), [0]), queries.graph.sizes(reach - 1))
-    if first:
-        return op.Gather(table, columns)
-    return op.Gather(table, op.Sub(columns, op.Unsqueeze(queries.positions(), [1])))
