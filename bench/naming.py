@@ -16,6 +16,8 @@ def title(row: Row) -> str:
     attention = {True: "laplace, ", False: "softmax, "}.get(config.get("laplace_attention"), "")
     size = f"{config['num_layers']} x {config['hidden_size']}, " if "num_layers" in config else ""
     named = f", {config['bundle']}" if "bundle" in config else ""
+    if "suite" in config:
+        attention = f"{config['suite']}, "
     text = f"{attention}{size}{row['seq_len']} frames, batch {row['batch']}, {config['precision']}{named}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 

@@ -43,6 +43,8 @@ def table(report: Report) -> None:
         for row in case:
             if row["noise"]:
                 console.print(Text(f"! {name(row)}: {'; '.join(row['noise'])}"))
+    if "suite" in report:
+        console.print(_suite(report))
     for limit in report["limit"]:
         largest = ", ".join(f"{row['name']} {row['share']:.0%}" for row in limit["profile"]["by_op"][:5])
         console.print(
@@ -67,3 +69,32 @@ def table(report: Report) -> None:
             f"{method['rounds']} alternating rounds, a process each, those whose turn it is not are stopped"
         )
     )
+
+
+def _suite(report: Report) -> Table:
+    """Speed and memory of each Mega over each Transformer, beside what the paper states."""
+    held = {key(row, row["contender"]): row["memory_mb"] for row in report["results"]}
+    shown = Table(
+        title=Text(f"{report['suite']['name']}: Mega against the Transformer, and the paper's figures (training, GPU)"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for column in ("", "against", "speed", "processor time", "paper", "memory", "MB", "paper"):
+        shown.add_column(column, justify="left" if column in ("", "against") else "right")
+    for row in report["suite"]["rows"]:
+        paper, speed = report["suite"]["paper"][row["contender"]], row["speed"]
+        both = [held[key(row, row[name])] for name in ("contender", "baseline")]
+        shown.add_row(
+            f"{row['contender']}, {row['seq_len']} x {row['batch']}",
+            row["baseline"],
+            f"{speed['value']:.2f} x ({speed['low']:.2f}..{speed['high']:.2f})",
+            f"{row['processor_speed']['value']:.2f} x",
+            f"{paper['speed']} x",
+            "" if row["memory"] is None else f"{row['memory']:.2f}",
+            "" if None in both else f"{both[0]:.0f} of {both[1]:.0f}",
+            f"{paper['memory']}",
+        )
+    return shown
