@@ -92,7 +92,7 @@ def run(
     cores = cores_for(options.threads)
     report: Row = {"machine": describe(cores), "method": {**method(options, cores), "memory": MEMORY}}
     report |= {"results": [], "ratios": [], "limit": [], "failures": []}
-    report["suite"] = {"name": planned.name, "paper": PAPER, "rows": []}
+    report["suite"] = {"name": planned.name, "rows": []}
     for steps in planned.steps:
         for batch in planned.batches:
             where = f"batch {batch}, {steps} steps"
@@ -144,6 +144,9 @@ def rows_of(timed: Sequence[Timed], about: Mapping[str, Any]) -> tuple[list[Row]
                     "speed": ratio(theirs.rounds, ours.rounds).to_json(),
                     "processor_speed": ratio([[x] for x in theirs.processor], [[x] for x in ours.processor]).to_json(),
                     "memory": _share(held[mega], held[transformer]),
+                    "held_mb": held[mega],
+                    "held_by_baseline_mb": held[transformer],
+                    "paper": PAPER[mega],
                 }
             )
     return results, compared

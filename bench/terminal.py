@@ -73,7 +73,6 @@ def table(report: Report) -> None:
 
 def _suite(report: Report) -> Table:
     """Speed and memory of each Mega over each Transformer, beside what the paper states."""
-    held = {key(row, row["contender"]): row["memory_mb"] for row in report["results"]}
     shown = Table(
         title=Text(f"{report['suite']['name']}: Mega against the Transformer, and the paper's figures (training, GPU)"),
         title_justify="left",
@@ -85,8 +84,7 @@ def _suite(report: Report) -> Table:
     for column in ("", "against", "speed", "processor time", "paper", "memory", "MB", "paper"):
         shown.add_column(column, justify="left" if column in ("", "against") else "right")
     for row in report["suite"]["rows"]:
-        paper, speed = report["suite"]["paper"][row["contender"]], row["speed"]
-        both = [held[key(row, row[name])] for name in ("contender", "baseline")]
+        paper, speed, held = row["paper"], row["speed"], (row["held_mb"], row["held_by_baseline_mb"])
         shown.add_row(
             f"{row['contender']}, {row['seq_len']} x {row['batch']}",
             row["baseline"],
@@ -94,7 +92,7 @@ def _suite(report: Report) -> Table:
             f"{row['processor_speed']['value']:.2f} x",
             f"{paper['speed']} x",
             "" if row["memory"] is None else f"{row['memory']:.2f}",
-            "" if None in both else f"{both[0]:.0f} of {both[1]:.0f}",
+            "" if row["memory"] is None else f"{held[0]:.0f} of {held[1]:.0f}",
             f"{paper['memory']}",
         )
     return shown

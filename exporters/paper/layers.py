@@ -96,26 +96,24 @@ class StackWriter:
         dim, z_dim, width = config.embed_dim, config.z_dim, config.hidden_dim
         n = normalise(graph, x, layer.norm)
         m = self._average(n, steps, layer, lowered)
+        # Apart: the results of one joint layer would have to be copied apart again (see exporters.fold).
+        update, shared, reset, candidate = layer.joint.parts(dim, z_dim, width, dim)
+        keys, first = steps, m
         if first_only:
             # Keys and values are of the first chunk, all else of the first step.
             keys, first = steps.first_chunk(), steps.first(m, dim)
             x, m, n = steps.first(x, dim), steps.head(m, dim), steps.head(n, dim)
-            shared, rest = _parted(layer.joint, dim, z_dim)
-            z = graph.silu(graph.linear(m, shared, "shared"))
-            u, r, candidate = op.Split(graph.linear(first, rest, "joint"), [dim, width, dim], axis=-1, _outputs=3)
-            z_of_query = keys.first(z, z_dim)
-        else:
-            keys, sizes = steps, [dim, z_dim, width, dim]
-            u, z, r, candidate = op.Split(graph.linear(m, layer.joint, "joint"), sizes, axis=-1, _outputs=4)
-            z = z_of_query = graph.silu(z)
+        z = graph.silu(graph.linear(m, shared, "shared"))
+        z_of_query = keys.first(z, z_dim) if first_only else z
         bias = Bias(steps, steps, layer.distances)
         attention = Attention(graph, config, keys if first_only else steps, keys, bias, causal=config.is_causal)
         query = self._affine(z_of_query, layer.query, "query")
         key = z if layer.key is None else self._affine(z, layer.key, "key")
         value = activation(graph, graph.linear(n, layer.value, "value"), config.activation)
         context = attention.write(query, key, value, width, first_only=first_only)
-        hidden = op.Add(candidate, graph.linear(op.Mul(graph.silu(r), context), layer.hidden, "hidden"))
-        return self._update(x, u, hidden, layer.post_norm)
+        gated = op.Mul(graph.silu(graph.linear(first, reset, "reset")), context)
+        hidden = op.Add(graph.linear(first, candidate, "candidate"), graph.linear(gated, layer.hidden, "hidden"))
+        return self._update(x, graph.linear(first, update, "update"), hidden, layer.post_norm)
 
     def _average(self, n: ir.Value, steps: Steps, layer: FoldedAttention, lowered: Lowered) -> ir.Value:
         """silu(EMA(n) + omega n), where padding enters no other step."""
@@ -130,16 +128,17 @@ class StackWriter:
     def _cross(self, x: ir.Value, steps: Steps, memory: Memory, layer: FoldedCross) -> ir.Value:
         graph, op, config = self.graph, self.op, self.config
         dim, z_dim = config.embed_dim, config.z_dim
-        joint = graph.linear(normalise(graph, x, layer.norm), layer.joint, "joint")
-        u, r, query = op.Split(joint, [dim, dim, z_dim], axis=-1, _outputs=3)
-        key, value = op.Split(graph.linear(memory.x, layer.memory, "memory"), [z_dim, dim], axis=-1, _outputs=2)
-        value = activation(graph, value, config.activation)
+        update, reset, asked = layer.joint.parts(dim, dim, z_dim)
+        key_layer, value_layer = layer.memory.parts(z_dim, dim)
+        n = normalise(graph, x, layer.norm)
+        key = graph.linear(memory.x, key_layer, "key")
+        value = activation(graph, graph.linear(memory.x, value_layer, "value"), config.activation)
         whole = Steps(graph, steps.length, steps.longest, None, None)
         bias = Bias(whole, memory.steps, layer.distances)
         attention = Attention(graph, config, whole, memory.steps, bias, causal=False)
-        context = attention.write(query, key, value, dim)
-        hidden = graph.linear(op.Mul(graph.silu(r), context), layer.hidden, "hidden")
-        return self._update(x, u, hidden, layer.post_norm)
+        context = attention.write(graph.linear(n, asked, "query"), key, value, dim)
+        hidden = graph.linear(op.Mul(graph.silu(graph.linear(n, reset, "reset")), context), layer.hidden, "hidden")
+        return self._update(x, graph.linear(n, update, "update"), hidden, layer.post_norm)
 
     def _update(self, x: ir.Value, u: ir.Value, hidden: ir.Value, post_norm: Norm | None) -> ir.Value:
         """x + sigmoid(u) (act(hidden) - x)."""
@@ -162,15 +161,6 @@ class StackWriter:
             self.graph.constant(f"{name}.bias", layer.bias),
         )
         return self.op.Add(self.op.Mul(z, weight), bias)
-
-
-def _parted(joint: Linear, dim: int, z_dim: int) -> tuple[Linear, Linear]:
-    """[u | z | r | candidate] -> z, and [u | r | candidate]."""
-    z = slice(dim, dim + z_dim)
-    return (
-        Linear(joint.weight[:, z], joint.bias[z]),
-        Linear(np.delete(joint.weight, z, axis=1), np.delete(joint.bias, z)),
-    )
 
 
 def with_present(lowered: Lowered, omega: Array) -> Lowered:
