@@ -41,6 +41,7 @@ TRANSFORMERS: dict[str, AttentionForm] = {
     "transformer-parts": "parts",
     "transformer-fused": "fused",
 }
+TRANSFORMER = {"embed_dim": 256, "heads": 4, "ffn_dim": 1024, "num_layers": 4, "head_width": 1024}
 BASELINE = "no-model"
 """Takes the same inputs, in the same runtime, and computes next to nothing: what a process holds without a model."""
 
@@ -118,7 +119,7 @@ def _transformer(name: str, steps: int, inputs: dict[str, Array]) -> tuple[ir.Mo
     from mega_deploy.bench.transformer import Transformer, TransformerConfig, transformer_graph
 
     torch.manual_seed(SEED)
-    model = Transformer(TransformerConfig(vocab_size=VOCABULARY, positions=steps, pad=PAD)).eval()
+    model = Transformer(TransformerConfig(vocab_size=VOCABULARY, positions=steps, pad=PAD, **TRANSFORMER)).eval()
     graph = transformer_graph(model, steps, TRANSFORMERS[name])
     with torch.no_grad():
         logits: Array = model.double()(*(torch.from_numpy(x) for x in inputs.values())).numpy()

@@ -18,7 +18,8 @@ def title(row: Row) -> str:
     named = f", {config['bundle']}" if "bundle" in config else ""
     if "suite" in config:
         attention = f"{config['suite']}, "
-    text = f"{attention}{size}{row['seq_len']} frames, batch {row['batch']}, {config['precision']}{named}"
+    steps = "steps" if "suite" in config else "frames"
+    text = f"{attention}{size}{row['seq_len']} {steps}, batch {row['batch']}, {config['precision']}{named}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

@@ -31,17 +31,17 @@ CONTRIB = "com.microsoft"
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes; the defaults are transformer_lra_imdb's."""
+    """Sizes."""
 
     vocab_size: int
     positions: int
-    classes: int = 2
-    embed_dim: int = 256
-    heads: int = 4
-    ffn_dim: int = 1024
-    num_layers: int = 4
-    head_width: int = 1024
+    embed_dim: int
+    heads: int
+    ffn_dim: int
+    num_layers: int
+    head_width: int
     """Of the hidden layer behind the mean."""
+    classes: int = 2
     pad: int = 1
 
 
