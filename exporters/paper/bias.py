@@ -45,9 +45,11 @@ class Bias:
         """
         op, queries, all_keys = self.op, self.queries.longest_chunk, self.keys.longest_chunk
         if rows not in self._bands:
-            last = queries - rows
-            row, column = op.Range(0, rows, 1), op.Range(self.reach - 1 - last, self.reach - 1 + all_keys, 1)
-            self._bands[rows] = op.Gather(self._table, op.Sub(op.Unsqueeze(column, [0]), op.Unsqueeze(row, [1])))
+            first = self.reach - 1 - (queries - rows)
+            # Not by Unsqueeze, through which onnx carries what it knows of the numbers, and loses their shape.
+            row = op.Reshape(op.Range(0, rows, 1), [-1, 1])
+            column = op.Reshape(op.Range(first, self.reach - 1 + all_keys, 1), [1, -1])
+            self._bands[rows] = op.Gather(self._table, op.Sub(column, row))
         begin = queries - rows - start
         return op.Slice(
             self._bands[rows], op.Add(zero, self.graph.sizes(begin)), op.Add(zero, self.graph.sizes(begin + keys)), [1]

@@ -165,6 +165,7 @@ def test_a_long_chunk_never_has_all_its_scores_or_biases_at_once(causal, tmp_pat
     )
     model = MegaEncoder(config).eval()
     graph = family_of(model).graph(family_of(model).signature(Range(1, 1, 4), length), "kernel", ir.DataType.FLOAT)
+    onnx.shape_inference.infer_shapes(ir.to_proto(graph.model), check_type=True, strict_mode=True, data_prop=True)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(ir.to_proto(graph.model).SerializeToString(), options)
