@@ -7,7 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from onnxscript import ir
 
+from mega_deploy.exporters.ema import pieces
 from mega_deploy.exporters.graph import Graph, Length
+
+PIECE = 64
+"""Steps that are added up before all are."""
 
 
 class Steps:
@@ -85,6 +89,18 @@ class Steps:
         """x [rows * steps, features] with zeros at padding."""
         kept = self.kept()
         return x if kept is None else self.op.Mul(x, kept)
+
+    def total(self, x: ir.Value, features: int) -> ir.Value:
+        """The sum over the steps of each row, padding left out: [rows * steps, features] -> [rows, features].
+
+        Of pieces first: float32 loses digits where thousands of steps are added one by one, as onnxruntime does.
+        """
+        op, graph, windows = self.op, self.graph, self.graph.windows(self.masked(x), self.length, features)
+        if self.longest > PIECE:
+            filled = pieces.fill(graph, windows, self.length, PIECE, axis=1)
+            sums = op.ReduceSum(op.Reshape(filled, [-1, PIECE, features]), [1], keepdims=0)
+            windows = op.Reshape(sums, pieces.shape(graph, pieces.count(graph, self.length, PIECE), features))
+        return op.ReduceSum(windows, [1], keepdims=0)
 
     def softmax_mask(self, *, causal: bool) -> ir.Value | None:
         """What is added to scores: -infinity for padding, but 0 for all keys of a query that sees nothing else.

@@ -15,7 +15,9 @@ from strategies import relative_l2
 
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.exporters.family import family_of
+from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper import attention
+from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.models.paper import MegaEncoder, build_model
 from mega_deploy.paper import MegaConfig
 from mega_deploy.paper.tasks import (
@@ -155,6 +157,19 @@ def test_attention_over_some_queries_at_a_time(config, seed, length, padding, ro
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "ROWS", rows)
         agree(randomised(task, seed), length, feeds, "kernel")
+
+
+@pytest.mark.parametrize("length", [5000, Range(1, 5000, 5000)])
+def test_the_mean_of_thousands_of_like_steps_loses_no_digits(length):
+    graph = Graph("mean")
+    x = graph.input("x", ["batch", 5000, 3] if isinstance(length, int) else ["batch", "seq_len", 3])
+    steps = Steps(graph, length if isinstance(length, int) else graph.op.Shape(x, start=0, end=2), 5000, None, None)
+    graph.output(steps.total(graph.rows(x, 3), 3), "total", ["batch", 3])
+    session = onnxruntime.InferenceSession(ir.to_proto(graph.model()).SerializeToString())
+    for count in (5000,) if isinstance(length, int) else (1, 63, 64, 65, 5000):
+        given = np.full((2, count, 3), [0.1, 0.7, 1.3], np.float32)
+        want = given.astype(np.float64).sum(1)
+        np.testing.assert_allclose(session.run(None, {"x": given})[0], want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True])
