@@ -87,7 +87,7 @@ def run(
         with tempfile.TemporaryDirectory(prefix="mega-deploy-bench-") as folder:
             on_step(f"{where}: prepare the inputs")
             save_case(case.bundle, case.batch, case.seq_len, Path(folder))
-            rounds.run(_tasks(case, options, cores, Path(folder)), lambda step, at=where: on_step(f"{at}: {step}"))
+            rounds.run(_tasks(case, options, cores, Path(folder)), where, on_step)
             counted = Path(folder) / floor.COUNTED
             _add(report, rounds, json.loads(counted.read_text("utf-8")) if counted.exists() else None)
         for failure in rounds.failures:

@@ -65,15 +65,21 @@ class Rounds:
         self.timed: list[Timed] = []
         self.failures: list[dict[str, Any]] = []
 
-    def run(self, tasks: Iterable[Task], on_step: Callable[[str], None]) -> None:
-        """Start all contenders, let them take their turns, and end them; those that fail are in `failures`."""
+    def run(self, tasks: Iterable[Task], where: str, on_step: Callable[[str], None]) -> None:
+        """Start all contenders, let them take their turns, and end them; those that fail are in `failures`.
+
+        Args:
+            tasks: a contender each.
+            where: what the names of the steps begin with.
+            on_step: called with the name of each step as it begins.
+        """
         with self._closing():
             for task in tasks:
-                on_step(f"{task.contender} gets ready")
+                on_step(f"{where}: {task.contender} gets ready")
                 with self._guarded(task):
                     self.timed.append(self._start(task))
             for number in range(self.options.rounds):
-                on_step(f"round {number + 1} of {self.options.rounds}")
+                on_step(f"{where}: round {number + 1} of {self.options.rounds}")
                 # There and back: what changes steadily meets all contenders alike.
                 for one in list(self.timed if number % 2 == 0 else reversed(self.timed)):
                     with self._guarded(one.task):

@@ -100,7 +100,7 @@ def run(
             rounds = Rounds(options, cores, about)
             with tempfile.TemporaryDirectory(prefix="mega-deploy-bench-") as folder:
                 tasks = list(_tasks(steps, batch, cores, Path(folder), on_step))
-                rounds.run(tasks, lambda step, at=where: on_step(f"{at}: {step}"))
+                rounds.run(tasks, where, on_step)
             results, compared = rows_of(rounds.timed, about)
             report["results"] += results
             report["suite"]["rows"] += compared

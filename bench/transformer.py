@@ -48,6 +48,8 @@ class TransformerConfig:
 class Transformer(nn.Module):
     """src_tokens [B, L], padded on the right, and src_lengths [B] -> logits [B, classes]."""
 
+    positions: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config

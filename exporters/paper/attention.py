@@ -79,8 +79,8 @@ class Attention:
             end = min(start + ROWS, queries)
             seen = end if self.causal else keys
             bias = self.bias.part(start, end - start, seen, zero)
-            of_these = (value if seen == keys else op.Slice(value, [0], [seen], [1]) for value in (k, v))
-            parts.append(self._plain(op.Slice(q, [start], [end], [1]), *of_these, bias, rows=(start, end)))
+            near_k, near_v = (value if seen == keys else op.Slice(value, [0], [seen], [1]) for value in (k, v))
+            parts.append(self._plain(op.Slice(q, [start], [end], [1]), near_k, near_v, bias, rows=(start, end)))
         return op.Concat(*parts, axis=1)
 
     def _plain(
