@@ -6,7 +6,8 @@ transformer_lra_imdb. Their tables of positions hold 4002 steps; here as many as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from mega_deploy import deploy
 from mega_deploy.arrays import save_arrays
 from mega_deploy.bench import cache
 from mega_deploy.bench.contenders import CASE, load_case, save_case
-from mega_deploy.bundle import write_json
 from mega_deploy.errors import require
 from mega_deploy.paper.config import MegaConfig
 from mega_deploy.paper.tasks import ClassifierConfig, EmbeddingConfig
@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 STEPS, QUICK_STEPS = 4096, 1024
 CHUNK = 128
 VOCABULARY, PAD = 260, 1  # bytes, and fairseq's four tokens
-GRAPH, SIGNATURE = "model.onnx", "signature.json"
+GRAPH = "model.onnx"
 SEED = 0
 MEGAS = {"mega-chunk": CHUNK, "mega": None}
 TRANSFORMERS: dict[str, AttentionForm] = {
@@ -88,42 +88,44 @@ def mega_bundle(name: str, steps: int, batch: int, on_step: Callable[[str], None
     return cache.bundle(name, [asdict(config), steps, most], export)
 
 
-def write_case(name: str, bundle: OpenBundle, steps: int, batch: int, folder: Path) -> None:
-    """What a contender needs for its turns: inputs, the outputs that are right, and for what is no bundle the graph.
+def write_cases(
+    bundles: Mapping[str, OpenBundle], steps: int, batch: int, folder: Path, on_step: Callable[[str], None]
+) -> None:
+    """What each contender needs for its turns, in a folder of its name: the same inputs, the outputs that are right
+    for it, and for what is no bundle the graph.
 
     Args:
-        name: of a contender.
-        bundle: of Mega; its inputs are everyone's.
+        bundles: of MEGAS, by name.
         steps: of each sequence.
         batch: sequences of a call.
-        folder: to be filled.
+        folder: where the folders are made.
+        on_step: called with the name of each step as it begins.
     """
-    save_case(bundle, batch, steps, folder)
-    if name in MEGAS:
-        return
-    write_json(folder / SIGNATURE, bundle.manifest.signature.to_json())
-    inputs, _ = load_case(folder)
-    if name == BASELINE:
-        model, logits = _nothing(steps), inputs["src_tokens"][:, :2].astype(np.float32)
-    else:
-        model, logits = _transformer(name, steps, inputs)
-    from mega_deploy.exporters import onnx as onnx_file
-
-    onnx_file.save(model, folder / GRAPH)
-    save_arrays(folder / CASE, {f"input/{key}": x for key, x in inputs.items()} | {"output/logits": logits})
-
-
-def _transformer(name: str, steps: int, inputs: dict[str, Array]) -> tuple[ir.Model, Array]:
-    """The graph of one of TRANSFORMERS, and what its trained form gives in float64."""
+    for name, bundle in bundles.items():
+        (folder / name).mkdir()
+        save_case(bundle, batch, steps, folder / name)
+    inputs, _ = load_case(folder / next(iter(bundles)))
+    nothing = inputs["src_tokens"][:, :2].astype(np.float32)
+    _write(folder / BASELINE, _nothing(steps), inputs, nothing)
     torch = require("torch", "export", "a Transformer with random weights")
     from mega_deploy.bench.transformer import Transformer, TransformerConfig, transformer_graph
 
+    on_step(f"run the Transformer in float64, {steps} steps")
     torch.manual_seed(SEED)
     model = Transformer(TransformerConfig(vocab_size=VOCABULARY, positions=steps, pad=PAD, **TRANSFORMER)).eval()
-    graph = transformer_graph(model, steps, TRANSFORMERS[name])
     with torch.no_grad():
-        logits: Array = model.double()(*(torch.from_numpy(x) for x in inputs.values())).numpy()
-    return graph, logits
+        logits = copy.deepcopy(model).double()(*(torch.from_numpy(x) for x in inputs.values())).numpy()
+    for name, form in TRANSFORMERS.items():
+        _write(folder / name, transformer_graph(model, steps, form), inputs, logits)
+
+
+def _write(folder: Path, model: ir.Model, inputs: Mapping[str, Array], logits: Array) -> None:
+    """A contender that is no bundle."""
+    from mega_deploy.exporters import onnx as onnx_file
+
+    folder.mkdir()
+    onnx_file.save(model, folder / GRAPH)
+    save_arrays(folder / CASE, {f"input/{name}": x for name, x in inputs.items()} | {"output/logits": logits})
 
 
 def _nothing(steps: int) -> ir.Model:

@@ -43,7 +43,7 @@ class Timed:
     def add(self, answer: Row, busy_seconds: float | None) -> None:
         """Take what one turn gave."""
         self.rounds.append(answer["seconds"])
-        self.processor.append(answer["cpu_seconds"] / len(answer["seconds"]))
+        self.processor.append(answer["processor_seconds"])
         if busy_seconds is not None:
             free = answer["wall_seconds"] * self.task.threads
             self.others.append(max(0.0, busy_seconds - answer["cpu_seconds"]) / free)

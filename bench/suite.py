@@ -7,10 +7,9 @@ included) over that of a process which holds the same libraries and inputs, and 
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from mega_deploy.bench.rows import Timed, method, result_row
 from mega_deploy.bench.statistics import ratio
 from mega_deploy.errors import OptionError
 from mega_deploy.runtime import OpenBundle, Session, SessionOptions
-from mega_deploy.signature import Signature
 
 Array = npt.NDArray[Any]
 Row = dict[str, Any]
@@ -36,7 +34,7 @@ PAPER = {"mega-chunk": {"speed": 5.5, "memory": 0.13}, "mega": {"speed": 2.9, "m
 """Of the Transformer's, in training on a GPU at 4096 steps (arXiv 2209.10655, table 2)."""
 MEMORY = (
     "the peak of a contender's process, loading included, less that of a process with the same libraries, "
-    "runtime and inputs, and a graph that does nothing"
+    "runtime, bundle and inputs, and a graph that does nothing"
 )
 
 
@@ -99,8 +97,7 @@ def run(
             about = {"config": {"suite": planned.name, "precision": "float32"}, "batch": batch, "seq_len": steps}
             rounds = Rounds(options, cores, about)
             with tempfile.TemporaryDirectory(prefix="mega-deploy-bench-") as folder:
-                tasks = list(_tasks(steps, batch, cores, Path(folder), on_step))
-                rounds.run(tasks, where, on_step)
+                rounds.run(_tasks(steps, batch, cores, Path(folder), on_step), where, on_step)
             results, compared = rows_of(rounds.timed, about)
             report["results"] += results
             report["suite"]["rows"] += compared
@@ -110,17 +107,14 @@ def run(
     return report
 
 
-def _tasks(
-    steps: int, batch: int, cores: Sequence[int], folder: Path, on_step: Callable[[str], None]
-) -> Iterator[Task]:
+def _tasks(steps: int, batch: int, cores: Sequence[int], folder: Path, on_step: Callable[[str], None]) -> list[Task]:
     bundles = {name: OpenBundle.open(lra.mega_bundle(name, steps, batch, on_step)) for name in lra.MEGAS}
-    for name in CONTENDERS:
-        on_step(f"{name}, {steps} steps: prepare the inputs")
-        place, bundle = folder / name, bundles.get(name, bundles["mega"])
-        place.mkdir()
-        lra.write_case(name, bundle, steps, batch, place)
-        path = os.fspath(bundle.path) if name in bundles else ""
-        yield Task(name, "onnxruntime", path, batch, steps, tuple(cores), os.fspath(place))
+    lra.write_cases(bundles, steps, batch, folder, on_step)
+    paths = {name: os.fspath(bundle.path) for name, bundle in bundles.items()}
+    return [
+        Task(name, "onnxruntime", paths.get(name, paths["mega"]), batch, steps, tuple(cores), os.fspath(folder / name))
+        for name in CONTENDERS
+    ]
 
 
 def rows_of(timed: Sequence[Timed], about: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
@@ -168,8 +162,8 @@ def check(report: Mapping[str, Any]) -> None:
 
 
 def _graph(task: Task, feeds: Mapping[str, Array]) -> Contender:
-    """A graph that belongs to no bundle, in the session that bundles get."""
-    signature = Signature.from_json(json.loads((task.place / lra.SIGNATURE).read_text("utf-8")))
+    """A graph with the signature of a bundle, which is opened as for its own, in the session that bundles get."""
+    signature = OpenBundle.open(task.bundle).manifest.signature
     session = Session(task.place / lra.GRAPH, signature, SessionOptions(threads=task.threads))
     inputs = dict(feeds)
     return Contender(lambda: session.run_named(inputs), f"{', '.join(session.providers)}, {SETTINGS[task.contender]}")

@@ -92,8 +92,8 @@ def _suite(rows: list[dict[str, Any]]) -> Table:
         shown.add_row(
             row["contender"],
             row["baseline"],
-            f"{speed['value']:.2f} x ({speed['low']:.2f}..{speed['high']:.2f})",
-            f"{row['processor_speed']['value']:.2f} x",
+            f"{short(speed['value'])} x ({short(speed['low'])}..{short(speed['high'])})",
+            f"{short(row['processor_speed']['value'])} x",
             "" if row["memory"] is None else f"{row['memory']:.2f}",
             f"{paper['speed']} x, {paper['memory']}",
         )
