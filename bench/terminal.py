@@ -78,20 +78,20 @@ def table(report: Report) -> None:
 def _suite(rows: list[dict[str, Any]]) -> Table:
     """Speed and memory of each Mega over each Transformer, beside what the paper states."""
     shown = Table(
-        title=Text(f"{title(rows[0])}: speed and memory (the paper: GPU, training)"),
+        title=Text(f"{title(rows[0])}: Mega over the Transformer"),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,
         pad_edge=False,
     )
-    for column in ("", "against", "speed (95 %)", "CPU time", "memory", "the paper"):
-        shown.add_column(column, justify="left" if column in ("", "against") else "right")
+    for column in ("", "Transformer", "speed (95 %)", "CPU time", "memory", "the paper"):
+        shown.add_column(column, justify="left" if column in ("", "Transformer") else "right")
     for row in rows:
         speed, paper = row["speed"], row["paper"]
         shown.add_row(
             row["contender"],
-            row["baseline"],
+            row["baseline"].removeprefix("transformer-"),
             f"{short(speed['value'])} x ({short(speed['low'])}..{short(speed['high'])})",
             f"{short(row['processor_speed']['value'])} x",
             "" if row["memory"] is None else f"{row['memory']:.2f}",
