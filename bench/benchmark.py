@@ -1,64 +1,28 @@
-"""The benchmark: contenders in processes of their own, in alternating rounds; those that wait are stopped."""
+"""The benchmark: bundles on every backend that is asked for, beside their peers and the machine's limit."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mega_deploy.bench import floor, peers
 from mega_deploy.bench.contenders import OURS, TOLERANCE, Task, check_fits, lengths, save_case
-from mega_deploy.bench.host import Busy, describe
-from mega_deploy.bench.process import ContenderError, Process
-from mega_deploy.bench.rows import Timed, limit_row, method, ratio_rows, result_row
+from mega_deploy.bench.host import describe
+from mega_deploy.bench.process import ContenderError
+from mega_deploy.bench.rounds import Options, Rounds
+from mega_deploy.bench.rows import limit_row, method, ratio_rows, result_row
 from mega_deploy.cores import cores_for
 from mega_deploy.engines import TARGETS
-from mega_deploy.errors import MegaDeployError, OptionError
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.library import find_engine, here
-from mega_deploy.runtime.session import BACKENDS
 from mega_deploy.signature import Range
 
 Report = dict[str, Any]
-MIN_ROUNDS = 3
-MIN_SAMPLES = 50
-MOST_CALLS = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How the benchmark is run."""
-
-    backends: tuple[str, ...] = ("onnxruntime",)
-    peers: bool = False
-    limit: bool = True
-    """Whether the limits of the machine are measured as well."""
-    threads: int | None = None
-    """That share the work of a call; None: one for each physical core."""
-    rounds: int = 10
-    turn_seconds: float = 0.4
-    """How long a contender is timed in a round, at the least."""
-    timeout: float = 600.0
-    """Seconds that one step of a contender may take: to be prepared, to be ready, to be timed in one round."""
-
-    def __post_init__(self) -> None:
-        for backend in self.backends:
-            if backend not in BACKENDS:
-                raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
-        if self.rounds < MIN_ROUNDS:
-            raise OptionError(f"rounds must be {MIN_ROUNDS} or more, got {self.rounds}")
-        for name in ("turn_seconds", "timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OptionError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
-
-
-QUICK = {"rounds": 6, "turn_seconds": 0.2}
 
 
 @dataclass(frozen=True)
@@ -118,20 +82,25 @@ def run(
     report: Report = {"machine": describe(cores), "method": method(options, cores), "results": [], "ratios": []}
     report |= {"limit": [], "failures": []}
     for case in cases:
+        where = f"batch {case.batch}, {case.seq_len} frames"
+        about = {"config": named[case.bundle.path], "batch": case.batch, "seq_len": case.seq_len}
+        rounds = Rounds(options, cores, about)
         with tempfile.TemporaryDirectory(prefix="mega-deploy-bench-") as folder:
-            round_ = _Rounds(case, named[case.bundle.path], options, cores, Path(folder))
-            round_.run(on_step)
-            for failure in round_.failures:
-                on_failure(f"{failure['contender']} (batch {case.batch}, {case.seq_len} frames): {failure['reason']}")
-            _add(report, round_)
+            on_step(f"{where}: prepare the inputs")
+            save_case(case.bundle, case.batch, case.seq_len, Path(folder))
+            rounds.run(_tasks(case, options, cores, Path(folder)), where, on_step)
+            counted = Path(folder) / floor.COUNTED
+            _add(report, rounds, json.loads(counted.read_text("utf-8")) if counted.exists() else None)
+        for failure in rounds.failures:
+            on_failure(f"{failure['contender']} ({where}): {failure['reason']}")
     return report
 
 
-def _add(report: Report, rounds: _Rounds) -> None:
+def _add(report: Report, rounds: Rounds, counted: dict[str, Any] | None) -> None:
+    """What was measured on a case; `counted` is what the limit's graph was found to hold."""
     timed, about = rounds.timed, rounds.about
     limits = {one.task.contender: one.rounds for one in timed if one.task.contender in floor.BUILD}
     contenders = [one for one in timed if one.task.contender not in floor.BUILD]
-    counted = rounds.counted()
     limit = floor.limit_of(counted, limits) if counted and len(limits) == len(floor.BUILD) else None
     report["results"] += [result_row(one, about, limit, limits) for one in contenders]
     report["ratios"] += ratio_rows(contenders, about)
@@ -166,128 +135,38 @@ def _configurations(cases: Sequence[Case]) -> dict[Path, dict[str, Any]]:
     }
 
 
-@dataclass
-class _Rounds:
+def _tasks(case: Case, options: Options, cores: Sequence[int], folder: Path) -> Iterator[Task]:
     """All contenders on one case."""
 
-    case: Case
-    config: Mapping[str, Any]
-    options: Options
-    cores: list[int]
-    folder: Path
-    timed: list[Timed] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What all rows of this case begin with."""
-        return {"config": dict(self.config), "batch": self.case.batch, "seq_len": self.case.seq_len}
-
-    def counted(self) -> dict[str, Any] | None:
-        path = self.folder / floor.COUNTED
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
-
-    def run(self, on_step: Callable[[str], None]) -> None:
-        where = f"batch {self.case.batch}, {self.case.seq_len} frames"
-        on_step(f"{where}: prepare the inputs")
-        save_case(self.case.bundle, self.case.batch, self.case.seq_len, self.folder)
-        with self._closing():
-            for task in self._tasks():
-                on_step(f"{where}: {task.contender} gets ready")
-                with self._guarded(task):
-                    self.timed.append(self._start(task))
-            for number in range(self.options.rounds):
-                on_step(f"{where}: round {number + 1} of {self.options.rounds}")
-                # There and back: what changes steadily meets all contenders alike.
-                for one in list(self.timed if number % 2 == 0 else reversed(self.timed)):
-                    with self._guarded(one.task):
-                        self._turn(one)
-            for one in list(self.timed):
-                with self._guarded(one.task):
-                    one.process.resume()
-                    one.facts |= one.process.ask({}, self.options.timeout)
-
-    def _tasks(self) -> Iterator[Task]:
-        on_cpu = [backend for backend in self.options.backends if backend not in TARGETS]
-        on_gpu = [backend for backend in self.options.backends if backend in TARGETS]
-        for backend in on_cpu:
-            yield self._task(OURS, backend)
-        for backend in on_gpu:
-            yield self._task(OURS, backend)
-            yield self._task(OURS, backend, cuda_graph=True)
-        if self.options.limit and on_cpu:
-            for name in floor.BUILD:
-                yield self._task(name, "onnxruntime")
-        if self.options.peers:
-            for name in peers.available("cpu") if on_cpu else ():
-                yield self._task(name, name.partition("-")[0])
-            for name in peers.available("cuda") if on_gpu else ():
-                yield self._task(name, "tensorrt" if name == "tensorrt-naive" else "torch-cuda")
-
-    def _task(self, contender: str, backend: str, *, cuda_graph: bool = False) -> Task:
-        limit = self.case.bundle.manifest.parity.get("limit", TOLERANCE) if contender == OURS else TOLERANCE
+    def task(contender: str, backend: str, *, cuda_graph: bool = False) -> Task:
+        limit = case.bundle.manifest.parity.get("limit", TOLERANCE) if contender == OURS else TOLERANCE
         return Task(
             contender,
             backend,
-            os.fspath(self.case.bundle.path.resolve()),
-            self.case.batch,
-            self.case.seq_len,
-            tuple(self.cores),
-            os.fspath(self.folder),
+            os.fspath(case.bundle.path.resolve()),
+            case.batch,
+            case.seq_len,
+            tuple(cores),
+            os.fspath(folder),
             max(TOLERANCE, limit),
             cuda_graph,
         )
 
-    def _start(self, task: Task) -> Timed:
-        """Prepare a contender, and start it up to the point where it is warm; it is stopped then."""
-        job = {"task": task.to_json()}
-        if task.contender in (floor.FIRST, *peers.BUILD):
-            preparing = Process(task.contender, {"job": "prepare", **job}, task.threads)
-            try:
-                preparing.answer(self.options.timeout)
-            finally:
-                preparing.close()
-        process = Process(task.contender, {"job": "time", **job}, task.threads)
-        try:
-            facts = process.answer(self.options.timeout)
-            process.pause()
-        except BaseException:
-            process.close(at_once=True)
-            raise
-        wanted = self.options.turn_seconds / facts["warm_up"]["call_seconds"]
-        least = 1 if task.contender in floor.BUILD else math.ceil(MIN_SAMPLES / self.options.rounds)
-        calls = min(MOST_CALLS, max(least, math.ceil(wanted)))
-        return Timed(task, process, facts, calls)
-
-    def _turn(self, one: Timed) -> None:
-        before = Busy.read(self.cores)
-        one.process.resume()
-        answer = one.process.ask({"calls": one.calls}, self.options.timeout)
-        one.process.pause()
-        one.add(answer, None if before is None else before.until(Busy.read(self.cores)))
-
-    @contextmanager
-    def _guarded(self, task: Task) -> Iterator[None]:
-        """A contender that fails is taken out; the others go on."""
-        try:
-            yield
-        except ContenderError as error:
-            self._drop(task, error)
-
-    def _drop(self, task: Task, error: MegaDeployError) -> None:
-        for one in [one for one in self.timed if one.task == task]:
-            one.process.close(at_once=True)
-            self.timed.remove(one)
-        row = {"contender": task.contender, "backend": task.backend, **self.about}
-        self.failures.append({**row, "reason": str(error), "exit_code": error.exit_code})
-
-    @contextmanager
-    def _closing(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            for one in self.timed:
-                one.process.close()
+    on_cpu = [backend for backend in options.backends if backend not in TARGETS]
+    on_gpu = [backend for backend in options.backends if backend in TARGETS]
+    for backend in on_cpu:
+        yield task(OURS, backend)
+    for backend in on_gpu:
+        yield task(OURS, backend)
+        yield task(OURS, backend, cuda_graph=True)
+    if options.limit and on_cpu:
+        for name in floor.BUILD:
+            yield task(name, "onnxruntime")
+    if options.peers:
+        for name in peers.available("cpu") if on_cpu else ():
+            yield task(name, name.partition("-")[0])
+        for name in peers.available("cuda") if on_gpu else ():
+            yield task(name, "tensorrt" if name == "tensorrt-naive" else "torch-cuda")
 
 
 def check_ours(report: Report) -> None:

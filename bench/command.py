@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.bench import against, sweep
-from mega_deploy.bench.benchmark import QUICK, Case, Options, Report, cases, run
+from mega_deploy.bench import against, suite, sweep
+from mega_deploy.bench.benchmark import Case, Report, cases, run
+from mega_deploy.bench.rounds import QUICK, Options
 from mega_deploy.errors import InputError, OptionError, require
 
 FLAT = (
@@ -49,8 +50,10 @@ def plan(
     seq_len: str | None,
     sweep_file: Path | None,
     axes: Mapping[str, str | None],
+    suite_name: str | None = None,
+    quick: bool = False,
     on_step: Callable[[str], None],
-) -> list[Case]:
+) -> list[Case] | suite.Plan:
     """What is to be timed: bundles, or configurations with random weights; the default pair where nothing is named.
 
     Args:
@@ -59,6 +62,8 @@ def plan(
         seq_len: lengths, for bundles that take a range.
         sweep_file: see mega_deploy.bench.sweep.
         axes: sweep.AXES by name, as texts such as "128,256".
+        suite_name: of suite.NAMES.
+        quick: whether a suite is to be a short one.
         on_step: called with the name of each step as it begins.
 
     Raises:
@@ -67,10 +72,12 @@ def plan(
     """
     batches = numbers("--batch", batch) or (1,)
     given = {name: _values(name, text) for name, text in axes.items() if text is not None}
-    if sum((bool(bundles), sweep_file is not None, bool(given))) > 1:
+    if sum((bool(bundles), sweep_file is not None, bool(given), suite_name is not None)) > 1:
         raise OptionError(
-            "name bundles, a sweep file or options of a sweep such as --hidden-size; only one of the three"
+            "name bundles, a suite, a sweep file or options of a sweep such as --hidden-size; only one of the four"
         )
+    if suite_name is not None:
+        return suite.plan(suite_name, numbers("--seq-len", seq_len), batches, quick=quick)
     if bundles:
         return cases(bundles, batches, numbers("--seq-len", seq_len))
     if seq_len is not None:
@@ -99,7 +106,7 @@ def _values(name: str, text: str) -> tuple[Any, ...]:
 
 
 def bench(
-    planned: Sequence[Case],
+    planned: Sequence[Case] | suite.Plan,
     chosen: Options,
     *,
     outputs: Mapping[str, Path | None],
@@ -129,7 +136,14 @@ def bench(
     for path in filter(None, outputs.values()):
         if path.is_dir() or not path.parent.is_dir():
             raise InputError(f"{path} cannot be written: it must be a file in a folder that is there")
-    report = run(planned, chosen, on_step, on_failure)
+    if isinstance(planned, suite.Plan):
+        if chosen.peers or old is not None or chosen.backends != ("onnxruntime",):
+            raise OptionError(
+                "a suite has contenders of its own, on onnxruntime: --peers, --backend and --against do not go with it"
+            )
+        report = suite.run(planned, chosen, on_step, on_failure)
+    else:
+        report = run(planned, chosen, on_step, on_failure)
     if old is not None:
         try:
             if not other_machine:

@@ -89,17 +89,18 @@ def build(task: Task, feeds: Mapping[str, Array]) -> Contender:
     Raises:
         OptionError: there is no such contender.
     """
-    from mega_deploy.bench import floor, peers
+    from mega_deploy.bench import floor, peers, suite
 
     if task.contender == OURS:
-        return _ours(task, feeds)
-    known = {**peers.BUILD, **floor.BUILD}
+        return open_ours(task, feeds)
+    known = {**peers.BUILD, **floor.BUILD, **suite.BUILD}
     if task.contender not in known:
         raise OptionError(f"there is no contender {task.contender!r}; there are {', '.join((OURS, *known))}")
     return known[task.contender](task, feeds)
 
 
-def _ours(task: Task, feeds: Mapping[str, Array]) -> Contender:
+def open_ours(task: Task, feeds: Mapping[str, Array]) -> Contender:
+    """A bundle's own session, or engine."""
     bundle = OpenBundle.open(task.bundle)
     if task.backend in TARGETS:
         from mega_deploy.bench.gpu import engine_contender

@@ -1,68 +1,52 @@
 """The moving average alone, in every way one would compute it, side by side: each in its own process, taking turns.
 
     python -m mega_deploy.bench.ema --channels 512 --states 16 --seq-len 4096 --seq-len 16384
+    python -m mega_deploy.bench.ema --figures     # what the lowering is meant to reach, all in one run
 
-Decays are slow (1 - q from 0.0001 to 0.3), so that nothing can be cut. A ratio is a contender's p50 over that of the
-blocks in the same round; its median over the rounds is quoted, with extremes.
+Decays are slow (1 - q from 0.0001 to 0.3), so that nothing can be cut. A ratio is a contender's time over that of the
+first in the same round, p50 by p50, or processor time by processor time, which others on the machine disturb less; its
+median over the rounds is quoted, with extremes.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from mega_deploy.bench.averages import BLOCKED, CONTENDERS, CONV, CONV_1D, FFT, Task, build, convolve
 from mega_deploy.bench.latency import Latency, sample, warm_up
-from mega_deploy.errors import MegaDeployError, OptionError
-from mega_deploy.exporters.ema.blocks import Blocked, lower_to_blocks
-from mega_deploy.exporters.ema.kernel import DecaySum, MovingAverage, lower_to_kernel
-from mega_deploy.exporters.ema.lowering import best_block
-from mega_deploy.exporters.ema.nodes import convolution, in_blocks, moving_average
-from mega_deploy.exporters.graph import Graph
+from mega_deploy.errors import MegaDeployError
 
-Array = npt.NDArray[Any]
-Call = Callable[[], Array]
-BLOCKED, FFT, CONV = "blocked", "torch-fft", "conv"
-CONTENDERS = (BLOCKED, FFT, CONV)
 TOLERANCE = 1e-5
-TRIALS = 5
+FEWEST = 3
+Entrant = tuple[str, Task]
+"""A contender and what it computes."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is computed, and how."""
+class Ratio:
+    """Over the rounds: the median, and the extremes."""
 
-    channels: int
-    states: int
-    seq_len: int
-    batch: int = 1
-    bidirectional: bool = False
-    block: int | None = None
-    """Frames of a block; None: what an export would choose."""
-    layout: str = "rows"
-    """"rows": [batch * seq_len, channels], as in the graphs of models; "channels": [batch, channels, seq_len], which
-    spares blocks and FFT their transposes."""
-    threads: int = 2
+    value: float
+    low: float
+    high: float
 
-    @property
-    def average(self) -> MovingAverage:
-        """Random weights and slow decays."""
-        random = np.random.default_rng(0)
-        sides = []
-        for _ in range(1 + self.bidirectional):
-            decay = 1 - 10 ** random.uniform(-4, -0.5, (self.channels, self.states))
-            sides.append(DecaySum(random.standard_normal(decay.shape) * np.sqrt(1 - decay**2), decay))
-        return MovingAverage(sides[0], sides[1] if self.bidirectional else None)
+    @classmethod
+    def of(cls, values: Sequence[float], base: Sequence[float]) -> Ratio:
+        """Of each round's value over that of the same round."""
+        ratios = [value / first for value, first in zip(values, base, strict=True)]
+        return cls(float(np.median(ratios)), min(ratios), max(ratios))
 
 
 @dataclass(frozen=True)
@@ -74,98 +58,14 @@ class Result:
     latency: Latency
     error: float
     """Relative L2 error against float64."""
-    ratio: float
-    """Median over the rounds of its p50 over that of the blocks."""
-    ratio_low: float
-    ratio_high: float
-
-
-def convolve(average: MovingAverage, x: Array) -> Array:
-    """The moving average in float64, by FFT over twice the length: [batch, channels, seq_len] twice."""
-    length = x.shape[-1]
-    y: Array = np.fft.irfft(np.fft.rfft(x.astype(np.float64), 2 * length) * _spectrum(average, length), 2 * length)
-    return y[..., :length]
-
-
-def _spectrum(average: MovingAverage, length: int) -> Array:
-    """Of the kernels over twice the length, the future's from the end backwards: [channels, length + 1]."""
-    past, *future = (average.taps(side, length) for side in average.sides)
-    kernel = np.pad(past, [(0, 0), (0, length)])
-    for taps in future:
-        kernel[:, 0] += taps[:, 0]
-        kernel[:, length + 1 :] += taps[:, :0:-1]
-    spectrum: Array = np.fft.rfft(kernel)
-    return spectrum
-
-
-def build(contender: str, task: Task, x: Array) -> Call:
-    """The call that is timed.
-
-    Args:
-        contender: one of CONTENDERS; "conv" is a depthwise convolution with all taps; the FFT has its spectrum ready.
-        task: what is computed.
-        x: float32, [batch * seq_len, channels] or [batch, channels, seq_len] as `task.layout` says; so is the result.
-    """
-    if contender == FFT:
-        return _torch_fft(task, x)
-    if contender not in CONTENDERS:
-        raise OptionError(f"there is no contender {contender!r}; there are {', '.join(CONTENDERS)}")
-    import onnxruntime
-    from onnxscript import ir
-
-    average, length = task.average, task.seq_len
-    block = task.block or best_block(average, length)
-    lowered = lower_to_kernel(average, length, cut=0) if contender == CONV else lower_to_blocks(average, length, block)
-    graph = Graph("ema")
-    value = graph.input("x", x.shape)
-    if task.layout == "rows":
-        y = moving_average(graph, value, lowered, length, length)
-    elif isinstance(lowered, Blocked):
-        value = graph.op.Transpose(value, perm=[1, 0, 2])  # moves nothing at batch 1
-        y = graph.op.Transpose(in_blocks(graph, value, lowered, length, length), perm=[1, 0, 2])
-    else:
-        y = convolution(graph, value, lowered)
-    graph.output(y, "y", x.shape)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = task.threads
-    model = ir.to_proto(graph.model()).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda: np.asarray(session.run(None, {"x": x})[0])
-
-
-def _torch_fft(task: Task, x: Array) -> Call:
-    """Rfft, times the ready spectrum, irfft; of rows in the faster of two ways, along the axis or transposed."""
-    import torch
-
-    torch.set_num_threads(task.threads)
-    length = task.seq_len
-    frames = torch.from_numpy(x)
-    spectrum = torch.from_numpy(_spectrum(task.average, length)).to(torch.complex64)
-    turned = spectrum.T.contiguous()
-
-    def channels() -> Array:
-        with torch.inference_mode():
-            y = torch.fft.irfft(torch.fft.rfft(frames, n=2 * length) * spectrum, n=2 * length)
-            return np.asarray(y[..., :length].numpy())
-
-    def along() -> Array:
-        with torch.inference_mode():
-            u = torch.fft.rfft(frames.view(task.batch, length, -1), n=2 * length, dim=1)
-            return np.asarray(torch.fft.irfft(u * turned, n=2 * length, dim=1)[:, :length].reshape(x.shape).numpy())
-
-    def transposed() -> Array:
-        with torch.inference_mode():
-            u = torch.fft.rfft(frames.view(task.batch, length, -1).transpose(1, 2).contiguous(), n=2 * length)
-            y = torch.fft.irfft(u * spectrum, n=2 * length)[..., :length]
-            return np.asarray(y.transpose(1, 2).reshape(x.shape).numpy())
-
-    if task.layout == "channels":
-        return channels
-    return min((along, transposed), key=lambda call: min(sample(call, TRIALS)))
+    ratio: Ratio
+    """Of its p50 over that of the first contender."""
+    processor_ratio: Ratio
+    """Of its processor time, on all threads, over that of the first contender."""
 
 
 def _serve(contender: str, task: Task, pipe: Connection) -> None:
-    """A contender's life: build, check, warm up, then as many samples as it is asked for, until 0."""
+    """A contender's life: build, check, warm up, then samples for as many seconds as it is told, until None."""
     x = np.random.default_rng(1).standard_normal((task.batch, task.channels, task.seq_len), dtype=np.float32)
     want = convolve(task.average, x)
     if task.layout == "rows":
@@ -176,8 +76,12 @@ def _serve(contender: str, task: Task, pipe: Connection) -> None:
         raise MegaDeployError(f"{contender} is off by {error:.1e}: it computes something else")
     warm_up(call)
     pipe.send(error)
-    while count := pipe.recv():
-        pipe.send(sample(call, count))
+    while (turn := pipe.recv()) is not None:
+        call()  # others had the caches
+        before, seconds = time.process_time(), list[float]()
+        while len(seconds) < FEWEST or sum(seconds) < turn:
+            seconds += sample(call, 1)
+        pipe.send((seconds, (time.process_time() - before) / len(seconds)))
 
 
 class _Worker:
@@ -185,7 +89,8 @@ class _Worker:
 
     def __init__(self, contender: str, task: Task) -> None:
         context = multiprocessing.get_context("spawn")
-        self.contender, self.rounds = contender, list[list[float]]()
+        self.contender, self.task = contender, task
+        self.rounds, self.processor = list[list[float]](), list[float]()
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(contender, task, theirs), daemon=True)
         self.process.start()
@@ -198,9 +103,11 @@ class _Worker:
         except EOFError:
             raise MegaDeployError(f"{self.contender} failed; its own message is above") from None
 
-    def round(self, samples: int) -> None:
-        self.pipe.send(samples)
-        self.rounds.append(self.answer())
+    def round(self, turn: float) -> None:
+        self.pipe.send(turn)
+        seconds, processor = self.answer()
+        self.rounds.append(seconds)
+        self.processor.append(processor)
 
     def close(self) -> None:
         self.process.terminate()
@@ -208,38 +115,92 @@ class _Worker:
         self.pipe.close()
 
 
-def compare(
-    task: Task, contenders: tuple[str, ...] = CONTENDERS, *, rounds: int = 7, samples: int = 20
-) -> list[Result]:
-    """Time the contenders, the first of which sets the ratios.
+def compare(entrants: Sequence[Entrant], *, rounds: int = 7, turn: float = 0.3) -> list[Result]:
+    """Time contenders, the first of which sets the ratios.
 
     Args:
-        task: what is computed.
-        contenders: of CONTENDERS.
+        entrants: of CONTENDERS, each with its task.
         rounds: how often each contender's turn comes.
-        samples: calls of one turn.
+        turn: seconds of a turn, at the least.
 
     Raises:
         MegaDeployError: a contender fails, or computes something else.
     """
     workers: list[_Worker] = []
     try:
-        for contender in contenders:
+        for contender, task in entrants:
             workers.append(_Worker(contender, task))
         for _ in range(rounds):
             for worker in workers:
-                worker.round(samples)
+                worker.round(turn)
     finally:
         for worker in workers:
             worker.close()
-    base = [float(np.median(seconds)) for seconds in workers[0].rounds]
-    results = []
-    for worker in workers:
-        ratios = [float(np.median(seconds)) / first for seconds, first in zip(worker.rounds, base, strict=True)]
-        latency = Latency.of([second for seconds in worker.rounds for second in seconds])
-        ratio = float(np.median(ratios))
-        results.append(Result(worker.contender, task, latency, worker.error, ratio, min(ratios), max(ratios)))
-    return results
+    medians = [[float(np.median(seconds)) for seconds in worker.rounds] for worker in workers]
+    return [
+        Result(
+            worker.contender,
+            worker.task,
+            Latency.of([second for seconds in worker.rounds for second in seconds]),
+            worker.error,
+            Ratio.of(own, medians[0]),
+            Ratio.of(worker.processor, workers[0].processor),
+        )
+        for worker, own in zip(workers, medians, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something that the blocks are meant to reach."""
+
+    what: str
+    wanted: str
+    entrants: tuple[Entrant, ...]
+    """The blocks first."""
+    per_frame: bool = False
+    """Whether times are divided by the length: those of linear cost are equal."""
+
+
+def figures(threads: int) -> list[Figure]:
+    """What the lowering is meant to reach on a CPU."""
+
+    def beside(contender: str, channels: int, length: int, layout: str = "rows") -> tuple[Entrant, ...]:
+        task = Task(channels, 16, length, layout=layout, threads=threads)
+        return (BLOCKED, task), (contender, task)
+
+    lengths = [Task(512, 16, length, threads=threads) for length in (1024, 2048, 4096, 8192, 16384)]
+    return [
+        Figure("FFT, 512 x 16, 4096 frames", "1.2 or more", beside(FFT, 512, 4096)),
+        Figure("FFT, 512 x 16, 16384 frames", "2.2 or more", beside(FFT, 512, 16384)),
+        Figure("FFT, 128 x 16, 1024 frames", "0.77 or more", beside(FFT, 128, 1024)),
+        Figure("the same, channels first", "0.77 or more", beside(FFT, 128, 1024, "channels")),
+        Figure("Conv of one dimension, 128 x 16, 4096 frames", "50 or more", beside(CONV_1D, 128, 4096)),
+        Figure("Conv of two, 128 x 16, 4096 frames", "", beside(CONV, 128, 4096)),
+        Figure("a frame of 512 x 16, over 1024", "0.85 to 1.15", tuple((BLOCKED, task) for task in lengths), True),
+    ]
+
+
+def _print_figures(threads: int, rounds: int, turn: float) -> None:
+    table = Table(title=f"times over the blocks' own; {threads} threads, {rounds} alternating rounds, a process each")
+    for column in ("against", "frames", "blocks ms", "wanted", "time", "processor time"):
+        table.add_column(column, justify="left" if column == "against" else "right")
+    for figure in figures(threads):
+        first, *others = compare(figure.entrants, rounds=rounds, turn=turn)
+        for other in others:
+            scale = first.task.seq_len / other.task.seq_len if figure.per_frame else 1.0
+            table.add_row(
+                figure.what,
+                str(other.task.seq_len),
+                f"{first.latency.p50_ms:.3g}",
+                figure.wanted,
+                *(_in_words(ratio, scale) for ratio in (other.ratio, other.processor_ratio)),
+            )
+    Console().print(table)
+
+
+def _in_words(ratio: Ratio, scale: float = 1.0) -> str:
+    return f"{ratio.value * scale:.2f} ({ratio.low * scale:.2f} to {ratio.high * scale:.2f})"
 
 
 def _main(  # noqa: PLR0917 (typer's options)
@@ -253,32 +214,38 @@ def _main(  # noqa: PLR0917 (typer's options)
     ] = None,
     channels_first: Annotated[bool, typer.Option("--channels-first", help="[batch, channels, seq_len]")] = False,
     without: Annotated[list[str], typer.Option(help="Leave a contender out.")] = [],  # noqa: B006
+    all_figures: Annotated[
+        bool, typer.Option("--figures", help="What the blocks are meant to reach; only the last three options count.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1)] = 7,
-    samples: Annotated[int, typer.Option(min=1)] = 20,
+    turn: Annotated[float, typer.Option(min=0.0, help="Seconds of a contender's turn, at the least.")] = 0.3,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Time the blocks against PyTorch's FFT convolution and a depthwise convolution."""
+    """Time the blocks against PyTorch's FFT convolution and depthwise convolutions."""
+    if all_figures:
+        _print_figures(threads, rounds, turn)
+        return
     layout = "channels" if channels_first else "rows"
     contenders = tuple(name for name in CONTENDERS if name == BLOCKED or name not in without)
     results = []
     for length in seq_len:
         task = Task(channels, states, length, batch, bidirectional, block, layout, threads)
-        results += compare(task, contenders, rounds=rounds, samples=samples)
+        results += compare([(name, task) for name in contenders], rounds=rounds, turn=turn)
     if as_json:
         print(json.dumps([asdict(result) for result in results]))
         return
     sizes = (
         f"{channels} channels x {states} states{', bidirectional' if bidirectional else ''}, batch {batch}, {layout}"
     )
-    table = Table(title=f"{sizes}; {threads} threads, {rounds} alternating rounds of {samples} calls, a process each")
-    for column in ("frames", "contender", "p50 ms", "p90 ms", "error", "time over that of blocks"):
+    table = Table(title=f"{sizes}; {threads} threads, {rounds} alternating rounds, a process each")
+    for column in ("frames", "contender", "p50 ms", "p90 ms", "error", "time over that of blocks", "processor time"):
         table.add_column(column, justify="left" if column == "contender" else "right")
     for result in results:
         quantiles = [f"{value:.2f}" for value in (result.latency.p50_ms, result.latency.p90_ms)]
-        ratio = f"{result.ratio:.2f} ({result.ratio_low:.2f} to {result.ratio_high:.2f})"
+        ratios = [_in_words(ratio) for ratio in (result.ratio, result.processor_ratio)]
         row = (str(result.task.seq_len), result.contender, *quantiles, f"{result.error:.0e}")
-        table.add_row(*row, "" if result.contender == BLOCKED else ratio)
+        table.add_row(*row, *(["", ""] if result.contender == BLOCKED else ratios))
     Console().print(table)
 
 

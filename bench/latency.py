@@ -11,7 +11,8 @@ import numpy as np
 
 # The warm-up is over when so many stretches in a row were no faster than the best before, to within a share.
 STRETCH_SECONDS = 0.05
-STRETCH_CALLS = 5
+STRETCH_CALLS = 5  # or as many as take LONG_SECONDS
+LONG_SECONDS = 1.0
 PATIENCE = 4
 FASTER = 0.01
 LIMIT_SECONDS = 20.0
@@ -56,8 +57,8 @@ def warm_up(call: Callable[[], object], *, limit: float = LIMIT_SECONDS) -> Warm
     start = time.perf_counter()
     best, fastest, calls, idle = math.inf, math.inf, 0, 0
     while True:
-        stretch = sample(call, STRETCH_CALLS)
-        while sum(stretch) < STRETCH_SECONDS:
+        stretch = sample(call, 1)
+        while sum(stretch) < (STRETCH_SECONDS if len(stretch) >= STRETCH_CALLS else LONG_SECONDS):
             stretch += sample(call, 1)
         calls += len(stretch)
         median = float(np.median(stretch))

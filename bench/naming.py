@@ -16,7 +16,10 @@ def title(row: Row) -> str:
     attention = {True: "laplace, ", False: "softmax, "}.get(config.get("laplace_attention"), "")
     size = f"{config['num_layers']} x {config['hidden_size']}, " if "num_layers" in config else ""
     named = f", {config['bundle']}" if "bundle" in config else ""
-    text = f"{attention}{size}{row['seq_len']} frames, batch {row['batch']}, {config['precision']}{named}"
+    if "suite" in config:
+        attention = f"{config['suite']}, "
+    steps = "steps" if "suite" in config else "frames"
+    text = f"{attention}{size}{row['seq_len']} {steps}, batch {row['batch']}, {config['precision']}{named}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

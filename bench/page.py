@@ -37,6 +37,7 @@ def page(report: Row) -> str:
         cases=[_case(rows, ratios, contenders) for rows in cases_of(results)],
         by_batch=_against(results, "batch", lambda row: {**row, "batch": None}, contenders),
         by_length=_against(results, "seq_len", _any_length, contenders),
+        suite=report["suite"]["rows"] if "suite" in report else [],
         limits=[_limit(row) for row in report["limit"]],
         legend=[(label, index) for index, label in enumerate(contenders)],
         peak=PEAK_SIZE,

@@ -15,7 +15,7 @@ from mega_deploy.bench.statistics import mean, noise, over_rounds, quantile, rat
 from mega_deploy.bench.worker import RETURN_CALLS
 
 if TYPE_CHECKING:
-    from mega_deploy.bench.benchmark import Options
+    from mega_deploy.bench.rounds import Options
 
 Row = dict[str, Any]
 # NVML's reasons for lower clocks: power cap, slowdown by hardware, heat by software and by hardware, power brake.
@@ -33,6 +33,8 @@ class Timed:
     calls: int
     rounds: Rounds = field(default_factory=list)
     """Seconds of every call, round by round."""
+    processor: list[float] = field(default_factory=list)
+    """Seconds of processor time of a call, on all threads, in each round."""
     others: list[float] = field(default_factory=list)
     """Share of the cores that other processes used in each round."""
     device: list[Row] = field(default_factory=list)
@@ -41,6 +43,7 @@ class Timed:
     def add(self, answer: Row, busy_seconds: float | None) -> None:
         """Take what one turn gave."""
         self.rounds.append(answer["seconds"])
+        self.processor.append(answer["processor_seconds"])
         if busy_seconds is not None:
             free = answer["wall_seconds"] * self.task.threads
             self.others.append(max(0.0, busy_seconds - answer["cpu_seconds"]) / free)
@@ -73,6 +76,7 @@ def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits
         "throughput_per_s": batch / latency.mean_ms * 1e3,
         "rounds": len(one.rounds),
         "intervals": intervals,
+        "processor_ms": float(np.median(one.processor)) * 1e3,
         "peak_rss_mb": facts["peak_rss_mb"],
         "load_ms": facts["load_ms"],
         "cold_start_ms": facts["cold_start_ms"],

@@ -14,22 +14,16 @@ A file holds one value or a list for each axis; tables [[sweep]] add products of
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import os
-import stat
-import tempfile
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import mega_deploy
 from mega_deploy import deploy
-from mega_deploy.errors import BundleError, InputError, OptionError, require
-from mega_deploy.runtime import OpenBundle
+from mega_deploy.bench import cache
+from mega_deploy.errors import InputError, OptionError, require
 
 MOST = 1000
 SEED = 0
@@ -137,52 +131,23 @@ def bundle_of(configuration: Configuration, largest_batch: int, on_step: Callabl
         MissingComponentError: torch or another package of the extra `export` is not installed.
         QualityGateError: the export fails its parity.
     """
-    options = asdict(configuration)
-    key = json.dumps([options, largest_batch, _sources()]).encode()
-    path = _cache() / f"{configuration.attention}-{hashlib.sha256(key).hexdigest()[:16]}.mega"
-    try:
-        return OpenBundle.open(path).path
-    except BundleError:
-        on_step(f"export {configuration.attention}, {configuration.hidden_size} wide, {configuration.window} frames")
-    torch = require("torch", "export", "a model with random weights")
-    from mega_deploy.models.edifice import Mega
-
-    torch.manual_seed(SEED)
-    model = Mega.build(
-        embed_dim=configuration.embed_dim,
-        hidden_size=configuration.hidden_size,
-        ema_dim=configuration.ema_dim,
-        num_layers=configuration.layers,
-        window_size=configuration.window,
-        laplace_attention=configuration.attention == "laplace",
-    )
-    precision: Any = configuration.precision
     range_ = f"1:1:{largest_batch}"
-    return deploy.export(model.eval(), path, batch_range=range_, precision=precision, force=path.exists()).path
 
+    def export(path: Path) -> None:
+        on_step(f"export {configuration.attention}, {configuration.hidden_size} wide, {configuration.window} frames")
+        torch = require("torch", "export", "a model with random weights")
+        from mega_deploy.models.edifice import Mega
 
-def _cache() -> Path:
-    """A folder of this user's alone."""
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    folder = Path(tempfile.gettempdir()) / f"mega-deploy-bundles-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    info = folder.lstat()
-    if hasattr(os, "getuid") and (info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o022):
-        raise InputError(f"{folder} belongs to others, who could put bundles there; set TMPDIR to a folder of yours")
-    return folder
+        torch.manual_seed(SEED)
+        model = Mega.build(
+            embed_dim=configuration.embed_dim,
+            hidden_size=configuration.hidden_size,
+            ema_dim=configuration.ema_dim,
+            num_layers=configuration.layers,
+            window_size=configuration.window,
+            laplace_attention=configuration.attention == "laplace",
+        )
+        precision: Any = configuration.precision
+        deploy.export(model.eval(), path, batch_range=range_, precision=precision, force=path.exists())
 
-
-def _sources() -> str:
-    """A hash of this package: another version may write another graph."""
-    digest = hashlib.sha256()
-    for package in (mega_deploy, *map(_module, ("exporters", "plugins"))):
-        for root in package.__path__:
-            for path in sorted(Path(root).rglob("*.py")):
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _module(name: str) -> Any:
-    import importlib
-
-    return importlib.import_module(f"mega_deploy.{name}")
+    return cache.bundle(configuration.attention, [asdict(configuration), range_], export)

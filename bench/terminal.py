@@ -27,22 +27,28 @@ def table(report: Report) -> None:
             collapse_padding=True,
             pad_edge=False,
         )
-        for column in ("contender", "p50 ms (95 %)", "p99", "ours is faster", "floor"):
+        suite = "memory_mb" in case[0]
+        compared = ("CPU ms", "MB") if suite else ("ours is faster", "floor")
+        for column in ("contender", "p50 ms (95 %)", "p99", *compared):
             shown.add_column(column, justify="left" if column == "contender" else "right")
         for row in case:
             interval, share = row["intervals"]["p50_ms"], row["limit_share"]
             ratio = ratios.get(key(row, row["contender"]))
+            faster = f"{ratio['ratio']:.2f} x ({ratio['low']:.2f}..{ratio['high']:.2f})" if ratio else ""
+            reached = f"{share['gemm_floor']['value']:.0%}" if share else ""
+            held = "" if row.get("memory_mb") is None else short(row["memory_mb"])
             shown.add_row(
                 Text(name(row) + (" !" if row["noise"] else "")),
                 f"{short(row['p50_ms'])} ({short(interval['low'])}..{short(interval['high'])})",
                 short(row["p99_ms"]),
-                f"{ratio['ratio']:.2f} x ({ratio['low']:.2f}..{ratio['high']:.2f})" if ratio else "",
-                f"{share['gemm_floor']['value']:.0%}" if share else "",
+                *((short(row["processor_ms"]), held) if suite else (faster, reached)),
             )
         console.print(shown)
         for row in case:
             if row["noise"]:
                 console.print(Text(f"! {name(row)}: {'; '.join(row['noise'])}"))
+    for case in cases_of(report.get("suite", {}).get("rows", [])):
+        console.print(_suite(case))
     for limit in report["limit"]:
         largest = ", ".join(f"{row['name']} {row['share']:.0%}" for row in limit["profile"]["by_op"][:5])
         console.print(
@@ -67,3 +73,28 @@ def table(report: Report) -> None:
             f"{method['rounds']} alternating rounds, a process each, those whose turn it is not are stopped"
         )
     )
+
+
+def _suite(rows: list[dict[str, Any]]) -> Table:
+    """Speed and memory of each Mega over each Transformer, beside what the paper states."""
+    shown = Table(
+        title=Text(f"{title(rows[0])}: Mega over the Transformer"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for column in ("", "Transformer", "speed (95 %)", "CPU time", "memory", "the paper"):
+        shown.add_column(column, justify="left" if column in ("", "Transformer") else "right")
+    for row in rows:
+        speed, paper = row["speed"], row["paper"]
+        shown.add_row(
+            row["contender"],
+            row["baseline"].removeprefix("transformer-"),
+            f"{short(speed['value'])} x ({short(speed['low'])}..{short(speed['high'])})",
+            f"{short(row['processor_speed']['value'])} x",
+            "" if row["memory"] is None else f"{row['memory']:.2f}",
+            f"{paper['speed']} x, {paper['memory']}",
+        )
+    return shown

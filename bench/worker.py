@@ -4,7 +4,8 @@ A line of JSON on stdin says what to do; each line on stdout is an answer. What 
 
     {"job": "prepare", "task": {...}}       -> {}
     {"job": "time", "task": {...}}          -> facts of the contender, once it is loaded, checked and warm; then
-        {"calls": n}                        -> {"seconds": [...], "cpu_seconds": s, ...} for each turn
+        {"calls": n}                        -> {"seconds": [...], ...} for each turn: of each call, processor time of
+                                               a call, processor time and time of the whole turn
         {}                                  -> {"peak_rss_mb": m}
 
 Anything that goes wrong is an answer {"error": one line, "exit_code": n}.
@@ -67,13 +68,16 @@ def time_contender(task: Task, started: float, questions: Iterator[dict[str, Any
         if "calls" not in question:
             yield {"peak_rss_mb": peak_rss_mb()}
             continue
+        before, start = time.process_time(), time.monotonic()
         for _ in range(RETURN_CALLS):
             contender.call()
-        before, start = time.process_time(), time.monotonic()
+        returned = time.process_time()
         seconds, more = contender.sample(question["calls"])
+        now = time.process_time()
         yield {
             "seconds": seconds,
-            "cpu_seconds": time.process_time() - before,
+            "processor_seconds": (now - returned) / len(seconds),
+            "cpu_seconds": now - before,
             "wall_seconds": time.monotonic() - start,
             **more,
         }

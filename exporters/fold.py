@@ -48,6 +48,12 @@ class Linear:
         """The layer whose output is `factor` times this one's."""
         return Linear(self.weight * factor, self.bias * factor)
 
+    def parts(self, *widths: int) -> list[Linear]:
+        """Layers of the same input that give so many of the outputs each."""
+        ends = np.cumsum(widths)[:-1]
+        weights, biases = np.split(self.weight, ends, axis=1), np.split(self.bias, ends)
+        return [Linear(*pair) for pair in zip(weights, biases, strict=True)]
+
 
 @dataclass(frozen=True)
 class FoldedEMA:

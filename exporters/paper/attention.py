@@ -6,6 +6,9 @@ relu2         in plain operators: between two matrix products it is three passes
               function that makes a kernel of its own worth while for Laplace
 
 Neither of the last two is normalised, so that padding needs no mask: it is enough that its values are zero.
+
+Where a chunk is long, and its length known, what is in plain operators takes ROWS queries at a time: their scores stay
+in the processor's caches, never are all of them there at once, and causal queries leave out the keys ahead of them.
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ from typing import Any
 from onnxscript import ir
 
 from mega_deploy.exporters.graph import OPSET, Graph
+from mega_deploy.exporters.paper.bias import Bias
 from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.models.paper.activation import LAPLACE_MU, LAPLACE_SIGMA
 from mega_deploy.paper.config import MegaConfig
 from mega_deploy.plugins.laplace.function import erf_function
+
+ROWS = 256
+"""Queries of a part."""
 
 
 class Attention:
@@ -29,49 +36,77 @@ class Attention:
         config: of the layer.
         queries: whose chunks the queries are.
         keys: whose chunks the keys and values are, as many.
+        bias: of those; where causal -infinity for keys ahead, unless for laplace.
         causal: whether a query sees the keys up to its own step only; then both are the same steps.
     """
 
-    def __init__(self, graph: Graph, config: MegaConfig, queries: Steps, keys: Steps, *, causal: bool) -> None:
+    def __init__(
+        self, graph: Graph, config: MegaConfig, queries: Steps, keys: Steps, bias: Bias, *, causal: bool
+    ) -> None:
         self.graph, self.op, self.config = graph, graph.op, config
-        self.queries, self.keys, self.causal = queries, keys, causal
+        self.queries, self.keys, self.bias, self.causal = queries, keys, bias, causal
 
-    def write(
-        self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value, width: int, *, first_only: bool = False
-    ) -> ir.Value:
+    def write(self, q: ir.Value, k: ir.Value, v: ir.Value, width: int, *, first_only: bool = False) -> ir.Value:
         """The weighted values of each query: [query rows, V].
 
         Args:
             q: [query rows, Z]; for softmax scaled.
             k: [key rows, Z].
             v: [key rows, V].
-            bias: [queries, keys] of a chunk; where causal -infinity for keys ahead, unless for laplace.
             width: V.
             first_only: whether only the first query of each row is there.
         """
-        graph, z_dim = self.graph, self.config.z_dim
+        graph, z_dim, softmax = self.graph, self.config.z_dim, self.config.attention == "softmax"
         q = graph.windows(q, 1, z_dim) if first_only else self.queries.chunks(q, z_dim)
         k = self.keys.chunks(k, z_dim)
-        if self.config.attention == "softmax":
-            context = self._softmax(q, k, self.keys.chunks(v, width), bias, first_only=first_only)
+        v = self.keys.chunks(v if softmax else self.keys.masked(v), width)
+        if self.config.attention == "laplace":
+            context = self._laplace(q, k, v, first_only=first_only)
+        elif first_only:
+            context = self._plain(q, k, v, self.bias.first(), rows=(0, 1))
+        elif isinstance(self.queries.chunk, int) and isinstance(self.keys.chunk, int) and self.queries.chunk > ROWS:
+            context = self._in_parts(q, k, v, self.queries.chunk, self.keys.chunk)
         else:
-            values = self.keys.chunks(self.keys.masked(v), width)
-            per_key = self.keys.per_key(causal=self.causal)
-            if self.causal and first_only:
-                per_key = self.op.Slice(per_key, [0], [1], [1])
-            function = self._laplace if self.config.attention == "laplace" else self._relu2
-            context = function(q, k, values, bias, per_key)
+            context = self._plain(q, k, v, self.bias.whole())
         return graph.rows(context, width)
 
-    def _softmax(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value, *, first_only: bool) -> ir.Value:
+    def _in_parts(self, q: ir.Value, k: ir.Value, v: ir.Value, queries: int, keys: int) -> ir.Value:
+        """`_plain` for ROWS queries at a time."""
         op = self.op
-        scores = op.Add(op.MatMul(q, op.Transpose(k, perm=[0, 2, 1])), bias)
+        count = op.Shape(q, start=0, end=1)
+        zero, parts = op.Sub(count, count), []
+        for start in range(0, queries, ROWS):
+            end = min(start + ROWS, queries)
+            seen = end if self.causal else keys
+            bias = self.bias.part(start, end - start, seen, zero)
+            near_k, near_v = (value if seen == keys else op.Slice(value, [0], [seen], [1]) for value in (k, v))
+            parts.append(self._plain(op.Slice(q, [start], [end], [1]), near_k, near_v, bias, rows=(start, end)))
+        return op.Concat(*parts, axis=1)
+
+    def _plain(
+        self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value, rows: tuple[int, int] | None = None
+    ) -> ir.Value:
+        """Softmax or relu2; `rows` are the queries that there are, None for all."""
+        weigh = self._softmax if self.config.attention == "softmax" else self._relu2
+        return self.op.MatMul(weigh(q, self.op.Transpose(k, perm=[0, 2, 1]), bias, rows), v)
+
+    def _softmax(self, q: ir.Value, k: ir.Value, bias: ir.Value, rows: tuple[int, int] | None) -> ir.Value:
+        op = self.op
+        scores = op.Add(op.MatMul(q, k), bias)
         mask = self.keys.softmax_mask(causal=self.causal)
         if mask is not None:
-            scores = op.Add(scores, op.Slice(mask, [0], [1], [1]) if self.causal and first_only else mask)
-        return op.MatMul(op.Softmax(scores, axis=-1), v)
+            if self.causal and rows is not None:
+                mask = op.Slice(mask, [rows[0], 0], [rows[1], rows[1]], [1, 2])
+            scores = op.Add(scores, mask)
+        return op.Softmax(scores, axis=-1)
 
-    def _laplace(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value, per_key: ir.Value) -> ir.Value:
+    def _relu2(self, q: ir.Value, k: ir.Value, bias: ir.Value, rows: tuple[int, int] | None) -> ir.Value:
+        op = self.op
+        scores = op.MatMul(op.Mul(q, op.Unsqueeze(self._per_key(rows), [2])), k)
+        positive = op.Relu(op.Add(scores, bias))
+        return op.Mul(positive, positive)
+
+    def _laplace(self, q: ir.Value, k: ir.Value, v: ir.Value, *, first_only: bool) -> ir.Value:
         op, causal = self.op, self.causal
         function = erf_function(
             dtype=self.graph.dtype,
@@ -83,6 +118,8 @@ class Attention:
             sigma=LAPLACE_SIGMA,
             overload="causal" if causal else "",
         )
+        bias = self.bias.first() if first_only else self.bias.whole()
+        per_key = self._per_key((0, 1) if first_only else None)
         row_scale = op.Expand(per_key, op.Shape(bias, start=0, end=1))  # [1|rows, queries]
         attributes: dict[str, Any] = {
             "kernel": "erf",
@@ -92,8 +129,9 @@ class Attention:
         }
         return op.call(function, q, k, v, op.Unsqueeze(bias, [0]), row_scale, **attributes)
 
-    def _relu2(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value, per_key: ir.Value) -> ir.Value:
-        op = self.op
-        scores = op.MatMul(op.Mul(q, op.Unsqueeze(per_key, [2])), op.Transpose(k, perm=[0, 2, 1]))
-        positive = op.Relu(op.Add(scores, bias))
-        return op.MatMul(op.Mul(positive, positive), v)
+    def _per_key(self, rows: tuple[int, int] | None) -> ir.Value:
+        """1 / the number of keys that a query sees: [1|rows of chunks, queries or 1]."""
+        per_key = self.keys.per_key(causal=self.causal)
+        if not self.causal or rows is None:
+            return per_key
+        return self.op.Slice(per_key, [rows[0]], [rows[1]], [1])

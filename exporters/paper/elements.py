@@ -67,18 +67,18 @@ def cross_attention(
     graph: Graph, x: ir.Value, layer: FoldedCross, config: MegaConfig, attend: Callable[[ir.Value], ir.Value]
 ) -> ir.Value:
     """Gated cross attention of x [rows, D] -> [rows, D]; `attend` makes queries [rows, Z] weighted values [rows, D]."""
-    op, sizes = graph.op, [config.embed_dim, config.embed_dim, config.z_dim]
-    joint = graph.linear(normalise(graph, x, layer.norm), layer.joint, "joint")
-    u, r, query = op.Split(joint, sizes, axis=-1, _outputs=3)
-    hidden = graph.linear(op.Mul(graph.silu(r), attend(query)), layer.hidden, "hidden")
-    return update(graph, x, u, hidden, layer.post_norm, act=config.activation)
+    gate, reset, query = layer.joint.parts(config.embed_dim, config.embed_dim, config.z_dim)
+    n = normalise(graph, x, layer.norm)
+    context = attend(graph.linear(n, query, "query"))
+    gated = graph.op.Mul(graph.silu(graph.linear(n, reset, "reset")), context)
+    hidden = graph.linear(gated, layer.hidden, "hidden")
+    return update(graph, x, graph.linear(n, gate, "update"), hidden, layer.post_norm, act=config.activation)
 
 
 def remembered(graph: Graph, x: ir.Value, layer: FoldedCross, config: MegaConfig) -> Sequence[ir.Value]:
     """Keys and values of what cross attention reads: x [rows, D] -> [rows, Z], [rows, D]."""
-    sizes = [config.z_dim, config.embed_dim]
-    key, value = graph.op.Split(graph.linear(x, layer.memory, "memory"), sizes, axis=-1, _outputs=2)
-    return key, activation(graph, value, config.activation)
+    key, value = layer.memory.parts(config.z_dim, config.embed_dim)
+    return graph.linear(x, key, "key"), activation(graph, graph.linear(x, value, "value"), config.activation)
 
 
 def feed_forward(graph: Graph, x: ir.Value, layer: FoldedFFN, *, act: Activation) -> ir.Value:

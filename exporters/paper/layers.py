@@ -12,9 +12,10 @@ from onnxscript import ir
 from mega_deploy.exporters.ema.kernel import Kernel
 from mega_deploy.exporters.ema.lowering import Lowered
 from mega_deploy.exporters.ema.nodes import moving_average
-from mega_deploy.exporters.fold import Array, Linear
+from mega_deploy.exporters.fold import Array
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.attention import Attention
+from mega_deploy.exporters.paper.bias import Bias
 from mega_deploy.exporters.paper.elements import (
     activation,
     affine,
@@ -25,7 +26,7 @@ from mega_deploy.exporters.paper.elements import (
     update,
 )
 from mega_deploy.exporters.paper.fold import FoldedAttention, FoldedCross, FoldedLayer, FoldedStack
-from mega_deploy.exporters.paper.steps import Steps, bias_of
+from mega_deploy.exporters.paper.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -96,26 +97,24 @@ class StackWriter:
         dim, z_dim, width = config.embed_dim, config.z_dim, config.hidden_dim
         n = normalise(graph, x, layer.norm)
         m = self._average(n, steps, layer, lowered)
-        bias = bias_of(steps, steps, layer.distances, "bias", first=first_only)
+        # Apart: the results of one joint layer would have to be copied apart again (see exporters.fold).
+        gate, shared, reset, candidate = layer.joint.parts(dim, z_dim, width, dim)
+        keys, first = steps, m
         if first_only:
             # Keys and values are of the first chunk, all else of the first step.
             keys, first = steps.first_chunk(), steps.first(m, dim)
             x, m, n = steps.first(x, dim), steps.head(m, dim), steps.head(n, dim)
-            shared, rest = _parted(layer.joint, dim, z_dim)
-            z = graph.silu(graph.linear(m, shared, "shared"))
-            u, r, candidate = op.Split(graph.linear(first, rest, "joint"), [dim, width, dim], axis=-1, _outputs=3)
-            z_of_query = keys.first(z, z_dim)
-        else:
-            keys, sizes = steps, [dim, z_dim, width, dim]
-            u, z, r, candidate = op.Split(graph.linear(m, layer.joint, "joint"), sizes, axis=-1, _outputs=4)
-            z = z_of_query = graph.silu(z)
-        attention = Attention(graph, config, keys if first_only else steps, keys, causal=config.is_causal)
+        z = graph.silu(graph.linear(m, shared, "shared"))
+        z_of_query = keys.first(z, z_dim) if first_only else z
+        bias = Bias(steps, steps, layer.distances)
+        attention = Attention(graph, config, keys if first_only else steps, keys, bias, causal=config.is_causal)
         query = affine(graph, z_of_query, layer.query, "query")
         key = z if layer.key is None else affine(graph, z, layer.key, "key")
         value = activation(graph, graph.linear(n, layer.value, "value"), config.activation)
-        context = attention.write(query, key, value, bias, width, first_only=first_only)
-        hidden = op.Add(candidate, graph.linear(op.Mul(graph.silu(r), context), layer.hidden, "hidden"))
-        return update(graph, x, u, hidden, layer.post_norm, act=config.activation)
+        context = attention.write(query, key, value, width, first_only=first_only)
+        gated = op.Mul(graph.silu(graph.linear(first, reset, "reset")), context)
+        hidden = op.Add(graph.linear(first, candidate, "candidate"), graph.linear(gated, layer.hidden, "hidden"))
+        return update(graph, x, graph.linear(first, gate, "update"), hidden, layer.post_norm, act=config.activation)
 
     def _average(self, n: ir.Value, steps: Steps, layer: FoldedAttention, lowered: Lowered) -> ir.Value:
         """silu(EMA(n) + omega n), where padding enters no other step."""
@@ -133,20 +132,11 @@ class StackWriter:
         def attend(query: ir.Value) -> ir.Value:
             key, value = remembered(graph, memory.x, layer, config)
             whole = Steps(graph, steps.length, steps.longest, None, None)
-            bias = bias_of(whole, memory.steps, layer.distances, "bias")
-            attention = Attention(graph, config, whole, memory.steps, causal=False)
-            return attention.write(query, key, value, bias, config.embed_dim)
+            bias = Bias(whole, memory.steps, layer.distances)
+            attention = Attention(graph, config, whole, memory.steps, bias, causal=False)
+            return attention.write(query, key, value, config.embed_dim)
 
         return cross_attention(graph, x, layer, config, attend)
-
-
-def _parted(joint: Linear, dim: int, z_dim: int) -> tuple[Linear, Linear]:
-    """[u | z | r | candidate] -> z, and [u | r | candidate]."""
-    z = slice(dim, dim + z_dim)
-    return (
-        Linear(joint.weight[:, z], joint.bias[z]),
-        Linear(np.delete(joint.weight, z, axis=1), np.delete(joint.bias, z)),
-    )
 
 
 def with_present(lowered: Lowered, omega: Array) -> Lowered:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from onnxscript import ir
 
-from mega_deploy.exporters.fold import Array
+from mega_deploy.exporters.ema import pieces
 from mega_deploy.exporters.graph import Graph, Length
+
+PIECE = 64
+"""Steps that are added up before all are."""
 
 
 class Steps:
@@ -87,6 +90,18 @@ class Steps:
         kept = self.kept()
         return x if kept is None else self.op.Mul(x, kept)
 
+    def total(self, x: ir.Value, features: int) -> ir.Value:
+        """The sum over the steps of each row, padding left out: [rows * steps, features] -> [rows, features].
+
+        Of pieces first: float32 loses digits where thousands of steps are added one by one, as onnxruntime does.
+        """
+        op, graph, windows = self.op, self.graph, self.graph.windows(self.masked(x), self.length, features)
+        if self.longest > PIECE:
+            filled = pieces.fill(graph, windows, self.length, PIECE, axis=1)
+            sums = op.ReduceSum(op.Reshape(filled, [-1, PIECE, features]), [1], keepdims=0)
+            windows = op.Reshape(sums, pieces.shape(graph, pieces.count(graph, self.length, PIECE), features))
+        return op.ReduceSum(windows, [1], keepdims=0)
+
     def softmax_mask(self, *, causal: bool) -> ir.Value | None:
         """What is added to scores: -infinity for padding, but 0 for all keys of a query that sees nothing else.
 
@@ -143,21 +158,3 @@ class Steps:
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
-
-
-def bias_of(queries: Steps, keys: Steps, distances: Array, name: str, *, first: bool = False) -> ir.Value:
-    """The bias of each query and key, [queries, keys] of a chunk; of the first query alone [1, keys] where asked.
-
-    Args:
-        queries: whose chunks are looked from.
-        keys: whose chunks are looked at; the same steps for attention over itself.
-        distances: bias by key - query, from 1 - reach to reach - 1.
-        name: of the constant.
-        first: whether only the first query is wanted.
-    """
-    op, reach = queries.op, (len(distances) + 1) // 2
-    table = queries.graph.constant(name, distances)
-    columns = op.Add(op.Unsqueeze(keys.positions(), [0]), queries.graph.sizes(reach - 1))
-    if first:
-        return op.Gather(table, columns)
-    return op.Gather(table, op.Sub(columns, op.Unsqueeze(queries.positions(), [1])))

@@ -191,8 +191,7 @@ class Task:
             kept = steps.kept()
             x = x if kept is None else op.Mul(x, steps.first(kept, 1))
         else:
-            total = op.ReduceSum(graph.windows(steps.masked(x), steps.length, dim), [1], keepdims=0)
-            x = op.Div(total, op.Unsqueeze(op.Cast(lengths_of_rows, to=graph.dtype), [1]))
+            x = op.Div(steps.total(x, dim), op.Unsqueeze(op.Cast(lengths_of_rows, to=graph.dtype), [1]))
         layers = [_linear(layer) for layer in (*model.hidden, model.output)]
         if config.pair:
             x = op.Reshape(op.Transpose(op.Reshape(x, [2, -1, dim]), perm=[1, 0, 2]), [-1, 2 * dim])

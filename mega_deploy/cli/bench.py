@@ -36,6 +36,10 @@ def bench(
         float | None, typer.Option(metavar="SECONDS", help="For one step of a contender (default 600).")
     ] = None,
     limit: Annotated[bool, typer.Option(help="Measure what this machine could reach at best.")] = True,
+    suite: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="lra-text: Mega-chunk, Mega and a Transformer on 4096 bytes, memory too."),
+    ] = None,
     sweep: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Configurations with random weights, in TOML or YAML.")
     ] = None,
@@ -64,6 +68,7 @@ def bench(
     """Tell the latency of bundles, or of models with random weights, beside other ways and the machine's limit."""
     from mega_deploy.bench import against as gate
     from mega_deploy.bench import benchmark, command, terminal
+    from mega_deploy.bench import suite as suites
 
     chosen = command.options(
         quick,
@@ -79,8 +84,18 @@ def bench(
     axes = {"embed_dim": embed_dim, "hidden_size": hidden_size, "ema_dim": ema_dim, "layers": layers}
     axes |= {"window": window, "attention": attention, "precision": precision, "form": form}
     with show.progress() as on_step:
+        planned = command.plan(
+            bundles or [],
+            batch=batch,
+            seq_len=seq_len,
+            sweep_file=sweep,
+            axes=axes,
+            suite_name=suite,
+            quick=quick,
+            on_step=on_step,
+        )
         report = command.bench(
-            command.plan(bundles or [], batch=batch, seq_len=seq_len, sweep_file=sweep, axes=axes, on_step=on_step),
+            planned,
             chosen,
             outputs={"json": json_file, "csv": csv, "html": html},
             old=old,
@@ -90,6 +105,6 @@ def bench(
             on_failure=show.warning,
         )
     print_report(command.without_samples(report), as_json, terminal.table)
-    benchmark.check_ours(report)
+    suites.check(report) if suite else benchmark.check_ours(report)
     if old is not None:
         gate.fail_on_regression(report["against"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from averages import recurrence
 
-from mega_deploy.bench.ema import BLOCKED, CONTENDERS, TOLERANCE, Task, build, convolve
+from mega_deploy.bench.averages import BLOCKED, CONTENDERS, Task, build, convolve
+from mega_deploy.bench.ema import TOLERANCE, Ratio, figures
 from mega_deploy.errors import OptionError
 
 
@@ -40,9 +41,22 @@ def test_an_unknown_contender_is_refused():
 
 def test_the_command_gives_every_contender_and_its_ratio():
     command = [sys.executable, "-m", "mega_deploy.bench.ema", "--channels", "4", "--states", "2", "--seq-len", "300"]
-    command += ["--rounds", "3", "--samples", "2", "--without", "conv", "--json"]
+    command += ["--rounds", "3", "--turn", "0", "--without", "conv", "--without", "conv-1d", "--json"]
     results = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert [result["contender"] for result in results] == [BLOCKED, "torch-fft"]
-    assert results[0]["ratio"] == results[0]["ratio_low"] == results[0]["ratio_high"] == 1.0
-    assert all(result["ratio_low"] <= result["ratio"] <= result["ratio_high"] for result in results)
-    assert all(result["error"] < 1e-6 and result["latency"]["samples"] == 6 for result in results)
+    for result in results:
+        assert result["error"] < 1e-6 and result["latency"]["samples"] == 9
+        for ratio in (result["ratio"], result["processor_ratio"]):
+            assert ratio["low"] <= ratio["value"] <= ratio["high"]
+    assert results[0]["ratio"] == results[0]["processor_ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_ratios_are_taken_round_by_round():
+    assert Ratio.of([2.0, 40.0, 9.0], [1.0, 10.0, 3.0]) == Ratio(3.0, 2.0, 4.0)
+
+
+def test_each_figure_compares_with_the_blocks_of_its_own_size():
+    for figure in figures(threads=1):
+        (first, task), *others = figure.entrants
+        assert first == BLOCKED and others and task.threads == 1
+        assert all(other == task for _, other in others) != figure.per_frame

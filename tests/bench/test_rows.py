@@ -18,7 +18,7 @@ def timed(contender, scale, gpu=None):
     one = Timed(Task(contender, "b", "x.mega", 4, 3, (0, 1), ""), None, facts, 20)
     for state in np.linspace(1, 1.02, 7):  # of the machine, the same for all in a round
         seconds = (scale * state * np.linspace(0.99, 1.01, 20) / 1e3).tolist()
-        one.add({"seconds": seconds, "cpu_seconds": 1.5, "wall_seconds": 1.0}, 1.8)
+        one.add({"seconds": seconds, "processor_seconds": 0.07, "cpu_seconds": 1.5, "wall_seconds": 1.0}, 1.8)
     return one
 
 

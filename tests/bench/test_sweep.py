@@ -2,7 +2,7 @@
 
 import pytest
 
-from mega_deploy.bench import sweep
+from mega_deploy.bench import cache, sweep
 from mega_deploy.bench.command import numbers, plan
 from mega_deploy.errors import InputError, OptionError
 
@@ -73,10 +73,10 @@ def test_a_bundle_of_random_weights_is_made_once(temporary):
 
 
 def test_a_folder_that_others_may_write_is_refused(temporary):
-    folder = sweep._cache()
+    folder = cache.folder()
     folder.chmod(0o777)
     with pytest.raises(InputError, match="TMPDIR"):
-        sweep._cache()
+        cache.folder()
 
 
 def test_lists_of_numbers():

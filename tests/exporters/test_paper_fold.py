@@ -1,7 +1,11 @@
 """The graphs of the paper's models are the trained form, in float64, whatever the options, lengths and padding."""
 
+import math
+
 import hypothesis.strategies as st
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +15,10 @@ from strategies import relative_l2
 
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.exporters.family import family_of
-from mega_deploy.models.paper import build_model
+from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.paper import attention
+from mega_deploy.exporters.paper.steps import Steps
+from mega_deploy.models.paper import MegaEncoder, build_model
 from mega_deploy.paper import MegaConfig
 from mega_deploy.paper.tasks import (
     ClassifierConfig,
@@ -137,6 +144,54 @@ def test_a_language_model(config, seed, length, padding, dynamic, cutoffs, tied,
     model = randomised(LanguageModelConfig(decoder=config, embedding=embedding, output=output), seed)
     feeds = {"tokens": tokens(np.random.default_rng(seed), length, padding)}
     agree(model, Range(1, length, MOST) if dynamic else length, feeds, "kernel")
+
+
+@settings(max_examples=20, deadline=None)
+@given(stacks(), SEEDS, st.integers(4, 11), PADDING, st.sampled_from([2, 3]), st.booleans())
+def test_attention_over_some_queries_at_a_time(config, seed, length, padding, rows, causal_tokens):
+    embedding = EmbeddingConfig(vocab_size=WORDS, dim=config.embed_dim, pad=PAD)
+    if causal_tokens:
+        task = LanguageModelConfig(decoder=config, embedding=embedding, output=OutputConfig())
+    else:
+        task = ClassifierConfig(encoder=config, embedding=embedding, classes=3)
+    found = tokens(np.random.default_rng(seed), length, padding)
+    lengths = np.maximum((found != PAD).sum(1), 1)
+    feeds = {"tokens": found} if causal_tokens else {"src_tokens": found, "src_lengths": lengths}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "ROWS", rows)
+        agree(randomised(task, seed), length, feeds, "kernel")
+
+
+@pytest.mark.parametrize("length", [5000, Range(1, 5000, 5000)])
+def test_the_mean_of_thousands_of_like_steps_loses_no_digits(length):
+    graph = Graph("mean")
+    x = graph.input("x", ["batch", 5000, 3] if isinstance(length, int) else ["batch", "seq_len", 3])
+    steps = Steps(graph, length if isinstance(length, int) else graph.op.Shape(x, start=0, end=2), 5000, None, None)
+    graph.output(steps.total(graph.rows(x, 3), 3), "total", ["batch", 3])
+    session = onnxruntime.InferenceSession(ir.to_proto(graph.model()).SerializeToString())
+    for count in (5000,) if isinstance(length, int) else (1, 63, 64, 65, 5000):
+        given = np.full((2, count, 3), [0.1, 0.7, 1.3], np.float32)
+        want = given.astype(np.float64).sum(1)
+        np.testing.assert_allclose(session.run(None, {"x": given})[0], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_long_chunk_never_has_all_its_scores_or_biases_at_once(causal, tmp_path):
+    length, dim = 2 * attention.ROWS + 100, 4
+    config = MegaConfig(
+        embed_dim=dim, z_dim=4, hidden_dim=4, ffn_dim=4, ema_dim=1, num_layers=2, max_positions=length, causal=causal
+    )
+    model = MegaEncoder(config).eval()
+    graph = family_of(model).graph(family_of(model).signature(Range(1, 1, 4), length), "kernel", ir.DataType.FLOAT)
+    onnx.shape_inference.infer_shapes(ir.to_proto(graph.model), check_type=True, strict_mode=True, data_prop=True)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(ir.to_proto(graph.model).SerializeToString(), options)
+    optimised = onnx.load(tmp_path / "optimised.onnx")
+    # The band of biases is as wide as all its parts side by side.
+    assert max(math.prod(tensor.dims) for tensor in optimised.graph.initializer) < 2 * length * attention.ROWS
+    softmax = [node for node in optimised.graph.node if node.op_type == "Softmax"]
+    assert len(softmax) == 2 * 3
 
 
 @settings(max_examples=15, deadline=None)

@@ -88,6 +88,7 @@ class LayerWriter:
         with graph.scope("ema"):
             average = self.past.average(n, layer.ema.past, name)
             m = graph.silu(op.Add(average, op.Mul(n, graph.constant("omega", layer.omega))))
+        # One layer, where a sequence has four: of a single row what is split is not copied, and a step has fewer nodes.
         sizes = [config.embed_dim, config.z_dim, config.hidden_dim, config.embed_dim]
         u, z, r, candidate = op.Split(graph.linear(m, layer.joint, "joint"), sizes, axis=-1, _outputs=4)
         z = graph.silu(z)
