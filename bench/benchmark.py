@@ -17,8 +17,10 @@ from mega_deploy.bench.contenders import OURS, TOLERANCE, Task, check_fits, leng
 from mega_deploy.bench.host import Busy, cores_for, describe
 from mega_deploy.bench.process import ContenderError, Process
 from mega_deploy.bench.rows import Timed, limit_row, method, ratio_rows, result_row
+from mega_deploy.bench.streams import CACHED, PREFILL, WINDOW
+from mega_deploy.config import Form
 from mega_deploy.engines import TARGETS
-from mega_deploy.errors import MegaDeployError, OptionError
+from mega_deploy.errors import BundleError, MegaDeployError, OptionError
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.library import find_engine, here
 from mega_deploy.runtime.session import BACKENDS
@@ -43,6 +45,8 @@ class Options:
     rounds: int = 10
     turn_seconds: float = 0.4
     """How long a contender is timed in a round, at the least."""
+    frames: int = 10_000
+    """That our streams are timed for in all rounds together, at the least: what is rare shows in many."""
     timeout: float = 600.0
     """Seconds that one step of a contender may take: to be prepared, to be ready, to be timed in one round."""
 
@@ -52,12 +56,14 @@ class Options:
                 raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
         if self.rounds < MIN_ROUNDS:
             raise OptionError(f"rounds must be {MIN_ROUNDS} or more, got {self.rounds}")
+        if self.frames < 1:
+            raise OptionError(f"frames must be 1 or more, got {self.frames}")
         for name in ("turn_seconds", "timeout"):
             if not 0 < getattr(self, name) < math.inf:
                 raise OptionError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
 
 
-QUICK = {"rounds": 6, "turn_seconds": 0.2}
+QUICK = {"rounds": 6, "turn_seconds": 0.2, "frames": 2_000}
 
 
 @dataclass(frozen=True)
@@ -67,25 +73,49 @@ class Case:
     bundle: OpenBundle
     batch: int
     seq_len: int
+    form: Form = "window"
+
+    @property
+    def where(self) -> str:
+        """In words, for who waits."""
+        return f"batch {self.batch}, {self.seq_len} frames{', stream' if self.form == 'stream' else ''}"
 
 
-def cases(bundles: Sequence[Path], batches: Sequence[int], seq_lens: Sequence[int] = ()) -> list[Case]:
+def cases(
+    bundles: Sequence[Path], batches: Sequence[int], seq_lens: Sequence[int] = (), forms: Sequence[Form] = ()
+) -> list[Case]:
     """Every bundle at every batch and length; where no lengths are given at the one that it is tuned for.
 
+    Args:
+        bundles: paths.
+        batches: windows of a call, or streams that are served at once.
+        seq_lens: of windows.
+        forms: of each bundle; by default the first that it has, as `run` takes it.
+
     Raises:
-        BundleError: a bundle is none, or damaged.
+        BundleError: a bundle is none, or damaged, or has not the form.
         InputError: it does not take a batch or a length.
     """
     found = []
     for path in bundles:
         bundle = OpenBundle.open(path)
-        own = lengths(bundle)
-        tuned = own.opt if isinstance(own, Range) else own or 1
-        for seq_len in seq_lens or (tuned,):
-            for batch in batches:
-                check_fits(bundle, batch, seq_len)
-                found.append(Case(bundle, batch, seq_len))
+        for form in forms or bundle.forms[:1]:
+            if form == "window" and form not in bundle.forms:
+                raise BundleError(
+                    f"{path} holds only a stream; export it with --form both, or time it with --form stream"
+                )
+            for seq_len in seq_lens or (_usual_length(bundle, form),):
+                for batch in batches:
+                    check_fits(bundle, batch, seq_len, form)
+                    found.append(Case(bundle, batch, seq_len, form))
     return found
+
+
+def _usual_length(bundle: OpenBundle, form: Form) -> int:
+    if form == "stream":
+        return bundle.stream_form.window
+    own = lengths(bundle)
+    return own.opt if isinstance(own, Range) else own or 1
 
 
 def run(
@@ -121,7 +151,7 @@ def run(
             round_ = _Rounds(case, named[case.bundle.path], options, cores, Path(folder))
             round_.run(on_step)
             for failure in round_.failures:
-                on_failure(f"{failure['contender']} (batch {case.batch}, {case.seq_len} frames): {failure['reason']}")
+                on_failure(f"{failure['contender']} ({case.where}): {failure['reason']}")
             _add(report, round_)
     return report
 
@@ -180,18 +210,19 @@ class _Rounds:
     @property
     def about(self) -> dict[str, Any]:
         """What all rows of this case begin with."""
-        return {"config": dict(self.config), "batch": self.case.batch, "seq_len": self.case.seq_len}
+        case = self.case
+        return {"form": case.form, "config": dict(self.config), "batch": case.batch, "seq_len": case.seq_len}
 
     def counted(self) -> dict[str, Any] | None:
         path = self.folder / floor.COUNTED
         return json.loads(path.read_text("utf-8")) if path.exists() else None
 
     def run(self, on_step: Callable[[str], None]) -> None:
-        where = f"batch {self.case.batch}, {self.case.seq_len} frames"
+        case, where = self.case, self.case.where
         on_step(f"{where}: prepare the inputs")
-        save_case(self.case.bundle, self.case.batch, self.case.seq_len, self.folder)
+        save_case(case.bundle, case.batch, case.seq_len, self.folder, case.form)
         with self._closing():
-            for task in self._tasks():
+            for task in self._stream_tasks() if case.form == "stream" else self._tasks():
                 on_step(f"{where}: {task.contender} gets ready")
                 with self._guarded(task):
                     self.timed.append(self._start(task))
@@ -223,8 +254,21 @@ class _Rounds:
             for name in peers.available("cuda") if on_gpu else ():
                 yield self._task(name, "tensorrt" if name == "tensorrt-naive" else "torch-cuda")
 
+    def _stream_tasks(self) -> Iterator[Task]:
+        for backend in self.options.backends:
+            yield self._task(OURS, backend)
+        yield self._task(PREFILL, "onnxruntime")
+        if "window" in self.case.bundle.forms:
+            yield self._task(WINDOW, "onnxruntime")
+        for name in floor.BUILD if self.options.limit else ():
+            yield self._task(name, "onnxruntime")
+        if self.options.peers:
+            yield self._task(CACHED, "torch")
+
     def _task(self, contender: str, backend: str, *, cuda_graph: bool = False) -> Task:
-        limit = self.case.bundle.manifest.parity.get("limit", TOLERANCE) if contender == OURS else TOLERANCE
+        limit = TOLERANCE
+        if contender in (OURS, WINDOW, PREFILL):
+            limit = max(float(parity.get("limit", 0)) for parity in self._parities())
         return Task(
             contender,
             backend,
@@ -235,7 +279,13 @@ class _Rounds:
             os.fspath(self.folder),
             max(TOLERANCE, limit),
             cuda_graph,
+            self.case.form,
         )
+
+    def _parities(self) -> list[Mapping[str, Any]]:
+        """Of the bundle's forms: what each may be off by."""
+        manifest = self.case.bundle.manifest
+        return [manifest.parity, *([manifest.stream.parity] if manifest.stream else [])]
 
     def _start(self, task: Task) -> Timed:
         """Prepare a contender, and start it up to the point where it is warm; it is stopped then."""
@@ -256,6 +306,8 @@ class _Rounds:
         wanted = self.options.turn_seconds / facts["warm_up"]["call_seconds"]
         least = 1 if task.contender in floor.BUILD else math.ceil(MIN_SAMPLES / self.options.rounds)
         calls = min(MOST_CALLS, max(least, math.ceil(wanted)))
+        if task.contender == OURS and task.form == "stream":
+            calls = max(calls, math.ceil(self.options.frames / self.options.rounds / task.batch))
         return Timed(task, process, facts, calls)
 
     def _turn(self, one: Timed) -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from mega_deploy.bench.contenders import Contender, Task, load_case
 from mega_deploy.bench.latency import sample
 from mega_deploy.bench.profile import Node, by_block, by_op, profile
+from mega_deploy.bench.streams import frame_by_frame
 from mega_deploy.errors import MegaDeployError, require
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.session import OPTIMISED
@@ -37,6 +38,7 @@ PRODUCTS = (
     "MatMulInteger",
     "DynamicQuantizeMatMul",
     "MatMulIntegerToFloat",
+    "MatMulNBits",
 )
 PLAIN = {"FusedGemm": "Gemm"}
 PEAK_SIZE = 1536
@@ -47,15 +49,19 @@ TRIALS = 10
 def prepare(task: Task) -> None:
     """Profile the bundle; write the graph of its products, and what was counted."""
     onnx = require("onnx", "bench", "the limit")
-    feeds, _ = load_case(task.place)
-    nodes = profile(OpenBundle.open(task.bundle), feeds, task.threads, task.place)
+    bundle, (feeds, _) = OpenBundle.open(task.bundle), load_case(task.place)
+    state: dict[str, Array] = {}
+    if task.form == "stream":
+        feeds = frame_by_frame(feeds)[0]
+        state = {spec.name: np.zeros(spec.shape(task.batch), spec.dtype) for spec in bundle.stream_form.step.state}
+    nodes = profile(bundle, feeds, task.threads, task.place, task.form)
     model = onnx.load(os.fspath(task.place / OPTIMISED))
-    shapes = _shapes(model, nodes, feeds)
+    shapes = _shapes(model, nodes, {**feeds, **state})
     products = [node for node in model.graph.node if node.op_type in PRODUCTS]
     onnx.save(_products_only(onnx, model, products, shapes), os.fspath(task.place / FLOOR))
     counted = {
         "flop": sum(_flop(node, shapes) for node in products),
-        "bytes": _bytes_to_read(model, products, shapes),
+        "bytes": _bytes_to_read(model, products, shapes, state),
         "products": len(products),
         "nodes": len(nodes),
         "nodes_ms": sum(node.milliseconds for node in nodes),
@@ -129,8 +135,8 @@ def _flop(node: Any, shapes: Shapes) -> int:
     return 2 * math.prod(out) * first[-2 if transposed else -1]
 
 
-def _bytes_to_read(model: Any, products: Sequence[Any], shapes: Shapes) -> int:
-    """The graph's constants, once, and what the products take besides."""
+def _bytes_to_read(model: Any, products: Sequence[Any], shapes: Shapes, state: Mapping[str, Array]) -> int:
+    """The graph's constants, once, and what the products take besides: of a stream its state, once as well."""
 
     def size(name: str) -> int:
         kind, shape = shapes[name]
@@ -138,7 +144,7 @@ def _bytes_to_read(model: Any, products: Sequence[Any], shapes: Shapes) -> int:
 
     constants = {tensor.name for tensor in model.graph.initializer}
     used = {name for node in model.graph.node for name in node.input} & constants
-    taken = [name for node in products for name in node.input if name and name not in constants]
+    taken = list(state) or [name for node in products for name in node.input if name and name not in constants]
     return sum(map(size, used)) + sum(map(size, taken))
 
 

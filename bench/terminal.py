@@ -27,7 +27,9 @@ def table(report: Report) -> None:
             collapse_padding=True,
             pad_edge=False,
         )
-        for column in ("contender", "p50 ms (95 %)", "p99", "ours is faster", "floor"):
+        stream = case[0]["form"] == "stream"
+        rare = ("p99.9", "jitter", "per second") if stream else ()
+        for column in ("contender", "p50 ms (95 %)", "p99", *rare, "ours is faster", "memory" if stream else "floor"):
             shown.add_column(column, justify="left" if column == "contender" else "right")
         for row in case:
             interval, share = row["intervals"]["p50_ms"], row["limit_share"]
@@ -36,8 +38,13 @@ def table(report: Report) -> None:
                 Text(name(row) + (" !" if row["noise"] else "")),
                 f"{short(row['p50_ms'])} ({short(interval['low'])}..{short(interval['high'])})",
                 short(row["p99_ms"]),
+                *(
+                    (short(row["p999_ms"]), short(row["jitter_ms"]), f"{row['throughput_per_s']:,.0f}")
+                    if stream
+                    else ()
+                ),
                 f"{ratio['ratio']:.2f} x ({ratio['low']:.2f}..{ratio['high']:.2f})" if ratio else "",
-                f"{share['gemm_floor']['value']:.0%}" if share else "",
+                f"{share['memory'] if stream else share['gemm_floor']['value']:.0%}" if share else "",
             )
         console.print(shown)
         for row in case:
