@@ -31,8 +31,8 @@ class Latency:
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
         """From the samples of one or several rounds."""
-        quantiles = (float(value) * 1e3 for value in np.quantile(seconds, (0.5, 0.9, 0.99, 0.999)))
-        return cls(*quantiles, float(np.mean(seconds)) * 1e3, len(seconds))
+        p50, p90, p99, p999 = (float(value) * 1e3 for value in np.quantile(seconds, (0.5, 0.9, 0.99, 0.999)))
+        return cls(p50, p90, p99, p999, float(np.mean(seconds)) * 1e3, len(seconds))
 
 
 @dataclass(frozen=True)

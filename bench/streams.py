@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.bench.contenders import OURS, Contender, Outputs, Task
+from mega_deploy.engines import TARGETS
 from mega_deploy.errors import require
 from mega_deploy.parity import Reference
 from mega_deploy.runtime import OpenBundle
@@ -72,7 +73,8 @@ def _named(outputs: Any) -> Outputs:
 
 
 def _ours(task: Task, sequences: Mapping[str, Array]) -> Contender:
-    stream = OpenBundle.open(task.bundle).stream(task.batch, threads=task.threads)
+    threads = None if task.backend in TARGETS else task.threads
+    stream = OpenBundle.open(task.bundle).stream(task.batch, backend=task.backend, threads=threads)
     return _step_by_step(stream.step, stream.reset, sequences, ", ".join(stream.providers))
 
 

@@ -62,16 +62,15 @@ def validate(
         require("torch", "export", "validating on fresh inputs")
         _check_choice(inputs, samples, seed)
     reports = []
-    forms = bundle.forms if backend == "onnxruntime" else ("window",)  # engines and GPU providers are of windows
-    for form in forms:
+    for form in bundle.forms_on(backend):
         if fresh:
             on_step("run the trained model in float64")
             reference = (_fresh_reference if form == "window" else _fresh_stream)(bundle, inputs, samples, seed)
         else:
             reference = bundle.reference(form)
-        if form == "stream" and backend != "onnxruntime":
-            raise OptionError(f"streams run on onnxruntime, not on {backend}")
-        session = bundle.judged_session(backend, native_ops=native_ops) if form == "window" else bundle.judged_stream()
+        session = (
+            bundle.judged_session(backend, native_ops=native_ops) if form == "window" else bundle.judged_stream(backend)
+        )
         report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
         # Other backends show nothing of their blocks, nor does a stream; mega_deploy.bisection asks them.
         if form == "window" and backend == "onnxruntime":

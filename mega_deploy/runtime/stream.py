@@ -1,8 +1,7 @@
 """Streams: a frame in, its output out, and a state that stays where the model runs.
 
-What is carried stands in the signature alone: this module knows no model. Every state has a buffer of its own, bound
-once as the step's input and as its output, so that nothing is copied in or out: the graph writes into what it read
-(exporters.streams.step tells why it may).
+What is carried stands in the signature alone: this module knows no model. Where the state lies, and how a step reads
+and writes it there, is a matter of the backend: runtime.bound for onnxruntime, runtime.engine_step for engines.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ import numpy.typing as npt
 
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.runtime import state_file
-from mega_deploy.runtime.buffers import Buffer
+from mega_deploy.runtime.bound import BoundStep
+from mega_deploy.runtime.engine import EngineSession
+from mega_deploy.runtime.engine_step import EngineStep
 from mega_deploy.runtime.prefill import Prefill
 from mega_deploy.runtime.session import Session
 from mega_deploy.signature import Range, Signature
@@ -37,7 +38,7 @@ class StreamSession:
     at the same time give each thread a session: `another` makes one that shares the loaded model.
 
     Args:
-        model: a session on the step's graph, loaded with `signature.with_state`.
+        model: a session on the step's graph, loaded with `signature.with_state`, or on an engine of it.
         signature: of one step.
         batch: streams that are served at once.
         identity: of the model, in hex: a saved state is for this one alone.
@@ -48,7 +49,12 @@ class StreamSession:
     """
 
     def __init__(
-        self, model: Session, signature: Signature, batch: int = 1, identity: str = "", prefill: Prefill | None = None
+        self,
+        model: Session | EngineSession,
+        signature: Signature,
+        batch: int = 1,
+        identity: str = "",
+        prefill: Prefill | None = None,
     ) -> None:
         range_ = signature.inputs[0].dims[0]
         if type(batch) is not int or batch < 1:
@@ -61,8 +67,9 @@ class StreamSession:
         self.signature, self.batch, self.backend = signature, batch, model.backend
         self._model, self._identity, self._prefill = model, identity, prefill
         self._lock = threading.Lock()
-        device = "cpu" if model.providers == ("CPUExecutionProvider",) else "cuda"
-        self._state = {spec.name: Buffer(spec.shape(batch), spec.dtype, device) for spec in signature.state}
+        self._step = (
+            BoundStep(model, signature, batch) if isinstance(model, Session) else EngineStep(model, signature, batch)
+        )
         self._everyone = np.arange(batch)
         self._place = self._everyone.copy()
         """Where in the buffers each stream lies: those that are stepped are kept together, at the front."""
@@ -72,7 +79,6 @@ class StreamSession:
         A call for the same ones, as nearly all are, has nothing to find out: that took longer than a small model."""
         self._known: tuple[tuple[int, ...], np.dtype[Any]] | None = None
         """Shape and type of the last array that was found to fit."""
-        self._bindings: dict[int, _Binding] = {}
         self.reset()
 
     @property
@@ -107,9 +113,8 @@ class StreamSession:
         feeds = self._feeds(inputs)
         with self._lock:
             count, order = self._gather(rows, feeds)
-            if count not in self._bindings:
-                self._bindings[count] = _Binding(self._model, self.signature, self._state, count)
-            return self._bindings[count].run(feeds, order)
+            outputs = self._step.run(count, _seated(feeds, order))
+            return {name: _reordered(array, order) for name, array in outputs.items()}
 
     def prefill(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
         """Take many frames in one call, which leaves the state that stepping through them would, to rounding.
@@ -129,10 +134,9 @@ class StreamSession:
         feeds = self._prefill.signature.feeds(inputs)
         with self._lock:
             count, order = self._gather(rows, feeds)
-            state = {name: buffer.read()[:count] for name, buffer in self._state.items()}
-            seated = feeds if order is None else {name: array[order] for name, array in feeds.items()}
-            outputs = self._prefill.run(seated, state)
-            for name, buffer in self._state.items():
+            state = {name: buffer.read()[:count] for name, buffer in self._step.state.items()}
+            outputs = self._prefill.run(_seated(feeds, order), state)
+            for name, buffer in self._step.state.items():
                 buffer.write(state[name], slice(0, count))
         outputs = {name: _reordered(array, order) for name, array in outputs.items()}
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
@@ -142,7 +146,7 @@ class StreamSession:
         with self._lock:
             places = self._place[self._rows(rows)]
             for spec in self.signature.state:
-                self._state[spec.name].write(np.asarray(spec.initial, spec.dtype), places)
+                self._step.state[spec.name].write(np.asarray(spec.initial, spec.dtype), places)
 
     def reorder(self, rows: Rows) -> None:
         """Let stream i go on from the state of stream `rows[i]`, for every i, as a beam search does."""
@@ -150,14 +154,14 @@ class StreamSession:
             chosen = self._rows(rows, distinct=False)
             if len(chosen) != self.batch:
                 raise InputError(f"reorder takes a row for each of the {self.batch} streams, got {len(chosen)}")
-            for buffer in self._state.values():
+            for buffer in self._step.state.values():
                 buffer.write(buffer.read()[self._place[chosen]], self._place)
 
     @property
     def state(self) -> dict[str, Array]:
         """A copy of the state by name, [batch, ...] in the order of the streams, for `load`."""
         with self._lock:
-            return {name: buffer.read()[self._place].copy() for name, buffer in self._state.items()}
+            return {name: buffer.read()[self._place].copy() for name, buffer in self._step.state.items()}
 
     def load(self, state: Mapping[str, Array] | str | os.PathLike[str]) -> None:
         """Go on from a state that `state` gave, or that `save` wrote.
@@ -166,7 +170,7 @@ class StreamSession:
             InputError: it is of another model or another batch, or the file is damaged.
         """
         if not isinstance(state, Mapping):
-            state = state_file.read(state, self._identity, sum(buffer.nbytes for buffer in self._state.values()))
+            state = state_file.read(state, self._identity, sum(buffer.nbytes for buffer in self._step.state.values()))
         specs = Signature(tuple(spec.tensor for spec in self.signature.state), ())
         arrays = specs.feeds(state)
         with self._lock:
@@ -174,7 +178,7 @@ class StreamSession:
                 if len(array) != self.batch:
                     raise InputError(f'the state "{name}" is of {len(array)} streams, this session has {self.batch}')
             for name, array in arrays.items():
-                self._state[name].write(array, self._place)
+                self._step.state[name].write(array, self._place)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file (.npz) that tells whose it is, with the hashes of all that it holds.
@@ -236,7 +240,7 @@ class StreamSession:
         if len(free):
             resting = np.array([np.flatnonzero(self._place == place)[0] for place in free])
             old = self._place[behind]
-            for buffer in self._state.values():
+            for buffer in self._step.state.values():
                 buffer.swap(free, old)
             self._place[behind], self._place[resting] = free, old
             places = self._place[rows]
@@ -244,30 +248,9 @@ class StreamSession:
         self._seated, self._order = rows, None if (order[1:] > order[:-1]).all() else order
 
 
-class _Binding:
-    """One number of streams at the front of the buffers, bound to the model, with memory for its inputs and outputs."""
-
-    def __init__(self, model: Session, signature: Signature, state: Mapping[str, Buffer], count: int) -> None:
-        self._run = model.inference.run_with_iobinding
-        self._binding = model.inference.io_binding()
-        self._inputs = {spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.inputs}
-        self._outputs = {spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.outputs}
-        for name, array in self._inputs.items():
-            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in self._outputs.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for spec in signature.state:
-            buffer = state[spec.name]
-            place = (buffer.device, 0, np.dtype(spec.dtype).type, spec.shape(count), buffer.address)
-            self._binding.bind_input(spec.name, *place)
-            self._binding.bind_output(spec.output, *place)
-
-    def run(self, feeds: Mapping[str, Array], order: Order) -> dict[str, Array]:
-        """Frames in the caller's order; `order` tells for each place whose frame it takes."""
-        for name, array in feeds.items():
-            self._inputs[name][...] = array if order is None else array[order]
-        self._run(self._binding)
-        return {name: _reordered(array, order) for name, array in self._outputs.items()}
+def _seated(feeds: Mapping[str, Array], order: Order) -> Mapping[str, Array]:
+    """The inputs in the order of the places; `order` tells for each of them whose frame it takes."""
+    return feeds if order is None else {name: array[order] for name, array in feeds.items()}
 
 
 def _reordered(array: Array, order: Order) -> Array:
@@ -277,8 +260,3 @@ def _reordered(array: Array, order: Order) -> Array:
     result = np.empty_like(array)
     result[order] = array
     return result
-
-
-def _sizes(dims: Sequence[Any]) -> tuple[int, ...]:
-    assert all(isinstance(dim, int) for dim in dims), "a step has no dynamic axis but its batch"
-    return tuple(dims)

@@ -58,7 +58,7 @@ def test_the_manifest_names_every_state_with_its_initial_value(both):
 
 def test_a_step_writes_one_slot_of_a_ring_and_copies_nothing_else(both, sequences):
     stream = md.open_bundle(both).stream(2)
-    addresses = {name: buffer.address for name, buffer in stream._state.items()}
+    addresses = {name: buffer.address for name, buffer in stream._step.state.items()}
     before = stream.state
     for step in range(2 * WINDOW + 3):
         stream.step(sequences[:2, step])
@@ -66,8 +66,8 @@ def test_a_step_writes_one_slot_of_a_ring_and_copies_nothing_else(both, sequence
         changed = np.argwhere((after["blocks.0.frames"] != before["blocks.0.frames"]).any(axis=2))
         assert changed.tolist() == [[row, (step + 1) % WINDOW] for row in range(2)]
         before = after
-    assert {name: buffer.address for name, buffer in stream._state.items()} == addresses
-    bound = stream._bindings[2]._binding.get_outputs()[1:]
+    assert {name: buffer.address for name, buffer in stream._step.state.items()} == addresses
+    bound = stream._step._bindings[2, 0]._binding.get_outputs()[1:]
     assert [value.data_ptr() for value in bound] == list(addresses.values())
 
 
@@ -217,8 +217,6 @@ def test_validate_judges_both_forms_and_finds_a_spoilt_stream(both, alone, model
     assert report.passed and any("1000 frames beyond the window" in name for name in streams)
     assert md.validate(alone, samples=2, seed=3).passed
     assert md.validate(alone, inputs=np.ones((2, 20, FEATURES), np.float32)).passed
-    with pytest.raises(OptionError, match="streams run on onnxruntime"):
-        md.open_bundle(alone).runner("stream", "tensorrt")
     other = md.export(Mega(model.config).eval(), tmp_path / "other.mega", form="stream").path
     shutil.copy(both / files.STREAM_REFERENCE, other)
     manifest = json.loads((other / files.MANIFEST).read_text())
