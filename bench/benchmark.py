@@ -257,6 +257,8 @@ class _Rounds:
     def _stream_tasks(self) -> Iterator[Task]:
         for backend in self.options.backends:
             yield self._task(OURS, backend)
+        if "onnxruntime" not in self.options.backends:
+            return  # what follows is of the CPU
         yield self._task(PREFILL, "onnxruntime")
         if "window" in self.case.bundle.forms:
             yield self._task(WINDOW, "onnxruntime")

@@ -195,7 +195,7 @@ class StreamSession:
     def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Checked inputs by name; of one array that looks like the last one nothing but the numbers is checked anew."""
         if isinstance(inputs, np.ndarray) and (inputs.shape, inputs.dtype) == self._known and np.isfinite(inputs).all():
-            return {self.signature.inputs[0].name: inputs}
+            return {self.signature.inputs[0].name: np.ascontiguousarray(inputs)}
         feeds = self.signature.feeds(inputs)
         spec, *others = self.signature.inputs
         if isinstance(inputs, np.ndarray) and not others and spec.values is None and inputs.dtype == spec.dtype:
