@@ -90,7 +90,11 @@ def _against(rows: Sequence[Row], axis: str, without: Callable[[Row], Row], cont
         attention = title(group[0]).partition(" frames")[0].rpartition(", ")[0]
         words = {"batch": "streams at once" if stream else "windows in a batch", "seq_len": "frames in a window"}[axis]
         pictures.append(
-            {"title": f"{attention}, {fixed}", "chart": lines(series, words, numbers), "legend": list(numbers.items())}
+            {
+                "title": f"{attention}, {fixed}, {group[0]['config']['precision']}",
+                "chart": lines(series, words, numbers),
+                "legend": list(numbers.items()),
+            }
         )
     return pictures
 

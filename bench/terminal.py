@@ -28,21 +28,17 @@ def table(report: Report) -> None:
             pad_edge=False,
         )
         stream = case[0]["form"] == "stream"
-        rare = ("p99.9", "jitter", "per second") if stream else ()
-        for column in ("contender", "p50 ms (95 %)", "p99", *rare, "ours is faster", "memory" if stream else "floor"):
+        times = ("p50 ms", "p99", "p99.9", "jitter", "per s") if stream else ("p50 ms (95 %)", "p99")
+        for column in ("contender", *times, "ours is faster", "memory" if stream else "floor"):
             shown.add_column(column, justify="left" if column == "contender" else "right")
         for row in case:
             interval, share = row["intervals"]["p50_ms"], row["limit_share"]
             ratio = ratios.get(key(row, row["contender"]))
             shown.add_row(
                 Text(name(row) + (" !" if row["noise"] else "")),
-                f"{short(row['p50_ms'])} ({short(interval['low'])}..{short(interval['high'])})",
+                short(row["p50_ms"]) + ("" if stream else f" ({short(interval['low'])}..{short(interval['high'])})"),
                 short(row["p99_ms"]),
-                *(
-                    (short(row["p999_ms"]), short(row["jitter_ms"]), f"{row['throughput_per_s']:,.0f}")
-                    if stream
-                    else ()
-                ),
+                *([short(row[name]) for name in ("p999_ms", "jitter_ms", "throughput_per_s")] if stream else ()),
                 f"{ratio['ratio']:.2f} x ({ratio['low']:.2f}..{ratio['high']:.2f})" if ratio else "",
                 f"{share['memory'] if stream else share['gemm_floor']['value']:.0%}" if share else "",
             )
