@@ -14,7 +14,7 @@ from mega_deploy.bench.statistics import change
 from mega_deploy.errors import InputError, OptionError, QualityGateError
 
 # What makes two rows the same measurement.
-LIKE = ("contender", "backend", "config", "batch", "seq_len", "precision", "cuda_graph")
+LIKE = ("contender", "backend", "form", "config", "batch", "seq_len", "precision", "cuda_graph")
 # What of the method must be the same.
 METHOD = ("cores", "threads", "isolation", "clock")
 
@@ -39,6 +39,8 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text("utf-8"))
+        for row in value["results"]:
+            row.setdefault("form", "window")  # all that an earlier version timed
         rows = [(row["samples_ms"], [row.get(name) for name in LIKE]) for row in value["results"]]
         whole = isinstance(value["machine"], dict) and isinstance(value["method"], dict) and all(rows)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

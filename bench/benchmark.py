@@ -16,8 +16,11 @@ from mega_deploy.bench.host import describe
 from mega_deploy.bench.process import ContenderError
 from mega_deploy.bench.rounds import Options, Rounds
 from mega_deploy.bench.rows import limit_row, method, ratio_rows, result_row
+from mega_deploy.bench.streams import CACHED, PREFILL, WINDOW
+from mega_deploy.config import Form
 from mega_deploy.cores import cores_for
 from mega_deploy.engines import TARGETS
+from mega_deploy.errors import BundleError
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.library import find_engine, here
 from mega_deploy.signature import Range
@@ -32,25 +35,56 @@ class Case:
     bundle: OpenBundle
     batch: int
     seq_len: int
+    form: Form = "window"
+
+    @property
+    def where(self) -> str:
+        """In words, for who waits."""
+        return f"batch {self.batch}, {self.seq_len} frames{', stream' if self.form == 'stream' else ''}"
+
+    @property
+    def parity_limit(self) -> float:
+        """What the bundle's forms may be off by."""
+        manifest = self.bundle.manifest
+        parities = [manifest.parity, *([manifest.stream.parity] if manifest.stream else [])]
+        return max(TOLERANCE, *(float(parity.get("limit", 0)) for parity in parities))
 
 
-def cases(bundles: Sequence[Path], batches: Sequence[int], seq_lens: Sequence[int] = ()) -> list[Case]:
+def cases(
+    bundles: Sequence[Path], batches: Sequence[int], seq_lens: Sequence[int] = (), forms: Sequence[Form] = ()
+) -> list[Case]:
     """Every bundle at every batch and length; where no lengths are given at the one that it is tuned for.
 
+    Args:
+        bundles: paths.
+        batches: windows of a call, or streams that are served at once.
+        seq_lens: of windows.
+        forms: of each bundle; by default the first that it has, as `run` takes it.
+
     Raises:
-        BundleError: a bundle is none, or damaged.
+        BundleError: a bundle is none, or damaged, or has not the form.
         InputError: it does not take a batch or a length.
     """
     found = []
     for path in bundles:
         bundle = OpenBundle.open(path)
-        own = lengths(bundle)
-        tuned = own.opt if isinstance(own, Range) else own or 1
-        for seq_len in seq_lens or (tuned,):
-            for batch in batches:
-                check_fits(bundle, batch, seq_len)
-                found.append(Case(bundle, batch, seq_len))
+        for form in forms or bundle.forms[:1]:
+            if form == "window" and form not in bundle.forms:
+                raise BundleError(
+                    f"{path} holds only a stream; export it with --form both, or time it with --form stream"
+                )
+            for seq_len in seq_lens or (_usual_length(bundle, form),):
+                for batch in batches:
+                    check_fits(bundle, batch, seq_len, form)
+                    found.append(Case(bundle, batch, seq_len, form))
     return found
+
+
+def _usual_length(bundle: OpenBundle, form: Form) -> int:
+    if form == "stream":
+        return bundle.stream_form.window
+    own = lengths(bundle)
+    return own.opt if isinstance(own, Range) else own or 1
 
 
 def run(
@@ -82,17 +116,16 @@ def run(
     report: Report = {"machine": describe(cores), "method": method(options, cores), "results": [], "ratios": []}
     report |= {"limit": [], "failures": []}
     for case in cases:
-        where = f"batch {case.batch}, {case.seq_len} frames"
-        about = {"config": named[case.bundle.path], "batch": case.batch, "seq_len": case.seq_len}
+        about = {"form": case.form, "config": named[case.bundle.path], "batch": case.batch, "seq_len": case.seq_len}
         rounds = Rounds(options, cores, about)
         with tempfile.TemporaryDirectory(prefix="mega-deploy-bench-") as folder:
-            on_step(f"{where}: prepare the inputs")
-            save_case(case.bundle, case.batch, case.seq_len, Path(folder))
-            rounds.run(_tasks(case, options, cores, Path(folder)), where, on_step)
+            on_step(f"{case.where}: prepare the inputs")
+            save_case(case.bundle, case.batch, case.seq_len, Path(folder), case.form)
+            rounds.run(_tasks(case, options, cores, Path(folder)), case.where, on_step)
             counted = Path(folder) / floor.COUNTED
             _add(report, rounds, json.loads(counted.read_text("utf-8")) if counted.exists() else None)
         for failure in rounds.failures:
-            on_failure(f"{failure['contender']} ({where}): {failure['reason']}")
+            on_failure(f"{failure['contender']} ({case.where}): {failure['reason']}")
     return report
 
 
@@ -139,7 +172,7 @@ def _tasks(case: Case, options: Options, cores: Sequence[int], folder: Path) -> 
     """All contenders on one case."""
 
     def task(contender: str, backend: str, *, cuda_graph: bool = False) -> Task:
-        limit = case.bundle.manifest.parity.get("limit", TOLERANCE) if contender == OURS else TOLERANCE
+        limit = case.parity_limit if contender in (OURS, WINDOW, PREFILL) else TOLERANCE
         return Task(
             contender,
             backend,
@@ -148,8 +181,9 @@ def _tasks(case: Case, options: Options, cores: Sequence[int], folder: Path) -> 
             case.seq_len,
             tuple(cores),
             os.fspath(folder),
-            max(TOLERANCE, limit),
+            limit,
             cuda_graph,
+            case.form,
         )
 
     on_cpu = [backend for backend in options.backends if backend not in TARGETS]
@@ -158,11 +192,19 @@ def _tasks(case: Case, options: Options, cores: Sequence[int], folder: Path) -> 
         yield task(OURS, backend)
     for backend in on_gpu:
         yield task(OURS, backend)
-        yield task(OURS, backend, cuda_graph=True)
+        if case.form == "window":
+            yield task(OURS, backend, cuda_graph=True)
+    if case.form == "stream" and "onnxruntime" in on_cpu:
+        yield task(PREFILL, "onnxruntime")
+        if "window" in case.bundle.forms:
+            yield task(WINDOW, "onnxruntime")
     if options.limit and on_cpu:
         for name in floor.BUILD:
             yield task(name, "onnxruntime")
-    if options.peers:
+    if options.peers and case.form == "stream":
+        if on_cpu:
+            yield task(CACHED, "torch")
+    elif options.peers:
         for name in peers.available("cpu") if on_cpu else ():
             yield task(name, name.partition("-")[0])
         for name in peers.available("cuda") if on_gpu else ():

@@ -10,16 +10,28 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mega_deploy.bench import against, suite, sweep
 from mega_deploy.bench.benchmark import Case, Report, cases, run
 from mega_deploy.bench.rounds import QUICK, Options
+from mega_deploy.config import Form
 from mega_deploy.errors import InputError, OptionError, require
 
 FLAT = (
-    *("contender", "backend", "batch", "seq_len", "precision", "p50_ms", "p90_ms", "p99_ms", "mean_ms"),
-    *("throughput_per_s", "samples", "rounds", "peak_rss_mb", "load_ms", "cold_start_ms", "relative_error", "settings"),
+    *("contender", "backend", "form", "batch", "seq_len", "precision", "p50_ms", "p90_ms", "p99_ms", "p999_ms"),
+    *(
+        "mean_ms",
+        "jitter_ms",
+        "throughput_per_s",
+        "samples",
+        "rounds",
+        "peak_rss_mb",
+        "load_ms",
+        "cold_start_ms",
+        "relative_error",
+        "settings",
+    ),
 )
 
 
@@ -61,7 +73,7 @@ def plan(
         batch: windows of a call, such as "1,8"; default 1.
         seq_len: lengths, for bundles that take a range.
         sweep_file: see mega_deploy.bench.sweep.
-        axes: sweep.AXES by name, as texts such as "128,256".
+        axes: sweep.AXES by name, as texts such as "128,256"; of bundles only the form is chosen.
         suite_name: of suite.NAMES.
         quick: whether a suite is to be a short one.
         on_step: called with the name of each step as it begins.
@@ -72,6 +84,12 @@ def plan(
     """
     batches = numbers("--batch", batch) or (1,)
     given = {name: _values(name, text) for name, text in axes.items() if text is not None}
+    forms = given.pop("form", ()) if bundles else ()
+    for form in forms:
+        if form not in get_args(Form):
+            raise OptionError(
+                f"--form is {' or '.join(get_args(Form))}, or both as {','.join(get_args(Form))}, got {form!r}"
+            )
     if sum((bool(bundles), sweep_file is not None, bool(given), suite_name is not None)) > 1:
         raise OptionError(
             "name bundles, a suite, a sweep file or options of a sweep such as --hidden-size; only one of the four"
@@ -79,7 +97,7 @@ def plan(
     if suite_name is not None:
         return suite.plan(suite_name, numbers("--seq-len", seq_len), batches, quick=quick)
     if bundles:
-        return cases(bundles, batches, numbers("--seq-len", seq_len))
+        return cases(bundles, batches, numbers("--seq-len", seq_len), forms)
     if seq_len is not None:
         raise OptionError(
             "--seq-len is for bundles that take a range of lengths; the length of a sweep is its --window"
@@ -94,7 +112,7 @@ def plan(
     for one in sweeps:
         for configuration in one.configurations:
             path = sweep.bundle_of(configuration, max(64, *one.batches), on_step)
-            for case in cases([path], one.batches):
+            for case in cases([path], one.batches, forms=(configuration.form,)):
                 found[path, case.batch] = case
     return list(found.values())
 

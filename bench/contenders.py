@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from mega_deploy.arrays import load_arrays, save_arrays
 from mega_deploy.bench.latency import sample
+from mega_deploy.config import Form
 from mega_deploy.engines import TARGETS
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.runtime import OpenBundle
@@ -46,6 +47,8 @@ class Task:
     """The largest relative error (l2) that its outputs may have."""
     cuda_graph: bool = False
     """Of engines: whether the launches are recorded once and replayed."""
+    form: Form = "window"
+    """Of the bundle; a stream's `seq_len` is the window of its attention, and its batch the number of streams."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Task:
@@ -77,6 +80,8 @@ class Contender:
     """So many calls: seconds of each, and what else was measured; None: `call` is timed by the clock on the wall."""
     facts: Mapping[str, Any] | None = None
     """What else is to be known of it, such as the GPU."""
+    check: Callable[[], Outputs] | None = None
+    """Gives what is held against the trained model's outputs; None: `call` does."""
 
     def sample(self, count: int) -> tuple[list[float], dict[str, Any]]:
         """Seconds of each of `count` calls, and what else was measured."""
@@ -89,13 +94,12 @@ def build(task: Task, feeds: Mapping[str, Array]) -> Contender:
     Raises:
         OptionError: there is no such contender.
     """
-    from mega_deploy.bench import floor, peers, suite
+    from mega_deploy.bench import floor, peers, streams, suite
 
-    if task.contender == OURS:
-        return open_ours(task, feeds)
-    known = {**peers.BUILD, **floor.BUILD, **suite.BUILD}
+    windows = {OURS: open_ours, **peers.BUILD, **suite.BUILD}
+    known = {**(streams.BUILD if task.form == "stream" else windows), **floor.BUILD}
     if task.contender not in known:
-        raise OptionError(f"there is no contender {task.contender!r}; there are {', '.join((OURS, *known))}")
+        raise OptionError(f"there is no contender {task.contender!r}; there are {', '.join(known)}")
     return known[task.contender](task, feeds)
 
 
@@ -112,15 +116,20 @@ def open_ours(task: Task, feeds: Mapping[str, Array]) -> Contender:
     return Contender(lambda: session.run_named(inputs), f"{', '.join(session.providers)}{native}")
 
 
-def save_case(bundle: OpenBundle, batch: int, seq_len: int, folder: Path) -> None:
+def save_case(bundle: OpenBundle, batch: int, seq_len: int, folder: Path, form: Form = "window") -> None:
     """Write inputs of a configuration, and what the trained model in float64 gives for them, to CASE.
 
     They are random windows of the bundle's parity reference, over again where the batch is larger; where the reference
-    has none of this length, the trained model is run.
+    has none of this length, the trained model is run. For a stream, see streams.recorded.
 
     Raises:
         MissingComponentError: the trained model must be run, and torch is not installed.
     """
+    if form == "stream":
+        from mega_deploy.bench.streams import recorded
+
+        save_arrays(folder / CASE, recorded(bundle.reference(form), seq_len, batch))
+        return
     reference = bundle.reference()
     arrays = _recorded(reference, bundle.manifest.signature.inputs, batch, seq_len)
     if arrays is None:
@@ -164,13 +173,18 @@ def lengths(bundle: OpenBundle) -> Range | int | None:
     return None
 
 
-def check_fits(bundle: OpenBundle, batch: int, seq_len: int) -> None:
+def check_fits(bundle: OpenBundle, batch: int, seq_len: int, form: Form = "window") -> None:
     """Refuse a batch or a length that a bundle does not take.
 
     Raises:
         InputError: the message names the bundle, its range and the option of `export` that widens it.
     """
-    for spec in bundle.manifest.signature.inputs:
+    if form == "stream" and seq_len != bundle.stream_form.window:
+        raise InputError(
+            f"the attention of {bundle.path} reaches back {bundle.stream_form.window} frames, not {seq_len}; a stream "
+            "is exported for its window, with --seq-len"
+        )
+    for spec in bundle.stream_form.step.inputs if form == "stream" else bundle.manifest.signature.inputs:
         for axis, wanted in (("batch", batch), *((axis, seq_len) for axis in SEQUENCE_AXES)):
             dim = spec.dims[spec.axes.index(axis)] if axis in spec.axes else wanted
             low, high = (dim.min, dim.max) if isinstance(dim, Range) else (dim, dim)

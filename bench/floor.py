@@ -24,6 +24,7 @@ import numpy.typing as npt
 from mega_deploy.bench.contenders import Contender, Task, load_case
 from mega_deploy.bench.latency import sample
 from mega_deploy.bench.profile import Node, by_block, by_op, profile
+from mega_deploy.bench.streams import frame_by_frame
 from mega_deploy.errors import MegaDeployError, require
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.session import OPTIMISED
@@ -39,6 +40,7 @@ PRODUCTS = (
     "MatMulInteger",
     "DynamicQuantizeMatMul",
     "MatMulIntegerToFloat",
+    "MatMulNBits",
 )
 PLAIN = {"FusedGemm": "Gemm"}
 PEAK_SIZE = 1536
@@ -49,16 +51,20 @@ TRIALS = 10
 def prepare(task: Task) -> None:
     """Profile the bundle; write the graph of its products, and what was counted."""
     onnx = require("onnx", "bench", "the limit")
-    feeds, _ = load_case(task.place)
-    bundle = OpenBundle.open(task.bundle)
+    bundle, (feeds, _) = OpenBundle.open(task.bundle), load_case(task.place)
+    state: dict[str, Array] = {}
+    if task.form == "stream":
+        feeds = frame_by_frame(feeds)[0]
+        state = {spec.name: np.zeros(spec.shape(task.batch), spec.dtype) for spec in bundle.stream_form.step.state}
     if _splits(task):
         (task.place / PART).mkdir(exist_ok=True)
         part = {name: array[: task.batch // task.threads] for name, array in feeds.items()}
-        _write_products(onnx, bundle, part, 1, task.place / PART)
-    model, nodes, products, shapes = _write_products(onnx, bundle, feeds, task.threads, task.place)
+        _write_products(onnx, profile(bundle, part, 1, task.place / PART, task.form), part, task.place / PART)
+    nodes = profile(bundle, feeds, task.threads, task.place, task.form)
+    model, products, shapes = _write_products(onnx, nodes, {**feeds, **state}, task.place)
     counted = {
         "flop": sum(_flop(node, shapes) for node in products),
-        "bytes": _bytes_to_read(model, products, shapes),
+        "bytes": _bytes_to_read(model, products, shapes, state),
         "products": len(products),
         "nodes": len(nodes),
         "nodes_ms": sum(node.milliseconds for node in nodes),
@@ -74,19 +80,18 @@ Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 def _splits(task: Task) -> bool:
     """Whether each thread can have a part of the batch, all of one size."""
-    return task.threads > 1 and task.batch % task.threads == 0
+    return task.form == "window" and task.threads > 1 and task.batch % task.threads == 0
 
 
 def _write_products(
-    onnx: Any, bundle: OpenBundle, feeds: Mapping[str, Array], threads: int, folder: Path
-) -> tuple[Any, list[Node], list[Any], Shapes]:
-    """Write FLOOR to a folder; the graph as onnxruntime runs it, its nodes as they ran, and which are products."""
-    nodes = profile(bundle, feeds, threads, folder)
+    onnx: Any, nodes: Sequence[Node], inputs: Mapping[str, Array], folder: Path
+) -> tuple[Any, list[Any], Shapes]:
+    """Write FLOOR to the folder of a profile; the graph as onnxruntime ran it, and which of its nodes are products."""
     model = onnx.load(os.fspath(folder / OPTIMISED))
-    shapes = _shapes(model, nodes, feeds)
+    shapes = _shapes(model, nodes, inputs)
     products = [node for node in model.graph.node if node.op_type in PRODUCTS]
     onnx.save(_products_only(onnx, model, products, shapes), os.fspath(folder / FLOOR))
-    return model, nodes, products, shapes
+    return model, products, shapes
 
 
 def _shapes(model: Any, nodes: Sequence[Node], feeds: Mapping[str, Array]) -> Shapes:
@@ -149,8 +154,8 @@ def _flop(node: Any, shapes: Shapes) -> int:
     return 2 * math.prod(out) * first[-2 if transposed else -1]
 
 
-def _bytes_to_read(model: Any, products: Sequence[Any], shapes: Shapes) -> int:
-    """The graph's constants, once, and what the products take besides."""
+def _bytes_to_read(model: Any, products: Sequence[Any], shapes: Shapes, state: Mapping[str, Array]) -> int:
+    """The graph's constants, once, and what the products take besides: of a stream its state, once as well."""
 
     def size(name: str) -> int:
         kind, shape = shapes[name]
@@ -158,7 +163,7 @@ def _bytes_to_read(model: Any, products: Sequence[Any], shapes: Shapes) -> int:
 
     constants = {tensor.name for tensor in model.graph.initializer}
     used = {name for node in model.graph.node for name in node.input} & constants
-    taken = [name for node in products for name in node.input if name and name not in constants]
+    taken = list(state) or [name for node in products for name in node.input if name and name not in constants]
     return sum(map(size, used)) + sum(map(size, taken))
 
 

@@ -25,14 +25,15 @@ class Latency:
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    p999_ms: float
     mean_ms: float
     samples: int
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
         """From the samples of one or several rounds."""
-        p50, p90, p99 = (float(value) * 1e3 for value in np.quantile(seconds, (0.5, 0.9, 0.99)))
-        return cls(p50, p90, p99, float(np.mean(seconds)) * 1e3, len(seconds))
+        p50, p90, p99, p999 = (float(value) * 1e3 for value in np.quantile(seconds, (0.5, 0.9, 0.99, 0.999)))
+        return cls(p50, p90, p99, p999, float(np.mean(seconds)) * 1e3, len(seconds))
 
 
 @dataclass(frozen=True)

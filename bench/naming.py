@@ -18,9 +18,15 @@ def title(row: Row) -> str:
     named = f", {config['bundle']}" if "bundle" in config else ""
     if "suite" in config:
         attention = f"{config['suite']}, "
-    steps = "steps" if "suite" in config else "frames"
-    text = f"{attention}{size}{row['seq_len']} {steps}, batch {row['batch']}, {config['precision']}{named}"
+    text = f"{attention}{size}{_length(row)}, {config['precision']}{named}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _length(row: Row) -> str:
+    if row["form"] == "window":
+        steps = "steps" if "suite" in row["config"] else "frames"
+        return f"{row['seq_len']} {steps}, batch {row['batch']}"
+    return f"{row['batch']} stream{'s' if row['batch'] > 1 else ''} over {row['seq_len']} frames"
 
 
 def name(row: Row) -> str:
@@ -39,10 +45,14 @@ def cases_of(rows: list[Row]) -> list[list[Row]]:
     """Rows of one configuration, batch and length together, in their order."""
     cases: dict[str, list[Row]] = {}
     for row in rows:
-        cases.setdefault(json.dumps([row["config"], row["batch"], row["seq_len"]]), []).append(row)
+        cases.setdefault(_case(row), []).append(row)
     return list(cases.values())
 
 
 def key(row: Row, contender: str) -> str:
     """What a row and a ratio of the same contender on the same case have in common."""
-    return json.dumps([contender, row["config"], row["batch"], row["seq_len"]])
+    return json.dumps([contender, _case(row)])
+
+
+def _case(row: Row) -> str:
+    return json.dumps([row[name] for name in ("form", "config", "batch", "seq_len")])

@@ -75,7 +75,7 @@ def _against(rows: Sequence[Row], axis: str, without: Callable[[Row], Row], cont
     groups: dict[str, list[Row]] = {}
     for row in rows:
         bare = without(row)
-        groups.setdefault(json.dumps([bare["config"], bare["batch"], bare["seq_len"]]), []).append(row)
+        groups.setdefault(json.dumps([bare[name] for name in ("form", "config", "batch", "seq_len")]), []).append(row)
     pictures = []
     for group in groups.values():
         if len({row[axis] for row in group}) < 2:
@@ -87,10 +87,15 @@ def _against(rows: Sequence[Row], axis: str, without: Callable[[Row], Row], cont
             series.setdefault(name(row), []).append(point)
         numbers = {label: contenders.index(label) for label in series}
         fixed = f"{group[0]['seq_len']} frames" if axis == "batch" else f"batch {group[0]['batch']}"
+        stream = group[0]["form"] == "stream"
         attention = title(group[0]).partition(" frames")[0].rpartition(", ")[0]
-        words = {"batch": "windows in a batch", "seq_len": "frames in a window"}[axis]
+        words = {"batch": "streams at once" if stream else "windows in a batch", "seq_len": "frames in a window"}[axis]
         pictures.append(
-            {"title": f"{attention}, {fixed}", "chart": lines(series, words, numbers), "legend": list(numbers.items())}
+            {
+                "title": f"{attention}, {fixed}, {group[0]['config']['precision']}",
+                "chart": lines(series, words, numbers),
+                "legend": list(numbers.items()),
+            }
         )
     return pictures
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.bench.latency import sample, warm_up
-from mega_deploy.bundle import MODEL
+from mega_deploy.bundle import MODEL, STEP
+from mega_deploy.config import Form
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.session import Session, SessionOptions
+from mega_deploy.runtime.stepping import CONFIG
+from mega_deploy.runtime.stream import StreamSession
 
 CALLS = 60
 NODE = "_kernel_time"
@@ -35,16 +38,32 @@ class Node:
     """onnxruntime's name of the type, such as "float", and the shape, of each output."""
 
 
-def profile(bundle: OpenBundle, feeds: Mapping[str, npt.NDArray[Any]], threads: int, folder: Path) -> list[Node]:
+def profile(
+    bundle: OpenBundle, feeds: Mapping[str, npt.NDArray[Any]], threads: int, folder: Path, form: Form = "window"
+) -> list[Node]:
     """Run a bundle under onnxruntime's profiler; the graph as onnxruntime runs it is left in `folder`.
 
     Profiling slows a call by a few microseconds a node: shares are to be trusted, not the sum.
+
+    Args:
+        bundle: that holds the form.
+        feeds: by name: of a window, or of one frame of each stream.
+        threads: for the work within one call.
+        folder: for what onnxruntime writes.
+        form: of the bundle.
     """
-    options = SessionOptions(threads=threads, profile=folder)
-    session = Session(bundle.file(MODEL), bundle.manifest.signature, options, bundle.plugins)
     inputs = dict(feeds)
-    warm_up(lambda: session.run_named(inputs), limit=2.0)
-    sample(lambda: session.run_named(inputs), CALLS)
+    if form == "stream":
+        batch, step = len(next(iter(inputs.values()))), bundle.stream_form.step
+        options = SessionOptions(threads=threads, profile=folder, config=CONFIG)
+        session = Session(bundle.file(STEP), step.with_state, options)
+        run: Callable[[Any], object] = StreamSession(session, step, batch).step_named
+    else:
+        options = SessionOptions(threads=threads, profile=folder)
+        session = Session(bundle.file(MODEL), bundle.manifest.signature, options, bundle.plugins)
+        run = session.run_named
+    warm_up(lambda: run(inputs), limit=2.0)
+    sample(lambda: run(inputs), CALLS)
     return read_trace(json.loads(session.stop_profiling().read_text("utf-8")), CALLS)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mega_deploy.bench import floor, peers
-from mega_deploy.bench.contenders import Task
+from mega_deploy.bench.contenders import OURS, Task
 from mega_deploy.bench.host import Busy
 from mega_deploy.bench.process import ContenderError, Process
 from mega_deploy.bench.rows import Timed
@@ -34,6 +34,8 @@ class Options:
     rounds: int = 10
     turn_seconds: float = 0.4
     """How long a contender is timed in a round, at the least."""
+    frames: int = 10_000
+    """That our streams are timed for in all rounds together, at the least: what is rare shows in many."""
     timeout: float = 600.0
     """Seconds that one step of a contender may take: to be prepared, to be ready, to be timed in one round."""
 
@@ -43,12 +45,14 @@ class Options:
                 raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
         if self.rounds < MIN_ROUNDS:
             raise OptionError(f"rounds must be {MIN_ROUNDS} or more, got {self.rounds}")
+        if self.frames < 1:
+            raise OptionError(f"frames must be 1 or more, got {self.frames}")
         for name in ("turn_seconds", "timeout"):
             if not 0 < getattr(self, name) < math.inf:
                 raise OptionError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
 
 
-QUICK = {"rounds": 6, "turn_seconds": 0.2}
+QUICK = {"rounds": 6, "turn_seconds": 0.2, "frames": 2_000}
 
 
 class Rounds:
@@ -108,6 +112,8 @@ class Rounds:
         wanted = self.options.turn_seconds / facts["warm_up"]["call_seconds"]
         least = 1 if task.contender in floor.BUILD else math.ceil(MIN_SAMPLES / self.options.rounds)
         calls = min(MOST_CALLS, max(least, math.ceil(wanted)))
+        if task.contender == OURS and task.form == "stream":
+            calls = max(calls, math.ceil(self.options.frames / self.options.rounds / task.batch))
         return Timed(task, process, facts, calls)
 
     def _turn(self, one: Timed) -> None:

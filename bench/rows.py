@@ -11,7 +11,8 @@ import numpy as np
 from mega_deploy.bench.contenders import OURS, Task
 from mega_deploy.bench.latency import Latency
 from mega_deploy.bench.process import Process
-from mega_deploy.bench.statistics import mean, noise, over_rounds, quantile, ratio
+from mega_deploy.bench.statistics import jitter, mean, noise, over_rounds, quantile, ratio
+from mega_deploy.bench.streams import PREFILL, WINDOW
 from mega_deploy.bench.worker import RETURN_CALLS
 
 if TYPE_CHECKING:
@@ -62,17 +63,19 @@ def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits
             ("p50_ms", quantile(0.5)),
             ("p90_ms", quantile(0.9)),
             ("p99_ms", quantile(0.99)),
+            ("p999_ms", quantile(0.999)),
             ("mean_ms", mean),
         )
     }
     others = float(np.median(one.others)) if one.others else 0.0
-    ours = one.task.contender == OURS
+    of_bundle = one.task.contender in (OURS, WINDOW, PREFILL)
     row = {
         "contender": one.task.contender,
         "backend": one.task.backend,
         **about,
-        "precision": about["config"]["precision"] if ours else "float32",
+        "precision": about["config"]["precision"] if of_bundle else "float32",
         **vars(latency),
+        "jitter_ms": jitter(one.rounds) * 1e3,
         "throughput_per_s": batch / latency.mean_ms * 1e3,
         "rounds": len(one.rounds),
         "intervals": intervals,
@@ -108,12 +111,12 @@ def limit_share(
 
 
 def ratio_rows(contenders: Sequence[Timed], about: Row) -> list[Row]:
-    """How many times faster each of our sessions is than each peer on its kind of device."""
+    """How many times faster each of our sessions is than each alternative on its kind of device."""
     ours = [one for one in contenders if one.task.contender == OURS]
     rows = []
     for one in ours:
         for peer in contenders:
-            if peer.task.contender == OURS or bool(peer.facts.get("gpu")) != bool(one.facts.get("gpu")):
+            if peer.task.contender in (OURS, PREFILL) or bool(peer.facts.get("gpu")) != bool(one.facts.get("gpu")):
                 continue
             found = ratio(peer.rounds, one.rounds)
             row = {"contender": OURS, "backend": one.task.backend, "baseline": peer.task.contender, **about}
@@ -136,6 +139,7 @@ def limit_row(
         **limit,
         "p50_ms": Latency.of([second for turn in ours.rounds for second in turn]).p50_ms if ours else None,
         "times_gemm_floor": ratio(ours.rounds, limits["gemm-floor"]).to_json() if ours else None,
+        "times_memory_floor": ratio(ours.rounds, limits["memory-read"]).to_json() if ours else None,
         "profile": {name: counted[name] for name in ("nodes", "products", "nodes_ms", "by_op", "by_block")},
     }
 
@@ -163,6 +167,7 @@ def method(options: Options, cores: Sequence[int]) -> Row:
         "threads": len(cores),
         "rounds": options.rounds,
         "turn_seconds": options.turn_seconds,
+        "frames": options.frames,
         "order": "there and back",
         "calls_before_a_turn": RETURN_CALLS,
         "warm_up": "until four stretches in a row of 50 ms or more are no faster, to within 1 %, than the best before",

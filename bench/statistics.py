@@ -19,6 +19,8 @@ from mega_deploy.errors import require
 Floats = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+AT_ONCE = 10_000_000
+"""Numbers of resamples that are in memory together."""
 # What is said to be drift: a trend that chance gives in fewer than 5 of 100 runs, and that matters.
 DRIFT_CHANCE = 0.05
 DRIFT_SHARE = 0.03
@@ -63,6 +65,7 @@ def over_rounds(rounds: Sequence[Sequence[float]], statistic: Callable[[Floats],
         of_rounds,
         axis=-1,
         n_resamples=RESAMPLES,
+        batch=max(1, AT_ONCE // samples.size),
         method="percentile",
         confidence_level=CONFIDENCE,
         rng=0,
@@ -105,6 +108,11 @@ def change(old: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> Es
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(medians(new) / medians(old), (tail, 1 - tail))
     return Estimate(value, min(float(low), value), max(float(high), value))
+
+
+def jitter(rounds: Sequence[Sequence[float]]) -> float:
+    """How much a call's time differs from that of the call before it in the same round, on average."""
+    return float(np.abs(np.diff(np.asarray(rounds), axis=-1)).mean()) if len(rounds[0]) > 1 else 0.0
 
 
 def drift(rounds: Sequence[Sequence[float]]) -> float:

@@ -95,7 +95,8 @@ def run(
     for steps in planned.steps:
         for batch in planned.batches:
             where = f"batch {batch}, {steps} steps"
-            about = {"config": {"suite": planned.name, "precision": "float32"}, "batch": batch, "seq_len": steps}
+            about: Row = {"form": "window", "batch": batch, "seq_len": steps}
+            about["config"] = {"suite": planned.name, "precision": "float32"}
             rounds = Rounds(options, cores, about)
             with tempfile.TemporaryDirectory(prefix="mega-deploy-bench-") as folder:
                 rounds.run(_tasks(steps, batch, cores, Path(folder), on_step), where, on_step)

@@ -19,10 +19,11 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mega_deploy import deploy
 from mega_deploy.bench import cache
+from mega_deploy.config import Form
 from mega_deploy.errors import InputError, OptionError, require
 
 MOST = 1000
@@ -40,7 +41,8 @@ class Configuration:
     window: int = 60
     attention: str = "softmax"
     precision: str = "float32"
-    form: str = "window"
+    form: Form = "window"
+    """A stream is exported together with its window, beside which it is timed."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -50,8 +52,10 @@ class Configuration:
                 raise OptionError(f"{field.name} must be {kind} in a sweep, got {value!r}")
         if self.attention not in ("softmax", "laplace"):
             raise OptionError(f'attention must be "softmax" or "laplace" in a sweep, got {self.attention!r}')
-        if self.form != "window":
-            raise OptionError(f'form must be "window", the only one that this version exports, got {self.form!r}')
+        if self.form not in get_args(Form):
+            raise OptionError(f'form must be "window" or "stream" in a sweep, got {self.form!r}')
+        if self.form == "stream" and self.attention == "laplace":
+            raise OptionError("Laplace attention is not causal, so it has no stream; sweep form = stream with softmax")
 
 
 AXES = tuple(field.name for field in fields(Configuration))
@@ -148,6 +152,7 @@ def bundle_of(configuration: Configuration, largest_batch: int, on_step: Callabl
             laplace_attention=configuration.attention == "laplace",
         )
         precision: Any = configuration.precision
-        deploy.export(model.eval(), path, batch_range=range_, precision=precision, force=path.exists())
+        form: Any = "both" if configuration.form == "stream" else configuration.form
+        deploy.export(model.eval(), path, form=form, batch_range=range_, precision=precision, force=path.exists())
 
     return cache.bundle(configuration.attention, [asdict(configuration), range_], export)

@@ -27,20 +27,22 @@ def table(report: Report) -> None:
             collapse_padding=True,
             pad_edge=False,
         )
-        suite = "memory_mb" in case[0]
-        compared = ("CPU ms", "MB") if suite else ("ours is faster", "floor")
-        for column in ("contender", "p50 ms (95 %)", "p99", *compared):
+        suite, stream = "memory_mb" in case[0], case[0]["form"] == "stream"
+        times = ("p50 ms", "p99", "p99.9", "jitter", "per s") if stream else ("p50 ms (95 %)", "p99")
+        compared = ("CPU ms", "MB") if suite else ("ours is faster", "memory" if stream else "floor")
+        for column in ("contender", *times, *compared):
             shown.add_column(column, justify="left" if column == "contender" else "right")
         for row in case:
             interval, share = row["intervals"]["p50_ms"], row["limit_share"]
             ratio = ratios.get(key(row, row["contender"]))
             faster = f"{ratio['ratio']:.2f} x ({ratio['low']:.2f}..{ratio['high']:.2f})" if ratio else ""
-            reached = f"{share['gemm_floor']['value']:.0%}" if share else ""
+            reached = f"{share['memory'] if stream else share['gemm_floor']['value']:.0%}" if share else ""
             held = "" if row.get("memory_mb") is None else short(row["memory_mb"])
             shown.add_row(
                 Text(name(row) + (" !" if row["noise"] else "")),
-                f"{short(row['p50_ms'])} ({short(interval['low'])}..{short(interval['high'])})",
+                short(row["p50_ms"]) + ("" if stream else f" ({short(interval['low'])}..{short(interval['high'])})"),
                 short(row["p99_ms"]),
+                *([short(row[name]) for name in ("p999_ms", "jitter_ms", "throughput_per_s")] if stream else ()),
                 *((short(row["processor_ms"]), held) if suite else (faster, reached)),
             )
         console.print(shown)

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from mega_deploy.bundle import TRAINED
-from mega_deploy.errors import MegaDeployError
+from mega_deploy.errors import OptionError
 from mega_deploy.runtime import OpenBundle
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Array = npt.NDArray[Any]
-TOLERANCE = 1e-4
-
 
 class CachedMega:
-    """A trained Edifice Mega, one frame a call: [batch, embed_dim] -> [batch, hidden_size]."""
+    """A trained Edifice Mega, one frame a call: [batch, embed_dim] -> [batch, hidden_size].
+
+    Args:
+        model: the trained form, in eval mode.
+        batch: streams.
+    """
 
     def __init__(self, model: Any, batch: int) -> None:
+        self.model, self.batch, self.window = model, batch, model.config.length
+        self.reset()
+
+    @classmethod
+    def of(cls, bundle: OpenBundle, batch: int) -> CachedMega:
+        """Of the trained weights in a bundle.
+
+        Raises:
+            OptionError: they are of another family.
+        """
+        from mega_deploy.checkpoints import load_checkpoint
+        from mega_deploy.models.edifice import Mega
+
+        model = load_checkpoint(bundle.file(TRAINED))
+        if not isinstance(model, Mega):
+            raise OptionError(f"a cache in PyTorch is written for Edifice's Mega alone, not for {type(model).__name__}")
+        return cls(model, batch)
+
+    def reset(self) -> None:
+        """Begin anew."""
         import torch
 
-        self.model, self.window = model, model.config.length
-        hidden = model.config.hidden_size
-        self.averages = [torch.zeros(batch, model.config.ema_dim) for _ in model.blocks]
-        self.keys, self.values = ([torch.zeros(batch, 0, hidden) for _ in model.blocks] for _ in range(2))
+        config, blocks = self.model.config, len(self.model.blocks)
+        self.averages = [torch.zeros(self.batch, config.ema_dim) for _ in range(blocks)]
+        self.keys, self.values = (
+            [torch.zeros(self.batch, 0, config.hidden_size) for _ in range(blocks)] for _ in range(2)
+        )
 
     def step(self, frame: Tensor) -> Tensor:
         """The features at the next frame."""
@@ -48,31 +67,3 @@ class CachedMega:
             x = x + attention.out(torch.sigmoid(attention.gate(n)) * context[:, 0])
             x = x + block.ffn(block.ffn_norm(x))
         return self.model.final_norm(x)
-
-
-def cached_step(bundle: OpenBundle, frames: Array, threads: int) -> Callable[[], object]:
-    """The call that is timed, once the cache is full and the output has proven to be the bundle's.
-
-    Args:
-        bundle: with a stream, and the trained weights.
-        frames: [batch, window, embed_dim].
-        threads: for the work within one call.
-
-    Raises:
-        MegaDeployError: the outputs differ.
-    """
-    import torch
-
-    from mega_deploy.checkpoints import load_checkpoint
-
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
-    cached, stream = CachedMega(load_checkpoint(bundle.file(TRAINED)), len(frames)), bundle.stream(len(frames))
-    for index in range(frames.shape[1]):
-        want, got = stream.step(frames[:, index]), cached.step(torch.from_numpy(frames[:, index]))
-    if bundle.manifest.precision == "float32":
-        error = float(np.linalg.norm(got.numpy() - want) / np.linalg.norm(want))
-        if not error <= TOLERANCE:
-            raise MegaDeployError(f"PyTorch's stream differs from the verified bundle by {error:.1e}")
-    frame = torch.from_numpy(np.ascontiguousarray(frames[:, 0]))
-    return lambda: cached.step(frame)

@@ -90,17 +90,17 @@ class TensorSpec:
             InputError: the dtype, the number of axes or a size does not fit, or a value is NaN, infinite or not among
                 `values`.
         """
-        kind, given = np.dtype(self.dtype).kind, array.dtype.kind
-        if given != kind and not (kind == "f" and given in "iu"):
-            remedy = f'; convert it with .astype("{self.dtype}")' if given in "biuf" else ""
+        dtype = np.dtype(self.dtype)
+        if array.dtype.kind != dtype.kind and not (dtype.kind == "f" and array.dtype.kind in "iu"):
+            remedy = f'; convert it with .astype("{self.dtype}")' if array.dtype.kind in "biuf" else ""
             raise InputError(f'input "{self.name}" must be {self.dtype}, got {array.dtype}{remedy}')
         self.check_shape(array.shape)
-        with np.errstate(over="ignore", invalid="ignore"):
-            array = np.ascontiguousarray(array, self.dtype)
-            # The sum of all is finite unless a value is not, or it overflows: a cheap test before the dear one.
-            suspicious = array.dtype.kind == "f" and not np.isfinite(array.sum())
-        if suspicious and not np.isfinite(array).all():
-            bad = ~np.isfinite(array)
+        if array.dtype != dtype:
+            with np.errstate(over="ignore", invalid="ignore"):
+                array = array.astype(dtype)
+        array = np.ascontiguousarray(array)
+        if dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+            bad = ~finite
             first = [int(index) for index in np.argwhere(bad)[0]]
             raise InputError(f'input "{self.name}" holds {int(bad.sum())} NaN or infinite values, the first at {first}')
         self._check_values(array)

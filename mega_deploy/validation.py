@@ -62,22 +62,19 @@ def validate(
         require("torch", "export", "validating on fresh inputs")
         _check_choice(inputs, samples, seed)
     reports = []
-    forms = bundle.forms if backend == "onnxruntime" else ("window",)  # engines and GPU providers are of windows
-    for form in forms:
+    for form in bundle.forms_on(backend):
         if fresh:
             on_step("run the trained model in float64")
             reference = (_fresh_reference if form == "window" else _fresh_stream)(bundle, inputs, samples, seed)
         else:
             reference = bundle.reference(form)
-        if form == "stream" and backend != "onnxruntime":
-            raise OptionError(f"streams run on onnxruntime, not on {backend}")
         precision = bundle.manifest.precision
 
         def on_case(case: str) -> None:
             on_step(f"compare: {case}")
 
         if form == "stream":
-            reports.append(compare_stream(bundle.judged_stream(), reference, precision, on_case))
+            reports.append(compare_stream(bundle.judged_stream(backend), reference, precision, on_case))
             continue
         session = bundle.judged_session(backend, native_ops=native_ops)
         report = compare(session, reference, precision, on_case)

@@ -23,7 +23,9 @@ def bench(
         list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="Default: Edifice's default model, twice.")
     ] = None,
     backend: Annotated[str, typer.Option(metavar="B,...", help="onnxruntime, tensorrt, tensorrt-rtx.")] = "onnxruntime",
-    batch: Annotated[str | None, typer.Option(metavar="N,...", help="Windows of one call (default 1).")] = None,
+    batch: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Windows of one call, or streams (default 1).")
+    ] = None,
     seq_len: Annotated[str | None, typer.Option(metavar="N,...", help="Lengths, of bundles that take a range.")] = None,
     peers: Annotated[
         bool, typer.Option("--peers", help="Also PyTorch, plain ONNX exports, and what else is installed.")
@@ -32,6 +34,9 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="That share a call; default: one a physical core.")] = None,
     rounds: Annotated[int | None, typer.Option(help="How often each contender's turn comes (default 10).")] = None,
     turn: Annotated[float | None, typer.Option(metavar="SECONDS", help="Length of a turn (default 0.4).")] = None,
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", help="That our streams are timed for, at the least (default 10,000).")
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="For one step of a contender (default 600).")
     ] = None,
@@ -50,7 +55,9 @@ def bench(
     window: SweepAxis = None,
     attention: SweepAxis = None,
     precision: SweepAxis = None,
-    form: SweepAxis = None,
+    form: Annotated[
+        str | None, typer.Option(metavar="F,...", help="Of bundles and models: window, stream (default: the first).")
+    ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures.")] = None,
     json_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all, raw samples included.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows.")] = None,
@@ -65,7 +72,10 @@ def bench(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell the latency of bundles, or of models with random weights, beside other ways and the machine's limit."""
+    """Tell the latency of bundles, or of models with random weights, beside other ways and the machine's limit.
+
+    Of a stream a call is one step; beside it stand the window, a prefill and, with --peers, PyTorch with a cache.
+    """
     from mega_deploy.bench import against as gate
     from mega_deploy.bench import benchmark, command, terminal
     from mega_deploy.bench import suite as suites
@@ -78,6 +88,7 @@ def bench(
         threads=threads,
         rounds=rounds,
         turn_seconds=turn,
+        frames=frames,
         timeout=timeout,
     )
     factor, old = gate.parse_limit(fail_if), None if against is None else gate.read_report(against)

@@ -77,6 +77,16 @@ class Device:
             "cuMemcpyDtoHAsync_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address), size, self._stream
         )
 
+    def copy(self, source: int, target: int, size: int) -> None:
+        """Copy so many bytes from one place on the GPU to another, in the stream's order."""
+        self._call(
+            "cuMemcpyDtoDAsync_v2",
+            ctypes.c_uint64(target),
+            ctypes.c_uint64(source),
+            ctypes.c_size_t(size),
+            self._stream,
+        )
+
     def event(self) -> int:
         """A mark for the stream, by its handle; it is kept as long as the process lives."""
         event = ctypes.c_void_p()

@@ -1,4 +1,4 @@
-"""A loaded engine on the first GPU: its memory, its launches, and CUDA graphs of those that repeat."""
+"""A loaded engine on the first GPU, and its memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.errors import BundleError, MegaDeployError
-from mega_deploy.runtime.cuda import CudaError, Device
-from mega_deploy.runtime.library import LOGGER, first, make_logger
+from mega_deploy.errors import BundleError
+from mega_deploy.runtime.cuda import Device
+from mega_deploy.runtime.launch import Launch
+from mega_deploy.runtime.library import first, make_logger
 from mega_deploy.runtime.tensors import DeviceArray
 from mega_deploy.signature import Range, Signature, TensorSpec
 
@@ -24,10 +25,6 @@ Array = npt.NDArray[Any]
 
 class Execution:
     """One call runs at a time, for the memory on the GPU is kept between calls.
-
-    The second launch in a row with the same shapes at the same addresses is captured as a CUDA graph, and later ones
-    replay it: one call of the driver instead of one for each kernel. Where the library cannot be captured, it is
-    launched as usual.
 
     Args:
         trt: the library, with the plugins that the engine needs.
@@ -54,7 +51,8 @@ class Execution:
     ) -> None:
         self._errors: list[str] = []
         self._logger = make_logger(trt, self._errors)  # the library keeps no reference of its own
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        """Held by whoever works with the memory here."""
         self._signature = signature
         self.device = Device()
         weakref.finalize(self, self.device.close)
@@ -64,21 +62,17 @@ class Execution:
         self._engine = self._deserialize(trt, plan, place)
         if refit is not None:
             refit(self._engine, self._logger)
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise BundleError(f"{place} cannot be prepared to run: {first(self._errors)}")
+        self._place = place
+        self.launch = self.another_launch()
         self._buffers = {spec.name: self._allocate(spec) for spec in (*signature.inputs, *signature.outputs)}
-        self._addresses: dict[str, int] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self.cuda_graphs = True
-        """Whether launches that repeat are captured."""
-        self._launches = 0
-        self._graph: list[int] = []  # or the one that there is
-        weakref.finalize(self, _forget, self.device, self._graph)
+
+    def another_launch(self) -> Launch:
+        """A context of its own, for tensors that lie elsewhere."""
+        return Launch(self._engine, self.device, self._errors, self._place)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Host to host: inputs that were checked, outputs by name."""
-        with self._lock:
+        with self.lock:
             self.device.activate()
             self.upload(feeds)
             self.enqueue()
@@ -86,22 +80,22 @@ class Execution:
             self.device.wait()
         return outputs
 
-    def upload(self, feeds: Mapping[str, Array]) -> None:
+    def upload(self, feeds: Mapping[str, Array], launch: Launch | None = None) -> None:
         """Tell the stream to copy inputs to the GPU; this and the next two are the steps of `run`, to be timed."""
         for name, array in feeds.items():
             self.device.upload(array, self._buffers[name])
         places = {name: (self._buffers[name], array.shape) for name, array in feeds.items()}
-        self._bind(places, {spec.name: self._buffers[spec.name] for spec in self._signature.outputs})
+        (launch or self.launch).bind(places, {spec.name: self._buffers[spec.name] for spec in self._signature.outputs})
 
     def enqueue(self) -> None:
         """Tell the stream to run the engine on what was uploaded."""
-        self._launch(self.device.stream)
+        self.launch.run(self.device.stream)
 
-    def download(self) -> dict[str, Array]:
+    def download(self, launch: Launch | None = None) -> dict[str, Array]:
         """Tell the stream to copy the outputs back; they are there after `device.wait()`."""
         outputs = {}
         for spec in self._signature.outputs:
-            outputs[spec.name] = np.empty(self._shape(spec), spec.dtype)
+            outputs[spec.name] = np.empty((launch or self.launch).shape(spec.name), spec.dtype)
             self.device.download(self._buffers[spec.name], outputs[spec.name])
         return outputs
 
@@ -119,74 +113,14 @@ class Execution:
             stream: to work in the order of; the call returns at once. None: a stream of our own, which waits for the
                 default stream, and the call returns when the outputs are there.
         """
-        with self._lock:
+        with self.lock:
             self.device.activate()
-            shapes = self._bind({name: (array.address, array.shape) for name, array in inputs.items()}, {})
-            made = make_outputs(shapes)
-            self._bind({}, {name: array.address for name, array in made.items()})
-            self._launch(self.device.stream if stream is None else stream)
+            self.launch.bind({name: (array.address, array.shape) for name, array in inputs.items()}, {})
+            made = make_outputs({spec.name: self.launch.shape(spec.name) for spec in self._signature.outputs})
+            self.launch.bind({}, {name: array.address for name, array in made.items()})
+            self.launch.run(self.device.stream if stream is None else stream)
             if stream is None:
                 self.device.wait()
-
-    def _bind(
-        self, inputs: Mapping[str, tuple[int, tuple[int, ...]]], outputs: Mapping[str, int]
-    ) -> dict[str, tuple[int, ...]]:
-        """Tell the library where things lie and how large the inputs are; the shapes of the outputs."""
-        for name, (address, shape) in inputs.items():
-            if self._shapes.get(name) != shape:
-                self._forget_graph()
-                self._context.set_input_shape(name, shape)
-                self._shapes[name] = shape
-            self._set_address(name, address)
-        for name, address in outputs.items():
-            self._set_address(name, address)
-        return {spec.name: self._shape(spec) for spec in self._signature.outputs}
-
-    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
-        return tuple(self._context.get_tensor_shape(spec.name))
-
-    def _set_address(self, name: str, address: int) -> None:
-        if self._addresses.get(name) != address:
-            self._forget_graph()
-            self._context.set_tensor_address(name, address)
-            self._addresses[name] = address
-
-    def _launch(self, stream: int) -> None:
-        """The first launch as it is; the second one captured, if nothing was changed since; the rest replayed."""
-        if self._launches == 1 and self.cuda_graphs:
-            self._graph.extend(self._capture())
-        self._launches += 1
-        if self._graph:
-            self.device.launch(self._graph[0], stream)
-            return
-        self._errors.clear()
-        if not self._context.execute_async_v3(stream):
-            raise MegaDeployError(f"the engine failed: {first(self._errors)}")
-
-    def _capture(self) -> list[int]:
-        """The launch as a CUDA graph; none where the library does what cannot be captured."""
-        own = self.device.stream
-        asked = getattr(self._context, "is_stream_capturable", None)  # of TensorRT-RTX alone
-        if asked is not None and not asked(own):
-            return []
-        self.device.begin_capture()
-        fine = self._context.execute_async_v3(own)
-        try:
-            graph = self.device.end_capture()
-        except CudaError as error:
-            LOGGER.info("no CUDA graph: %s", error)
-            return []
-        if fine:
-            return [graph]
-        self.device.forget(graph)
-        return []
-
-    def _forget_graph(self) -> None:
-        """A graph holds addresses and what the context was when it was captured."""
-        self._launches = 0
-        if self._graph:
-            self.device.wait()
-            self.device.forget(self._graph.pop())
 
     def _deserialize(self, trt: ModuleType, plan: bytes, place: Path) -> Any:
         if hasattr(self._runtime, "get_engine_validity"):  # of TensorRT-RTX alone
@@ -204,11 +138,6 @@ class Execution:
         address = self.device.allocate(math.prod(sizes) * np.dtype(spec.dtype).itemsize)
         weakref.finalize(self, self.device.free, address)
         return address
-
-
-def _forget(device: Device, graph: list[int]) -> None:
-    while graph:
-        device.forget(graph.pop())
 
 
 def _diagnosis(trt: ModuleType, flags: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mega_deploy.bundle import MODEL, Bundle, sha256_of
+from mega_deploy.bundle import MODEL, STEP, Bundle, sha256_of
 from mega_deploy.engines import TARGETS, Engine, Here, Target, check_file
 from mega_deploy.errors import BundleError, require
 from mega_deploy.machine import look
@@ -70,8 +70,9 @@ def find_engine(bundle: Bundle, target: str) -> Engine:
         raise BundleError(f"{bundle.path} holds no engine for {target}; add one: {command}")
     engine = Engine.from_json(entry)
     check_file(bundle.file(engine.file), engine)
-    if engine.source["model"] != bundle.manifest.files[MODEL]["sha256"]:
-        raise BundleError(f"{bundle.path / engine.file} was built from another model.onnx; build it anew: {command}")
+    model = MODEL if MODEL in bundle.manifest.files else STEP
+    if engine.source["model"] != bundle.manifest.files[model]["sha256"]:
+        raise BundleError(f"{bundle.path / engine.file} was built from another {model}; build it anew: {command}")
     return engine
 
 

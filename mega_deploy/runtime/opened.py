@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 
@@ -18,7 +19,7 @@ from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
 from mega_deploy.runtime.source import Encoder
 from mega_deploy.runtime.stepping import CONFIG, SteppedSession, judging_stream
 from mega_deploy.runtime.stream import StreamSession
-from mega_deploy.signature import StreamForm
+from mega_deploy.signature import Signature, StreamForm
 
 
 class OpenBundle(Bundle):
@@ -57,8 +58,7 @@ class OpenBundle(Bundle):
             MissingComponentError: the backend's library, or the GPU that it needs, is not there, or it has not the
                 bundle's precision.
         """
-        if backend not in BACKENDS:
-            raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
+        _check_backend(backend)
         if self.manifest.stream and MODEL not in self.manifest.files:
             raise BundleError(
                 f"{self.path} holds only a stream: take bundle.stream() (`run --form stream`), or export with "
@@ -73,8 +73,7 @@ class OpenBundle(Bundle):
             config=dict(config or {}),
         )
         if backend in TARGETS:
-            if options != SessionOptions():
-                raise OptionError(f"threads and the other options of a session are onnxruntime's; {backend} takes none")
+            _check_no_options(backend, options)
             return EngineSession(self, backend)
         if backend in PROVIDERS:
             return ProviderSession(backend, self.file(MODEL), self.manifest.signature, options)
@@ -87,38 +86,60 @@ class OpenBundle(Bundle):
         self,
         batch: int = 1,
         *,
+        backend: str = "onnxruntime",
         threads: int | None = None,
         spinning: bool = True,
         memory_arena: bool = True,
         config: Mapping[str, str] | None = None,
     ) -> StreamSession:
-        """Load the model as a stream on onnxruntime: one frame at a time, with carried state.
+        """Load the model as a stream: one frame at a time, with carried state, which stays where the model runs.
 
         Args:
             batch: streams that are served at once.
+            backend: see `session`; engines are of streams where the bundle holds nothing else.
             threads: as the rest: see SessionOptions.
             spinning: whether idle threads spin.
             memory_arena: whether memory is kept between calls.
             config: further entries of onnxruntime's session configuration.
 
         Raises:
-            OptionError: the batch is outside the bundle's range, or an option is impossible.
-            BundleError: the bundle holds no stream.
-            MissingComponentError: onnxruntime is not there, or has not the bundle's precision.
+            OptionError: there is no such backend, the batch is outside the bundle's range, or an option is impossible.
+            BundleError: the bundle holds no stream, or no engine of it for the backend, or none for this machine.
+            MissingComponentError: the backend's library, or the GPU that it needs, is not there, or it has not the
+                bundle's precision.
         """
-        form = self.stream_form
-        if lacking := self.lacking:
-            raise MissingComponentError(lacking)
+        _check_backend(backend)
+        form, identity = self.stream_form, self.manifest.files[STEP]["sha256"]
         options = SessionOptions(
-            threads=threads, spinning=spinning, memory_arena=memory_arena, config={**CONFIG, **(config or {})}
+            threads=threads, spinning=spinning, memory_arena=memory_arena, config=dict(config or {})
         )
-        model = Session(self.file(STEP), form.step.with_state, options)
-        prefill = Prefill(lambda: Session(self.file(PREFILL), form.prefill.with_state, options), form.prefill)
+        if backend in TARGETS:
+            _check_no_options(backend, options)
+            if MODEL in self.manifest.files:
+                raise BundleError(
+                    f"an engine of {self.path} is of its window; one of a step is built of a bundle that is a stream "
+                    "and no more: export it with --form stream"
+                )
+            if form.encode is not None:
+                raise BundleError(f"streams that read a source, as {self.path} has, run on onnxruntime, not on engines")
+            return StreamSession(EngineSession(self, backend), form.step, batch, identity)
+        options = dataclasses.replace(options, config={**CONFIG, **options.config})
+        if backend in PROVIDERS:
+
+            def load(file: str, signature: Signature) -> Session:
+                return ProviderSession(backend, self.file(file), signature.with_state, options)
+        else:
+            if lacking := self.lacking:
+                raise MissingComponentError(lacking)
+
+            def load(file: str, signature: Signature) -> Session:
+                return Session(self.file(file), signature.with_state, options)
+
+        prefill = Prefill(lambda: load(PREFILL, form.prefill), form.prefill)
         encoder = None
-        if form.encode is not None:
-            source = form.encode
-            encoder = Encoder(lambda: Session(self.file(ENCODE), source.signature, options), source)
-        return StreamSession(model, form.step, batch, self.manifest.files[STEP]["sha256"], prefill, encoder=encoder)
+        if (source := form.encode) is not None:
+            encoder = Encoder(lambda: load(ENCODE, source.signature), source)
+        return StreamSession(load(STEP, form.step), form.step, batch, identity, prefill, encoder=encoder)
 
     def runner(
         self, form: Form | None, backend: str = "onnxruntime", *, threads: int | None = None
@@ -126,9 +147,7 @@ class OpenBundle(Bundle):
         """What `run` runs: a session, or a stream that takes whole sequences; by default the first of `forms`."""
         if (form or self.forms[0]) == "window":
             return self.session(backend, threads=threads)
-        if backend != "onnxruntime":
-            raise OptionError(f"streams run on onnxruntime, not on {backend!r}")
-        return SteppedSession(self.stream(threads=threads))
+        return SteppedSession(self.stream(backend=backend, threads=threads))
 
     @property
     def stream_form(self) -> StreamForm:
@@ -168,9 +187,15 @@ class OpenBundle(Bundle):
             return EmulatedSession(self.file(MODEL), self.manifest.signature)
         return self.session(backend, native_ops=native_ops or backend in TARGETS)
 
-    def judged_stream(self) -> SteppedSession:
-        """The stream whose numbers parity judges: an emulation where onnxruntime lacks the precision."""
-        return judging_stream(self.path, self.stream_form, self.manifest.precision)
+    def judged_stream(self, backend: str = "onnxruntime") -> SteppedSession:
+        """The stream whose numbers parity judges: an emulation where the backend lacks the precision."""
+        if backend == "onnxruntime":
+            return judging_stream(self.path, self.stream_form, self.manifest.precision)
+        return SteppedSession(self.stream(backend=backend))
+
+    def forms_on(self, backend: str) -> tuple[Form, ...]:
+        """The forms that a backend serves: an engine is of the first one alone."""
+        return self.forms[:1] if backend in TARGETS else self.forms
 
     def reference(self, form: Form = "window") -> Reference:
         """The parity reference that was recorded at export for a form.
@@ -185,6 +210,16 @@ class OpenBundle(Bundle):
                 "export the bundle anew"
             )
         return reference
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
+
+
+def _check_no_options(backend: str, options: SessionOptions) -> None:
+    if options != SessionOptions():
+        raise OptionError(f"threads and the other options of a session are onnxruntime's; {backend} takes none")
 
 
 def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,7 @@ class Prefill:
         """What `run` takes: any number of frames."""
         return any_number_of_frames(self._graph)
 
-    def run(self, feeds: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], state: dict[str, Array]) -> dict[str, Array]:
         """The outputs of the last frame; the arrays of `state` are replaced by new ones."""
         if self._session is None:
             self._session = self._load()

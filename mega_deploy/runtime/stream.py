@@ -1,8 +1,7 @@
 """Streams: a frame in, its output out, and a state that stays where the model runs.
 
-What is carried stands in the signature alone: this module knows no model. Every state has a buffer of its own, bound
-once as the step's input and as its output, so that nothing is copied in or out: the graph writes into what it read
-(exporters.streams.step tells why it may).
+What is carried stands in the signature alone: this module knows no model. Where the state lies, and how a step reads
+and writes it there, is a matter of the backend: runtime.bound for onnxruntime, runtime.engine_step for engines.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ import numpy.typing as npt
 
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.runtime import state_file
-from mega_deploy.runtime.buffers import Buffer
+from mega_deploy.runtime.bound import BoundStep
+from mega_deploy.runtime.engine import EngineSession
+from mega_deploy.runtime.engine_step import EngineStep
 from mega_deploy.runtime.prefill import Prefill
 from mega_deploy.runtime.session import Session
 from mega_deploy.runtime.source import Encoder
@@ -25,6 +26,7 @@ from mega_deploy.signature import Range, Signature
 
 Array = npt.NDArray[Any]
 Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
+Order = npt.NDArray[np.intp] | None
 
 
 class StreamSession:
@@ -37,7 +39,7 @@ class StreamSession:
     at the same time give each thread a session: `another` makes one that shares the loaded model.
 
     Args:
-        model: a session on the step's graph, loaded with `signature.with_state`.
+        model: a session on the step's graph, loaded with `signature.with_state`, or on an engine of it.
         signature: of one step.
         batch: streams that are served at once.
         identity: of the model, in hex: a saved state is for this one alone.
@@ -50,7 +52,7 @@ class StreamSession:
 
     def __init__(
         self,
-        model: Session,
+        model: Session | EngineSession,
         signature: Signature,
         batch: int = 1,
         identity: str = "",
@@ -69,11 +71,18 @@ class StreamSession:
         self.signature, self.batch, self.backend = signature, batch, model.backend
         self._model, self._identity, self._prefill, self._encoder = model, identity, prefill, encoder
         self._lock = threading.Lock()
-        device = "cpu" if model.providers == ("CPUExecutionProvider",) else "cuda"
-        self._state = {spec.name: Buffer(spec.shape(batch), spec.dtype, device) for spec in signature.state}
-        self._place = np.arange(batch)
+        self._step = (
+            BoundStep(model, signature, batch) if isinstance(model, Session) else EngineStep(model, signature, batch)
+        )
+        self._everyone = np.arange(batch)
+        self._place = self._everyone.copy()
         """Where in the buffers each stream lies: those that are stepped are kept together, at the front."""
-        self._bindings: dict[int, _Binding] = {}
+        self._seated: npt.NDArray[np.intp] = self._everyone
+        self._order: Order = None
+        """Those that lie at the front since the last call, and for each place there whose frame it takes; see _gather.
+        A call for the same ones, as nearly all are, has nothing to find out: that took longer than a small model."""
+        self._known: tuple[tuple[int, ...], np.dtype[Any]] | None = None
+        """Shape and type of the last array that was found to fit."""
         self.reset()
 
     @property
@@ -111,7 +120,7 @@ class StreamSession:
             places = self._place[chosen]
             for spec in self.signature.state:
                 new = given[spec.name] if spec.output is None else np.asarray(spec.initial, spec.dtype)
-                self._state[spec.name].write(new, places)
+                self._step.state[spec.name].write(new, places)
 
     def step(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
         """The outputs for the next frame of each stream.
@@ -132,16 +141,11 @@ class StreamSession:
 
     def step_named(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> dict[str, Array]:
         """As `step`, but always a dict by name."""
-        feeds = self.signature.feeds(inputs)
+        feeds = self._feeds(inputs)
         with self._lock:
-            chosen = self._rows(rows)
-            self._check_source(chosen)
-            self._check_room(chosen, 1)
-            order = self._gather(chosen, feeds)
-            count = len(order)
-            if count not in self._bindings:
-                self._bindings[count] = _Binding(self._model, self.signature, self._state, count)
-            return self._bindings[count].run(feeds, order)
+            count, order = self._gather(rows, feeds, 1)
+            outputs = self._step.run(count, _seated(feeds, order))
+            return {name: _reordered(array, order) for name, array in outputs.items()}
 
     def prefill(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
         """Take many frames in one call, which leaves the state that stepping through them would, to rounding.
@@ -165,16 +169,12 @@ class StreamSession:
             raise InputError("this stream has no graph that takes many frames at once; step through them")
         feeds = self._prefill.signature.feeds(inputs)
         with self._lock:
-            chosen = self._rows(rows)
-            self._check_source(chosen)
-            self._check_room(chosen, next(iter(feeds.values())).shape[1])
-            order = self._gather(chosen, feeds)
-            count = len(order)
-            state = {name: buffer.read()[:count] for name, buffer in self._state.items()}
-            outputs = self._prefill.run({name: array[order] for name, array in feeds.items()}, state)
+            count, order = self._gather(rows, feeds, next(iter(feeds.values())).shape[1])
+            state = {name: buffer.read()[:count] for name, buffer in self._step.state.items()}
+            outputs = self._prefill.run(_seated(feeds, order), state)
             for spec in self.signature.state:
                 if spec.output is not None:
-                    self._state[spec.name].write(state[spec.name], slice(0, count))
+                    self._step.state[spec.name].write(state[spec.name], slice(0, count))
         return {name: _reordered(array, order) for name, array in outputs.items()}
 
     def reset(self, rows: Rows | None = None) -> None:
@@ -182,14 +182,14 @@ class StreamSession:
         with self._lock:
             places = self._place[self._rows(rows)]
             for spec in self.signature.state:
-                self._state[spec.name].write(np.asarray(spec.initial, spec.dtype), places)
+                self._step.state[spec.name].write(np.asarray(spec.initial, spec.dtype), places)
 
     def room(self, rows: Rows | None = None) -> Array | None:
         """The steps that streams can have before they are reset, [rows]: of `rows`, or all; None where none ends."""
         with self._lock:
             places = self._place[self._rows(rows)]
             left = [
-                spec.limit - self._state[spec.name].read()[places]
+                spec.limit - self._step.state[spec.name].read()[places]
                 for spec in self.signature.state
                 if spec.limit is not None
             ]
@@ -201,14 +201,14 @@ class StreamSession:
             chosen = self._rows(rows, distinct=False)
             if len(chosen) != self.batch:
                 raise InputError(f"reorder takes a row for each of the {self.batch} streams, got {len(chosen)}")
-            for buffer in self._state.values():
+            for buffer in self._step.state.values():
                 buffer.write(buffer.read()[self._place[chosen]], self._place)
 
     @property
     def state(self) -> dict[str, Array]:
         """A copy of the state by name, [batch, ...] in the order of the streams, for `load`."""
         with self._lock:
-            return {name: buffer.read()[self._place].copy() for name, buffer in self._state.items()}
+            return {name: buffer.read()[self._place].copy() for name, buffer in self._step.state.items()}
 
     def load(self, state: Mapping[str, Array] | str | os.PathLike[str]) -> None:
         """Go on from a state that `state` gave, or that `save` wrote.
@@ -217,7 +217,7 @@ class StreamSession:
             InputError: it is of another model or another batch, or the file is damaged.
         """
         if not isinstance(state, Mapping):
-            state = state_file.read(state, self._identity, sum(buffer.nbytes for buffer in self._state.values()))
+            state = state_file.read(state, self._identity, sum(buffer.nbytes for buffer in self._step.state.values()))
         specs = Signature(tuple(spec.tensor for spec in self.signature.state), ())
         arrays = specs.feeds(state)
         with self._lock:
@@ -225,7 +225,7 @@ class StreamSession:
                 if len(array) != self.batch:
                     raise InputError(f'the state "{name}" is of {len(array)} streams, this session has {self.batch}')
             for name, array in arrays.items():
-                self._state[name].write(array, self._place)
+                self._step.state[name].write(array, self._place)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file (.npz) that tells whose it is, with the hashes of all that it holds.
@@ -240,6 +240,16 @@ class StreamSession:
         return StreamSession(
             self._model, self.signature, batch or self.batch, self._identity, self._prefill, encoder=self._encoder
         )
+
+    def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """Checked inputs by name; of one array that looks like the last one nothing but the numbers is checked anew."""
+        if isinstance(inputs, np.ndarray) and (inputs.shape, inputs.dtype) == self._known and np.isfinite(inputs).all():
+            return {self.signature.inputs[0].name: np.ascontiguousarray(inputs)}
+        feeds = self.signature.feeds(inputs)
+        spec, *others = self.signature.inputs
+        if isinstance(inputs, np.ndarray) and not others and spec.values is None and inputs.dtype == spec.dtype:
+            self._known = inputs.shape, inputs.dtype
+        return feeds
 
     def _rows(self, rows: Rows | None, *, distinct: bool = True) -> npt.NDArray[np.intp]:
         if rows is None:
@@ -257,7 +267,7 @@ class StreamSession:
         """Refuse streams that have no source yet."""
         if self._encoder is None:
             return
-        has = self._state[self._encoder.seen].read()[self._place[rows]].any(axis=1)
+        has = self._step.state[self._encoder.seen].read()[self._place[rows]].any(axis=1)
         if not has.all():
             names = ", ".join(f'"{spec.name}": ...' for spec in self._encoder.signature.inputs)
             raise InputError(
@@ -270,7 +280,7 @@ class StreamSession:
         for spec in self.signature.state:
             if spec.limit is None:
                 continue
-            had = self._state[spec.name].read()[self._place[rows]]
+            had = self._step.state[spec.name].read()[self._place[rows]]
             if (had > spec.limit - steps).any():
                 first = int(np.argmax(had > spec.limit - steps))
                 raise InputError(
@@ -278,47 +288,37 @@ class StreamSession:
                     f"that this bundle's streams hold; reset it, or export with --seq-len {had[first] + steps} or more"
                 )
 
-    def _gather(self, rows: npt.NDArray[np.intp], feeds: Mapping[str, Array]) -> npt.NDArray[np.intp]:
-        """Bring the streams of `rows` to the front of the buffers; for each place there, the frame that is for it."""
-        _check_count(rows, feeds)
-        count, places = len(rows), self._place[rows]
+    def _gather(self, rows: Rows | None, feeds: Mapping[str, Array], steps: int) -> tuple[int, Order]:
+        """Bring the streams of `rows` to the front of the buffers; how many they are, and whose frame each place takes.
+
+        The latter is None where the frames come in the order of the places.
+        """
+        chosen = self._everyone if rows is None else np.asarray(rows)
+        same = chosen is self._seated or (chosen.dtype.kind in "iu" and np.array_equal(chosen, self._seated))
+        if not same:
+            chosen = self._rows(rows)
+        _check_count(chosen, feeds)
+        self._check_source(chosen)
+        self._check_room(chosen, steps)
+        if not same:
+            self._seat(chosen)
+        return len(chosen), self._order
+
+    def _seat(self, rows: npt.NDArray[np.intp]) -> None:
+        """Let the streams of `rows` trade places with those that lie at the front and rest."""
+        count = len(rows)
+        places = self._place[rows]
         free = np.setdiff1d(np.arange(count), places)  # places at the front whose streams rest
         behind = rows[places >= count]
         if len(free):
             resting = np.array([np.flatnonzero(self._place == place)[0] for place in free])
             old = self._place[behind]
-            for buffer in self._state.values():
+            for buffer in self._step.state.values():
                 buffer.swap(free, old)
             self._place[behind], self._place[resting] = free, old
             places = self._place[rows]
-        return np.argsort(places)
-
-
-class _Binding:
-    """One number of streams at the front of the buffers, bound to the model, with memory for its inputs and outputs."""
-
-    def __init__(self, model: Session, signature: Signature, state: Mapping[str, Buffer], count: int) -> None:
-        self._run = model.inference.run_with_iobinding
-        self._binding = model.inference.io_binding()
-        self._inputs = {spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.inputs}
-        self._outputs = {spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.outputs}
-        for name, array in self._inputs.items():
-            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in self._outputs.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for spec in signature.state:
-            buffer = state[spec.name]
-            place = (buffer.device, 0, np.dtype(spec.dtype).type, spec.shape(count), buffer.address)
-            self._binding.bind_input(spec.name, *place)
-            if spec.output is not None:
-                self._binding.bind_output(spec.output, *place)
-
-    def run(self, feeds: Mapping[str, Array], order: npt.NDArray[np.intp]) -> dict[str, Array]:
-        """Frames in the caller's order; `order` tells for each place whose frame it takes."""
-        for name, array in feeds.items():
-            np.take(array, order, axis=0, out=self._inputs[name])
-        self._run(self._binding)
-        return {name: _reordered(array, order) for name, array in self._outputs.items()}
+        order = np.argsort(places)
+        self._seated, self._order = rows, None if (order[1:] > order[:-1]).all() else order
 
 
 def _check_count(rows: npt.NDArray[np.intp], feeds: Mapping[str, Array]) -> None:
@@ -327,13 +327,15 @@ def _check_count(rows: npt.NDArray[np.intp], feeds: Mapping[str, Array]) -> None
             raise InputError(f'input "{name}" is for {len(array)} streams, but {len(rows)} are asked for')
 
 
-def _reordered(array: Array, order: npt.NDArray[np.intp]) -> Array:
+def _seated(feeds: Mapping[str, Array], order: Order) -> Mapping[str, Array]:
+    """The inputs in the order of the places; `order` tells for each of them whose frame it takes."""
+    return feeds if order is None else {name: array[order] for name, array in feeds.items()}
+
+
+def _reordered(array: Array, order: Order) -> Array:
     """The outputs in the caller's order, in an array of his own."""
+    if order is None:
+        return array.copy()
     result = np.empty_like(array)
     result[order] = array
     return result
-
-
-def _sizes(dims: Sequence[Any]) -> tuple[int, ...]:
-    assert all(isinstance(dim, int) for dim in dims), "a step has no dynamic axis but its batch"
-    return tuple(dims)

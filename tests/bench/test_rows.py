@@ -6,7 +6,7 @@ import pytest
 from mega_deploy.bench.contenders import Task
 from mega_deploy.bench.rows import Timed, limit_row, ratio_rows, result_row
 
-ABOUT = {"config": {"precision": "int8"}, "batch": 4, "seq_len": 3}
+ABOUT = {"form": "window", "config": {"precision": "int8"}, "batch": 4, "seq_len": 3}
 LIMIT = {"gemm_floor_ms": 1.0, "compute_floor_ms": 0.5, "memory_floor_ms": 0.1}
 PROFILE = {"nodes": 3, "products": 1, "nodes_ms": 1.0, "by_op": [], "by_block": []}
 
@@ -41,8 +41,16 @@ def test_a_row_tells_latency_throughput_precision_and_share():
     assert result_row(timed("mega-deploy", 2.0), ABOUT, None, {})["limit_share"] is None
 
 
+def test_a_prefill_is_no_alternative_to_a_step():
+    contenders = [timed("mega-deploy", 2.0), timed("window-session", 9.0), timed("prefill", 9.0)]
+    assert [row["baseline"] for row in ratio_rows(contenders, ABOUT)] == ["window-session"]
+    rows = [result_row(one, ABOUT, None, {}) for one in contenders]
+    assert {row["precision"] for row in rows} == {"int8"}  # all three are the bundle's
+
+
 def test_the_limit_says_how_many_times_the_floor_ours_takes():
-    limits = {"gemm-floor": timed("gemm-floor", 1.0).rounds}
+    limits = {name: timed(name, scale).rounds for name, scale in (("gemm-floor", 1.0), ("memory-read", 0.5))}
     row = limit_row(ABOUT, LIMIT, PROFILE, [timed("mega-deploy", 1.2)], limits)
     assert row["times_gemm_floor"]["value"] == pytest.approx(1.2) and row["p50_ms"] == pytest.approx(1.2, rel=0.02)
+    assert row["times_memory_floor"]["value"] == pytest.approx(2.4)
     assert limit_row(ABOUT, LIMIT, PROFILE, [], limits)["times_gemm_floor"] is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mega_deploy.bench.statistics import change, drift, mean, noise, over_rounds, quantile, ratio
+from mega_deploy.bench.statistics import change, drift, jitter, mean, noise, over_rounds, quantile, ratio
 
 
 def rounds_of(random, rounds=10, samples=60, between=0.05, within=0.1, centre=2.0):
@@ -88,3 +88,8 @@ def test_quiet_rounds_have_no_label_and_others_one_for_each_reason():
     tail = quiet.copy()
     tail[:, :3] *= 5
     assert [label.partition(":")[0] for label in noise(tail)] == ["tail"]
+
+
+def test_jitter_is_the_difference_between_a_call_and_the_one_before_it_within_a_round():
+    assert jitter([[1.0, 2.0, 4.0], [9.0, 9.0, 9.0]]) == pytest.approx(0.75)
+    assert jitter([[1.0], [9.0]]) == 0

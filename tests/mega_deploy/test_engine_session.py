@@ -1,7 +1,6 @@
 """A session on an engine, with a driver whose GPU is host memory and a library whose engine is onnxruntime."""
 
 import ctypes
-import enum
 import gc
 import hashlib
 import json
@@ -9,102 +8,20 @@ import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 
+import fake_engine
 import numpy as np
-import onnxruntime
 import pytest
 import tensorrt_rtx
+from fake_engine import Validity
 
 import mega_deploy as md
 from mega_deploy.errors import BundleError, MegaDeployError, MissingComponentError, OptionError
 from mega_deploy.runtime.library import LOGGER
 
 
-class Validity(enum.IntEnum):
-    VALID, SUBOPTIMAL, INVALID = range(3)
-
-
-class Context:
-    """Runs model.onnx on the arrays at the addresses that it was given, or records that it would."""
-
-    def __init__(self, model, driver):
-        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        self.shapes, self.addresses, self.capturable = {}, {}, True
-        self.driver, self.recorded, self.streams, self.calls = ctypes.CDLL(str(driver)), {}, [], 0
-        self.replay = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_size_t)(self._replay)
-        self.driver.fake_on_launch(self.replay)
-
-    def is_stream_capturable(self, stream):
-        return self.capturable
-
-    def set_input_shape(self, name, shape):
-        self.shapes[name] = tuple(shape)
-        (given,) = self.session.get_outputs()
-        self.shapes[given.name] = (shape[0], given.shape[1])
-
-    def set_tensor_address(self, name, address):
-        self.addresses[name] = address
-
-    def get_tensor_shape(self, name):
-        return self.shapes[name]
-
-    def execute_async_v3(self, stream):
-        self.calls += 1
-        if capture := self.driver.fake_capturing():
-            self.recorded[capture] = dict(self.shapes), dict(self.addresses)
-        else:
-            self._run(stream, self.shapes, self.addresses)
-        return True
-
-    def _replay(self, graph, stream):
-        self._run(stream, *self.recorded[graph])
-        return 0
-
-    def _run(self, stream, shapes, addresses):
-        self.streams.append(stream)
-        (taken,), (given,) = self.session.get_inputs(), self.session.get_outputs()
-        (result,) = self.session.run(None, {taken.name: memory(addresses[taken.name], shapes[taken.name])})
-        memory(addresses[given.name], shapes[given.name])[:] = result
-
-
-def memory(address, shape):
-    """The GPU's memory, which is the host's."""
-    return np.frombuffer((ctypes.c_float * int(np.prod(shape))).from_address(address), np.float32).reshape(shape)
-
-
 @pytest.fixture
 def library(monkeypatch, driver, built):
-    """The library; its `validity`, `context` and what the runtime gives can be set."""
-    module = types.ModuleType("tensorrt_rtx")
-
-    class Runtime:
-        engine_host_code_allowed = False
-
-        def __init__(self, logger):
-            self.logger = logger
-            module.runtime = self
-
-        def get_engine_validity(self, plan):
-            return module.validity
-
-        def deserialize_cuda_engine(self, plan):
-            assert plan[:4] == b"vtrt"
-            self.logger.log(tensorrt_rtx.ILogger.Severity.ERROR, "a reason of the\nlibrary's own")
-            return module.engine
-
-    module.__dict__.update(
-        __version__=tensorrt_rtx.__version__,
-        ILogger=tensorrt_rtx.ILogger,
-        EngineInvalidityDiagnostics=tensorrt_rtx.EngineInvalidityDiagnostics,
-        EngineValidity=Validity,
-        Runtime=Runtime,
-        validity=(Validity.VALID, 0),
-        context=Context(built / "model.onnx", driver),
-    )
-    module.engine = types.SimpleNamespace(create_execution_context=lambda: module.context)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
-    for place in ("mega_deploy.machine", "mega_deploy.runtime.cuda"):
-        monkeypatch.setattr(f"{place}.DRIVER_LIBRARY", str(driver))
-    return module
+    return fake_engine.install(monkeypatch, driver, built / "model.onnx")
 
 
 @pytest.fixture

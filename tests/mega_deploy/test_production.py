@@ -95,7 +95,7 @@ def blocked(tmp_path):
         "mega_deploy.checkpoints",
         "mega_deploy.bench.latency",
         "mega_deploy.bench.command",
-        "mega_deploy.bench.stream",
+        "mega_deploy.bench.streams",
     ],
 )
 def test_the_production_world_needs_no_torch(blocked, module, tmp_path):

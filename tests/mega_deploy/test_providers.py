@@ -27,6 +27,49 @@ WITHOUT = Machine(None, (), "no NVIDIA driver (x)", "linux-x86_64")
 EVERY = [TENSORRT.name, CUDA.name, CPU]
 
 
+def _of_shapes(node):
+    """What onnxruntime leaves to the CPU: shapes and masks."""
+    if node["op_name"] == "Concat":
+        return all("int64" in given for given in node["output_type_shape"])
+    return node["op_name"] in ("Shape", "Range", "Where")
+
+
+class OnTheGpu:
+    """onnxruntime's value in a GPU's memory, which here is the host's: it is reached by address and copies alone."""
+
+    def __init__(self, array):
+        self._array = array.copy()
+
+    @classmethod
+    def ortvalue_from_numpy(cls, array, device, number):
+        assert (device, number) == ("cuda", 0)
+        return cls(array)
+
+    def data_ptr(self):
+        return self._array.ctypes.data
+
+    def numpy(self):
+        return self._array.copy()
+
+    def update_inplace(self, array):
+        self._array[...] = array
+
+
+class Binding:
+    """What is bound on a GPU lies on the host; `places` tells device and address of each input and output."""
+
+    def __init__(self, real):
+        self.real, self.places = real, {}
+
+    def bind_input(self, name, device, number, dtype, shape, address):
+        self.places[name] = device, address
+        self.real.bind_input(name, "cpu", number, dtype, shape, address)
+
+    def bind_output(self, name, device, number, dtype, shape, address):
+        self.places[name] = device, address
+        self.real.bind_output(name, "cpu", number, dtype, shape, address)
+
+
 @pytest.fixture
 def ort(monkeypatch, driver, tmp_path):
     """An onnxruntime with every provider: `taken` are those that it takes, `serves` says who serves a node."""
@@ -51,15 +94,22 @@ def ort(monkeypatch, driver, tmp_path):
             path.write_text(json.dumps(events))
             return str(path)
 
+        def io_binding(self):
+            return Binding(super().io_binding())
+
+        def run_with_iobinding(self, binding):
+            super().run_with_iobinding(binding.real)
+
     module.__dict__.update(
         __version__=onnxruntime.__version__,
         __file__=str(tmp_path / "__init__.py"),
         SessionOptions=onnxruntime.SessionOptions,
         InferenceSession=InferenceSession,
+        OrtValue=OnTheGpu,
         get_available_providers=lambda: EVERY,
         preload_dlls=lambda: print("Failed to load libcudnn.so.9"),
         taken=EVERY,
-        serves=lambda node: CPU if node["op_name"] in ("Shape", "Concat", "Range", "Where") else module.taken[0],
+        serves=lambda node: CPU if _of_shapes(node) else module.taken[0],
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", module)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -72,6 +122,11 @@ def ranged(tmp_path_factory):
     torch.manual_seed(0)
     model = Mega.build(embed_dim=6, hidden_size=16, ema_dim=3, num_layers=1, window_size=8).eval()
     return md.export(model, tmp_path_factory.mktemp("ranged") / "x.mega", seq_range="1:8:24", batch_range="1:2:4").path
+
+
+@pytest.fixture(scope="module")
+def causal(model, tmp_path_factory):
+    return md.export(model, tmp_path_factory.mktemp("causal") / "x.mega", form="stream").path
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -98,6 +153,33 @@ def test_a_session_gives_the_models_numbers_and_says_who_served(ort, ranged, bac
     assert session.placement.served[CPU] < session.placement.served[ort.taken[0]]
     assert capfd.readouterr().out == ""
     assert md.validate(ranged, backend=backend).passed
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_state_of_streams_stays_on_the_gpu(ort, causal, backend):
+    ort.taken = EVERY if backend == "onnxruntime-tensorrt" else EVERY[1:]
+    bundle = md.open_bundle(causal)
+    stream, reference = bundle.stream(3, backend=backend), bundle.stream(3)
+    random = np.random.default_rng(0)
+    for step in range(20):
+        rows = [0, 1, 2] if step % 3 else random.permutation(3)[: random.integers(1, 4)]
+        frames = random.standard_normal((len(rows), 6), np.float32)
+        np.testing.assert_allclose(stream.step(frames, rows), reference.step(frames, rows), atol=1e-6)
+    many = random.standard_normal((3, 11, 6), np.float32)
+    np.testing.assert_allclose(stream.prefill(many), reference.prefill(many), atol=1e-6)
+    np.testing.assert_allclose(stream.step(many[:, 0]), reference.step(many[:, 0]), atol=1e-6)
+    assert stream.backend == backend and stream.providers == (ort.taken[0], CPU)
+    for bound in stream._step._bindings.values():
+        places = bound._binding.places
+        assert places["frames"][0] == places["features"][0] == "cpu"
+        for spec in stream.signature.state:
+            (device, old), (_, new) = places[spec.name], places[spec.output]
+            assert device == "cuda" and (old == new) == (backend == "onnxruntime-cuda")
+
+
+def test_validate_takes_streams_to_a_provider_too(ort, causal):
+    ort.taken = EVERY[1:]
+    assert md.validate(causal, backend="onnxruntime-cuda").passed
 
 
 def test_a_provider_that_onnxruntime_drops_in_silence_is_an_error_with_its_reason(ort, pristine):

@@ -1,0 +1,114 @@
+"""The benchmark of streams: every contender computes the trained model, and rows tell what a stream's user asks."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from benching import FAST, bench
+
+import mega_deploy as md
+from mega_deploy.bench import floor, streams
+from mega_deploy.bench.command import plan
+from mega_deploy.bench.contenders import Task, build, load_case, relative_error, save_case
+from mega_deploy.bench.sweep import AXES
+from mega_deploy.errors import BundleError, InputError, OptionError
+from mega_deploy.models.edifice import Mega
+
+WINDOW, FEATURES, HIDDEN = 6, 4, 16
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory):
+    torch.manual_seed(0)
+    model = Mega.build(embed_dim=FEATURES, hidden_size=HIDDEN, ema_dim=2, num_layers=2, window_size=WINDOW).eval()
+    return md.export(model, tmp_path_factory.mktemp("streams") / "causal.mega", form="both", batch_range="1:1:4")
+
+
+def task_of(bundle, folder, contender="mega-deploy", batch=3):
+    save_case(bundle, batch, WINDOW, folder, "stream")
+    return Task(contender, "onnxruntime", os.fspath(bundle.path), batch, WINDOW, (0,), os.fspath(folder), form="stream")
+
+
+@pytest.mark.parametrize("name", streams.BUILD)
+def test_a_contender_ends_a_window_with_what_the_trained_model_gives(causal, tmp_path, name):
+    task = task_of(causal, tmp_path, name)
+    sequences, want = load_case(tmp_path)
+    assert sequences["frames"].shape == (3, WINDOW, FEATURES) and want["features"].shape == (3, HIDDEN)
+    contender = build(task, sequences)
+    for _ in range(WINDOW + 2):  # as warm-up and rounds do; the check begins anew
+        contender.call()
+    outputs = contender.call() if contender.check is None else contender.check()
+    assert relative_error(outputs, want) < 1e-5 and contender.settings
+
+
+def test_calls_take_one_frame_after_the_other_and_then_the_first_again(causal, tmp_path):
+    task = task_of(causal, tmp_path)
+    sequences, _ = load_case(tmp_path)
+    contender, stream = build(task, sequences), causal.stream(3)
+    for step in range(2 * WINDOW + 1):
+        np.testing.assert_array_equal(contender.call()[0], stream.step(sequences["frames"][:, step % WINDOW]))
+
+
+def test_what_a_step_must_read_is_its_weights_and_its_state(causal, tmp_path):
+    task = task_of(causal, tmp_path, "gemm-floor")
+    floor.prepare(task)
+    counted = json.loads((tmp_path / floor.COUNTED).read_text())
+    import onnx
+
+    weights = sum(len(one.raw_data) for one in onnx.load(causal.path / "step.onnx").graph.initializer)
+    state = sum(array.nbytes for array in causal.stream(3).state.values())
+    assert counted["bytes"] == pytest.approx(weights + state, rel=0.02)  # onnxruntime folds a few small constants
+    assert counted["flop"] == 3 * causal.stream_form.flops
+    assert {"blocks.0/ema", "blocks.1/ffn"} <= {row["name"] for row in counted["by_block"]}
+
+
+def test_a_report_of_streams_has_the_keys_of_windows(causal, made, tmp_path):
+    files = ("--json-file", "r.json", "--csv", "r.csv", "--html", "r.html")
+    done = bench(
+        causal.path, "--form", "stream", "--batch", "2", "--frames", "240", *FAST, *files, "--json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    report, of_windows = json.loads(done.stdout), made[1]
+    rows = {row["contender"]: row for row in report["results"]}
+    assert set(rows) == {"mega-deploy", "window-session", "prefill"}
+    assert {frozenset(row) for row in rows.values()} == {frozenset(row) for row in of_windows["results"]}
+    for row in rows.values():
+        assert (row["form"], row["batch"], row["seq_len"]) == ("stream", 2, WINDOW)
+        assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["p999_ms"] and row["jitter_ms"] > 0
+        assert row["relative_error"] < 1e-5
+    assert rows["mega-deploy"]["samples"] >= 120  # of 2 streams each
+    assert [(row["contender"], row["baseline"]) for row in report["ratios"]] == [("mega-deploy", "window-session")]
+    (limit,) = report["limit"]
+    assert set(limit) == set(of_windows["limit"][0]) and limit["memory_floor_ms"] > 0
+    assert limit["times_memory_floor"]["low"] <= limit["times_memory_floor"]["high"]
+    assert "2 streams over 6 frames" in (tmp_path / "r.html").read_text()
+    assert {row["form"] for row in csv.DictReader((tmp_path / "r.csv").read_text().splitlines())} == {"stream"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        ({"form": "streams"}, OptionError, "stream"),
+        ({"form": "stream", "seq_len": "5"}, InputError, "reaches back 6 frames, not 5"),
+        ({"form": "stream", "batch": "5"}, InputError, "--batch-range"),
+    ],
+)
+def test_what_a_stream_cannot_be_timed_for_is_refused(causal, options, error, word):
+    axes = dict.fromkeys(AXES) | {"form": options["form"]}
+    with pytest.raises(error, match=word):
+        plan(
+            [causal.path],
+            batch=options.get("batch"),
+            seq_len=options.get("seq_len"),
+            sweep_file=None,
+            axes=axes,
+            on_step=print,
+        )
+
+
+def test_a_bundle_without_the_form_is_refused(tiny):
+    with pytest.raises(BundleError, match="--form stream or both"):
+        plan([tiny.path], batch=None, seq_len=None, sweep_file=None, axes={"form": "stream"}, on_step=print)
