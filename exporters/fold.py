@@ -110,6 +110,22 @@ class FoldedMega:
     """[hidden_size]."""
 
 
+def check_trained(model: nn.Module) -> None:
+    """Whether a model can be deployed at all.
+
+    Raises:
+        OptionError: it is in training mode, where dropout makes it another function.
+        InputError: a weight is NaN or infinite.
+    """
+    if any(module.training for module in model.modules()):
+        raise OptionError("the model, or a part of it, is in training mode; call model.eval() first")
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise InputError(
+                f"the weight {name} holds NaN or infinite values; a model that diverged cannot be deployed"
+            )
+
+
 def fold(model: edifice.Mega, *, one_row: bool = False) -> FoldedMega:
     """The deployment form of a trained model, which stays as it is.
 
@@ -121,13 +137,7 @@ def fold(model: edifice.Mega, *, one_row: bool = False) -> FoldedMega:
         OptionError: `model` is in training mode, where dropout makes it another function.
         InputError: a weight is NaN or infinite.
     """
-    if any(module.training for module in model.modules()):
-        raise OptionError("the model, or a part of it, is in training mode; call model.eval() first")
-    for name, weight in model.state_dict().items():
-        if not torch.isfinite(weight).all():
-            raise InputError(
-                f"the weight {name} holds NaN or infinite values; a model that diverged cannot be deployed"
-            )
+    check_trained(model)
     config = model.config
     final = len(model.blocks) - 1
     return FoldedMega(

@@ -7,7 +7,7 @@ import tokenize
 import uuid
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +61,27 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     check_target(path)
     if path.suffix == ".npy" and len(arrays) != 1:
         raise InputError(f"{path} would hold one array, but there are {len(arrays)}: {', '.join(arrays)}; name it .npz")
+    with replacing(path) as partial, partial.open("xb") as file:
+        if path.suffix == ".npy":
+            np.save(file, next(iter(arrays.values())), allow_pickle=False)
+        else:
+            np.savez(file, **arrays)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, refusal: type[InputError] = InputError) -> Iterator[Path]:
+    """A name beside `path` to write a file to, which takes its place at the end, or is deleted where that fails.
+
+    Raises:
+        InputError: the file system refuses, as `refusal`.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with partial.open("xb") as file:
-            if path.suffix == ".npy":
-                np.save(file, next(iter(arrays.values())), allow_pickle=False)
-            else:
-                np.savez(file, **arrays)
+        yield partial
         partial.replace(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        # numpy's own error of a file that is cut short has no words of the system's.
+        raise refusal(f"{path} cannot be written: {error.strerror or f'is the disk full? ({error})'}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from onnxscript import ir
 from torch import nn
 
-from mega_deploy.errors import InputError, OptionError
+from mega_deploy.errors import OptionError
 from mega_deploy.exporters.edifice import LONGEST, MegaGraph
 from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP
 from mega_deploy.exporters.ema.lowering import choose
-from mega_deploy.exporters.fold import Linear, as_array, as_linear
+from mega_deploy.exporters.fold import Linear, as_array, as_linear, check_trained
 from mega_deploy.exporters.graph import Graph, Length
 from mega_deploy.exporters.paper.elements import activation
 from mega_deploy.exporters.paper.embedding import TokenEmbedding, padded, tied_table, values
@@ -62,13 +61,7 @@ def paper_graph(
         OptionError: the model is in training mode, a sequence is too long, or there is no such lowering.
         InputError: a weight is NaN or infinite, or exceeds the dtype.
     """
-    if any(module.training for module in model.modules()):
-        raise OptionError("the model, or a part of it, is in training mode; call model.eval() first")
-    for name, weight in model.state_dict().items():
-        if not torch.isfinite(weight).all():
-            raise InputError(
-                f"the weight {name} holds NaN or infinite values; a model that diverged cannot be deployed"
-            )
+    check_trained(model)
     return Task(model, signature, ema, dtype, cut).write()
 
 

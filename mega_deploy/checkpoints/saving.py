@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from mega_deploy.arrays import replacing
 from mega_deploy.checkpoints.reading import NATIVE
 from mega_deploy.checkpoints.state import weights_sha256
 from mega_deploy.config import EdificeConfig, Source
@@ -40,8 +39,7 @@ def save_checkpoint(model: Mega | PaperModel, path: str | os.PathLike[str]) -> N
     if path.suffix not in (".safetensors", ".pt"):
         raise OptionError(f"{path} must end in .safetensors or .pt")
     header = config_header(model.config)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with replacing(path, CheckpointError) as partial:
         if path.suffix == ".pt":
             torch = require("torch", "export", "saving a .pt file")
             state = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
@@ -53,12 +51,6 @@ def save_checkpoint(model: Mega | PaperModel, path: str | os.PathLike[str]) -> N
             numpy_format = require("safetensors.numpy", "export", "saving a .safetensors file")
             # One entry: safetensors writes several in an order that changes from run to run.
             partial.write_bytes(numpy_format.save(_weights(model), {NATIVE: json.dumps(header)}))
-        partial.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def config_header(config: EdificeConfig | PaperConfig) -> dict[str, Any]:

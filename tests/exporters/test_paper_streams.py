@@ -170,14 +170,14 @@ def test_a_slow_average_does_not_drift():
 
 def test_a_step_changes_one_slot_of_the_caches_and_moves_nothing():
     session = stream(small(chunk_size=4), 4, 2)
-    addresses = {name: buffer.address for name, buffer in session._state.items()}
+    addresses = {name: buffer.address for name, buffer in session._step.state.items()}
     for step in range(9):
         before = session.state
         session.step(np.array([3, 4]) + step % 4)
         for name in ("keys", "values"):
             changed = session.state[f"decoder.layers.0.{name}"] != before[f"decoder.layers.0.{name}"]
             assert set(np.argwhere(changed)[:, 1]) <= {step % 4}
-    assert {name: buffer.address for name, buffer in session._state.items()} == addresses
+    assert {name: buffer.address for name, buffer in session._step.state.items()} == addresses
 
 
 def test_what_is_not_causal_has_no_stream():
