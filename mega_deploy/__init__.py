@@ -30,7 +30,19 @@ if TYPE_CHECKING:
     from mega_deploy.exporters.tensorrt.engine import build
     from mega_deploy.exporters.tensorrt.options import EngineOptions
     from mega_deploy.parity import Report
-    from mega_deploy.runtime import EngineSession, OpenBundle, Session, SessionOptions, StreamSession, open_bundle
+    from mega_deploy.runtime import (
+        EngineSession,
+        Generated,
+        NewTokens,
+        OpenBundle,
+        Sampling,
+        Session,
+        SessionOptions,
+        StreamSession,
+        generate,
+        generate_steps,
+        open_bundle,
+    )
     from mega_deploy.signature import Range
     from mega_deploy.validation import validate
 
@@ -52,10 +64,15 @@ _HOMES = {
     "mega_deploy.parity": ("Report",),
     "mega_deploy.runtime": (
         "EngineSession",
+        "Generated",
+        "NewTokens",
         "OpenBundle",
+        "Sampling",
         "Session",
         "SessionOptions",
         "StreamSession",
+        "generate",
+        "generate_steps",
         "open_bundle",
     ),
     "mega_deploy.signature": ("Range",),
@@ -68,20 +85,25 @@ __all__ = [
     "CheckpointError",
     "EngineOptions",
     "EngineSession",
+    "Generated",
     "InputError",
     "MegaDeployError",
     "MissingComponentError",
+    "NewTokens",
     "OpenBundle",
     "OptionError",
     "QualityGateError",
     "Range",
     "Report",
+    "Sampling",
     "Session",
     "SessionOptions",
     "StreamSession",
     "bisect",
     "build",
     "export",
+    "generate",
+    "generate_steps",
     "load_checkpoint",
     "open_bundle",
     "save_checkpoint",

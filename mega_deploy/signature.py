@@ -56,10 +56,12 @@ def largest(dim: Dim) -> int:
     return dim.max if isinstance(dim, Range) else dim
 
 
+# Axis of a stream's source.
+SOURCE_AXIS = "source_len"
 # Axes of sequences: of the model's own, of a pair's two, of a translation's two, and of what cross attention reads.
-SEQUENCE_AXES = ("seq_len", "src_len", "src1_len", "tgt_len", "encoder_len")
+SEQUENCE_AXES = ("seq_len", "src_len", "src1_len", "tgt_len", "encoder_len", SOURCE_AXIS)
 # The option of `export` that widens an axis.
-_WIDENS = {"batch": "--batch-range"} | dict.fromkeys(SEQUENCE_AXES, "--seq-range")
+_WIDENS = {"batch": "--batch-range"} | dict.fromkeys(SEQUENCE_AXES, "--seq-range") | {SOURCE_AXIS: "--seq-len"}
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class TensorSpec:
             where = f'(input "{self.name}", axis {axis})'
             if isinstance(dim, Range) and not dim.min <= size <= dim.max:
                 wider = f"{max(1, min(size, dim.min))}:{dim.opt}:{max(size, dim.max)}"
+                wider = f"{size} or more" if called == SOURCE_AXIS else wider
                 remedy = f"; export with {_WIDENS[called]} {wider}" if called in _WIDENS and size else ""
                 raise InputError(f"{called} {size} is outside this bundle's range {dim.min}..{dim.max} {where}{remedy}")
             if isinstance(dim, int) and size != dim:
@@ -164,8 +167,9 @@ class StateSpec:
 
     tensor: TensorSpec
     """As the step takes it."""
-    output: str
-    """Name under which the step gives its new value, of the same dtype and dims."""
+    output: str | None
+    """Name under which the step gives its new value, of the same dtype and dims; None for what no step changes, a part
+    of the stream's source."""
     initial: float = 0
     """What every element is before the first step."""
     limit: int | None = None
@@ -187,8 +191,9 @@ class StateSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
-        entry = {**self.tensor.to_json(), "output": self.output, "initial": self.initial}
-        return entry if self.limit is None else entry | {"limit": self.limit}
+        entry = {**self.tensor.to_json(), "initial": self.initial}
+        given = {"output": self.output, "limit": self.limit}
+        return entry | {name: value for name, value in given.items() if value is not None}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StateSpec:
@@ -203,7 +208,7 @@ class StateSpec:
         limit = value.get("limit")
         if limit is not None and (tensor.dims[1:] or np.dtype(tensor.dtype).kind != "i"):
             raise InputError(f'the state "{tensor.name}" has a limit, but is no count of steps')
-        return cls(tensor, value["output"], value["initial"], limit)
+        return cls(tensor, value.get("output"), value["initial"], limit)
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,7 @@ class Signature:
     def with_state(self) -> Signature:
         """The state as inputs and outputs among the others: what the graph itself has."""
         old = (spec.tensor for spec in self.state)
-        new = (replace(spec.tensor, name=spec.output) for spec in self.state)
+        new = (replace(spec.tensor, name=spec.output) for spec in self.state if spec.output is not None)
         return Signature((*self.inputs, *old), (*self.outputs, *new))
 
     def dim(self, *axes: str) -> Dim:
@@ -298,6 +303,29 @@ class Signature:
         return found
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How streams get what their steps read and never change: the source of a translation."""
+
+    signature: Signature
+    """Inputs: sources, [batch, source_len, ...]; outputs: the state that no step changes, by its names."""
+    seen: str
+    """The bool state [batch, source_len] that tells which steps a source has; none where a stream has no source."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it; the outputs stand in its `signature.state`."""
+        return {"inputs": self.signature.to_json()["inputs"], "seen": self.seen}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], state: tuple[StateSpec, ...]) -> Encoding:
+        """From what `to_json` gave, and the state."""
+        inputs = Signature.from_json({**value, "outputs": ()}).inputs
+        outputs = tuple(spec.tensor for spec in state if spec.output is None)
+        if not any(spec.name == value["seen"] and spec.dtype == "bool" for spec in outputs):
+            raise InputError(f'there is no state "{value["seen"]}" of bool that no step changes')
+        return cls(Signature(inputs, outputs), value["seen"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamForm:
     """What a bundle says of its stream."""
@@ -314,6 +342,13 @@ class StreamForm:
     """Of one step of one stream."""
     parity: Mapping[str, Any]
     """Summary of stream_parity.json."""
+    encode: Encoding | None = None
+    """Of a model that reads a source."""
+
+    @property
+    def length(self) -> int:
+        """Steps that a stream, and its source, can have; of one without an end those of its window."""
+        return next((spec.limit for spec in self.step.state if spec.limit is not None), self.window)
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it; the state stands in its `signature`."""
@@ -325,7 +360,7 @@ class StreamForm:
             "moving_average": self.moving_average,
             "flops": self.flops,
             "parity": dict(self.parity),
-        }
+        } | ({} if self.encode is None else {"encode": self.encode.to_json()})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], state: tuple[StateSpec, ...]) -> StreamForm:
@@ -333,7 +368,10 @@ class StreamForm:
         step = replace(Signature.from_json(value), state=state)
         prefill = replace(step, inputs=tuple(map(TensorSpec.from_json, value["prefill"]["inputs"])))
         names = ("window", "moving_average", "flops", "parity")
-        return cls(step=step, prefill=prefill, **{name: value[name] for name in names})
+        encode = Encoding.from_json(value["encode"], state) if "encode" in value else None
+        if encode is None and any(spec.output is None for spec in state):
+            raise InputError("no step changes a part of the state, and nothing tells where it comes from")
+        return cls(step=step, prefill=prefill, encode=encode, **{name: value[name] for name in names})
 
 
 def _sizes(specs: Iterable[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, int]:

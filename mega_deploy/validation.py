@@ -15,7 +15,7 @@ from mega_deploy.arrays import load_arrays
 from mega_deploy.errors import OptionError, require
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, open_bundle
-from mega_deploy.runtime.prefill import any_number_of_frames
+from mega_deploy.runtime.prefill import whole_sequences
 from mega_deploy.runtime.validate import compare, compare_blocks, compare_stream
 from mega_deploy.signature import Range
 
@@ -111,14 +111,14 @@ def _fresh_stream(
     from mega_deploy.exporters.streams.reference import SAMPLES
 
     form, precision = bundle.stream_form, bundle.manifest.precision
-    stream = streamed(load_checkpoint(bundle.file(files.TRAINED)), form.window)
+    stream = streamed(load_checkpoint(bundle.file(files.TRAINED)), form.length)
     if inputs is None:
         batch = form.step.inputs[0].dims[0]
         assert isinstance(batch, Range)
         return stream.record(batch.max, samples or SAMPLES, seed or 0, precision)
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
-    return stream.record_for(any_number_of_frames(form.prefill).feeds(inputs), precision)
+    return stream.record_for(whole_sequences(form).feeds(inputs), precision)
 
 
 def _fresh_reference(

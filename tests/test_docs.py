@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,14 @@ BLOCKS = re.findall(
 
 
 def test_readme_has_commands_and_a_script_to_run():
-    assert [language for language, _ in BLOCKS] == ["bash", *["python"] * 3]
+    assert [language for language, _ in BLOCKS] == ["bash", *["python"] * 4]
 
 
 @pytest.mark.parametrize(
     ("language", "block"), BLOCKS, ids=[f"{language}{at}" for at, (language, _) in enumerate(BLOCKS)]
 )
 def test_what_readme_shows_runs(language, block, tmp_path):
+    shutil.copy(ROOT / "tests/data/paper/fairseq/model_lm_enwik8/checkpoint.pt", tmp_path)
     command = ["bash", "-euo", "pipefail", "-c", block] if language == "bash" else [sys.executable, "-c", block]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(

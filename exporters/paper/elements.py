@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from onnxscript import ir
 
 from mega_deploy.exporters.fold import Linear
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.paper.fold import FoldedFFN, Norm
+from mega_deploy.exporters.paper.fold import FoldedCross, FoldedFFN, Norm
 from mega_deploy.models.paper.norm import EPSILON
-from mega_deploy.paper.config import Activation
+from mega_deploy.paper.config import Activation, MegaConfig
 
 
 def activation(graph: Graph, x: ir.Value, name: Activation) -> ir.Value:
@@ -59,6 +61,24 @@ def update(
     op = graph.op
     change = op.Sub(activation(graph, hidden, act), x)
     return normalise(graph, op.Add(x, op.Mul(op.Sigmoid(u), change)), post_norm, "post_norm")
+
+
+def cross_attention(
+    graph: Graph, x: ir.Value, layer: FoldedCross, config: MegaConfig, attend: Callable[[ir.Value], ir.Value]
+) -> ir.Value:
+    """Gated cross attention of x [rows, D] -> [rows, D]; `attend` makes queries [rows, Z] weighted values [rows, D]."""
+    op, sizes = graph.op, [config.embed_dim, config.embed_dim, config.z_dim]
+    joint = graph.linear(normalise(graph, x, layer.norm), layer.joint, "joint")
+    u, r, query = op.Split(joint, sizes, axis=-1, _outputs=3)
+    hidden = graph.linear(op.Mul(graph.silu(r), attend(query)), layer.hidden, "hidden")
+    return update(graph, x, u, hidden, layer.post_norm, act=config.activation)
+
+
+def remembered(graph: Graph, x: ir.Value, layer: FoldedCross, config: MegaConfig) -> Sequence[ir.Value]:
+    """Keys and values of what cross attention reads: x [rows, D] -> [rows, Z], [rows, D]."""
+    sizes = [config.z_dim, config.embed_dim]
+    key, value = graph.op.Split(graph.linear(x, layer.memory, "memory"), sizes, axis=-1, _outputs=2)
+    return key, activation(graph, value, config.activation)
 
 
 def feed_forward(graph: Graph, x: ir.Value, layer: FoldedFFN, *, act: Activation) -> ir.Value:

@@ -39,7 +39,10 @@ def headed(graph: Graph, model: MegaHuggingFace, x: ir.Value, steps: Steps, ids:
     """
     op, config = graph.op, model.config
     dim = config.encoder.embed_dim
-    first = x if computed_row(config) is not None else steps.first(x, dim)
+
+    def first() -> ir.Value:
+        return x if computed_row(config) is not None else steps.first(x, dim)
+
     match config.head:
         case "masked_lm" | "causal_lm":
             if config.dense:
@@ -59,15 +62,15 @@ def headed(graph: Graph, model: MegaHuggingFace, x: ir.Value, steps: Steps, ids:
             start, end = graph.split(both, 2)
             return {"start_logits": op.Squeeze(start, [2]), "end_logits": op.Squeeze(end, [2])}
         case "sequence_classification":
-            hidden = op.Tanh(_linear(graph, first, model.dense, "dense"))
+            hidden = op.Tanh(_linear(graph, first(), model.dense, "dense"))
             return {"logits": _linear(graph, hidden, model.output, "output")}
         case "multiple_choice":
-            hidden = op.Tanh(_linear(graph, first, model.pooler, "pooler"))
+            hidden = op.Tanh(_linear(graph, first(), model.pooler, "pooler"))
             return {"logits": op.Reshape(_linear(graph, hidden, model.output, "output"), op.Shape(ids, start=0, end=2))}
         case "model":
             found = {"last_hidden_state": graph.windows(x, steps.length, dim)}
             if config.pooler:
-                found["pooler_output"] = op.Tanh(_linear(graph, first, model.pooler, "pooler"))
+                found["pooler_output"] = op.Tanh(_linear(graph, first(), model.pooler, "pooler"))
             return found
 
 

@@ -15,7 +15,15 @@ from mega_deploy.exporters.ema.nodes import moving_average
 from mega_deploy.exporters.fold import Array, Linear
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.attention import Attention
-from mega_deploy.exporters.paper.elements import activation, affine, feed_forward, normalise, update
+from mega_deploy.exporters.paper.elements import (
+    activation,
+    affine,
+    cross_attention,
+    feed_forward,
+    normalise,
+    remembered,
+    update,
+)
 from mega_deploy.exporters.paper.fold import FoldedAttention, FoldedCross, FoldedLayer, FoldedStack
 from mega_deploy.exporters.paper.steps import Steps, bias_of
 
@@ -120,18 +128,16 @@ class StackWriter:
             return graph.silu(op.Add(average, op.Mul(n, graph.constant("omega", layer.omega))))
 
     def _cross(self, x: ir.Value, steps: Steps, memory: Memory, layer: FoldedCross) -> ir.Value:
-        graph, op, config = self.graph, self.op, self.config
-        dim, z_dim = config.embed_dim, config.z_dim
-        joint = graph.linear(normalise(graph, x, layer.norm), layer.joint, "joint")
-        u, r, query = op.Split(joint, [dim, dim, z_dim], axis=-1, _outputs=3)
-        key, value = op.Split(graph.linear(memory.x, layer.memory, "memory"), [z_dim, dim], axis=-1, _outputs=2)
-        value = activation(graph, value, config.activation)
-        whole = Steps(graph, steps.length, steps.longest, None, None)
-        bias = bias_of(whole, memory.steps, layer.distances, "bias")
-        attention = Attention(graph, config, whole, memory.steps, causal=False)
-        context = attention.write(query, key, value, bias, dim)
-        hidden = graph.linear(op.Mul(graph.silu(r), context), layer.hidden, "hidden")
-        return update(graph, x, u, hidden, layer.post_norm, act=config.activation)
+        graph, config = self.graph, self.config
+
+        def attend(query: ir.Value) -> ir.Value:
+            key, value = remembered(graph, memory.x, layer, config)
+            whole = Steps(graph, steps.length, steps.longest, None, None)
+            bias = bias_of(whole, memory.steps, layer.distances, "bias")
+            attention = Attention(graph, config, whole, memory.steps, causal=False)
+            return attention.write(query, key, value, bias, config.embed_dim)
+
+        return cross_attention(graph, x, layer, config, attend)
 
 
 def _parted(joint: Linear, dim: int, z_dim: int) -> tuple[Linear, Linear]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,7 @@ def paper_graph(
             raise InputError(
                 f"the weight {name} holds NaN or infinite values; a model that diverged cannot be deployed"
             )
-    return _Task(model, signature, ema, dtype, cut).write()
+    return Task(model, signature, ema, dtype, cut).write()
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,17 @@ class _Words:
     """Whether another embedding, or an output, reads the table as well."""
 
 
-class _Task:
-    """Writes one model."""
+class Task:
+    """Writes one model, or what its cross attention reads; arguments as of `paper_graph`."""
 
-    def __init__(self, model: PaperModel, signature: Signature, ema: str, dtype: ir.DataType, cut: float) -> None:
+    def __init__(
+        self,
+        model: PaperModel,
+        signature: Signature,
+        ema: str = "auto",
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        cut: float = FLOAT32_HALF_ULP,
+    ) -> None:
         self.model, self.signature = model, signature
         self.graph = Graph("mega", dtype)
         self.op = self.graph.op
@@ -217,7 +224,17 @@ class _Task:
         x = self.writers["decoder"].write(x, steps)
         self._scores(x, steps, self.inputs["tokens"], model.output, words)
 
-    def _translation(self, model: MegaTranslation) -> None:
+    def memory(self) -> Memory:
+        """What cross attention reads, of a model that has it; only the inputs that this is made of need be there."""
+        if isinstance(self.model, MegaTranslation):
+            return self._encoded(self.model)
+        states, graph = self.inputs["encoder_hidden_states"], self.graph
+        keep = nonzero(self.op, self.inputs["encoder_attention_mask"])
+        reached = Steps(graph, self._length(states), largest(self.seq_len), None, keep)
+        return Memory(graph.rows(states, self.model.config.encoder.embed_dim), reached)
+
+    def _encoded(self, model: MegaTranslation) -> Memory:
+        """The source behind the encoder."""
         shared, table = model.source_table is None, model.source_table or model.target_table
         source = _Words(
             model.source_embedding,
@@ -226,17 +243,20 @@ class _Task:
             "target_table" if shared else "source_table",
             shared=shared,
         )
+        x, steps = self._embedded("encoder", self.inputs["src_tokens"], source)
+        x = steps.masked(self.writers["encoder"].write(x, steps))
+        length = self._length(self.inputs["src_tokens"])
+        return Memory(*steps.cut(x, model.config.encoder.embed_dim, length, largest(self.seq_len)))
+
+    def _translation(self, model: MegaTranslation) -> None:
         target = _Words(
             model.target_embedding,
             model.target_table,
             "target_embedding",
             "target_table",
-            shared=shared or model.config.output.tied,
+            shared=model.config.shared or model.config.output.tied,
         )
-        x, steps = self._embedded("encoder", self.inputs["src_tokens"], source)
-        x = steps.masked(self.writers["encoder"].write(x, steps))
-        length = self._length(self.inputs["src_tokens"])
-        memory = Memory(*steps.cut(x, model.config.encoder.embed_dim, length, largest(self.seq_len)))
+        memory = self.memory()
         y, steps = self._embedded("decoder", self.inputs["prev_output_tokens"], target)
         y = self.writers["decoder"].write(y, steps, memory)
         self._scores(y, steps, self.inputs["prev_output_tokens"], model.output, target)
@@ -252,22 +272,12 @@ class _Task:
         self._output(spec.name, self.graph.windows(found, length, usual(spec.dims[-1])))
 
     def _hugging_face(self, model: MegaHuggingFace) -> None:
-        op, graph, dim = self.op, self.graph, model.config.encoder.embed_dim
+        op, graph = self.op, self.graph
         rows = {name: self._flat(value) for name, value in self.inputs.items()}
         ids = rows["input_ids"]
-        length = self._length(ids)
-        x = op.Gather(tied_table(graph, "words", model.words.weight), ids)
-        if model.token_types is not None:
-            types = graph.constant("token_types.weight", as_array(model.token_types.weight))
-            x = op.Add(x, op.Gather(types, rows["token_type_ids"]))
-        steps = self._steps("encoder", length, _nonzero(op, rows["attention_mask"]))
-        memory = None
-        if "encoder_hidden_states" in rows:
-            states = rows["encoder_hidden_states"]
-            keep = _nonzero(op, rows["encoder_attention_mask"])
-            reached = Steps(graph, self._length(states), largest(self.seq_len), None, keep)
-            memory = Memory(graph.rows(states, dim), reached)
-        x = self.writers["encoder"].write(graph.rows(x, dim), steps, memory)
+        steps = self._steps("encoder", self._length(ids), nonzero(op, rows["attention_mask"]))
+        memory = self.memory() if model.config.encoder.cross_positions is not None else None
+        x = self.writers["encoder"].write(hugging_face_words(graph, model, rows), steps, memory)
         for name, value in headed(graph, model, x, steps, self.inputs["input_ids"]).items():
             self._output(name, value)
 
@@ -289,7 +299,18 @@ def _axes(value: ir.Value) -> Sequence[Any]:
     return value.shape.dims
 
 
-def _nonzero(op: Any, mask: ir.Value) -> ir.Value:
+def hugging_face_words(graph: Graph, model: MegaHuggingFace, inputs: Mapping[str, ir.Value]) -> ir.Value:
+    """The first layer's input: [rows * steps, D]."""
+    op = graph.op
+    x = op.Gather(tied_table(graph, "words", model.words.weight), inputs["input_ids"])
+    if model.token_types is not None:
+        types = graph.constant("token_types.weight", as_array(model.token_types.weight))
+        x = op.Add(x, op.Gather(types, inputs["token_type_ids"]))
+    return graph.rows(x, model.config.encoder.embed_dim)
+
+
+def nonzero(op: Any, mask: ir.Value) -> ir.Value:
+    """Where a mask keeps: bool."""
     return op.Not(op.Equal(mask, op.Constant(value_int=0)))
 
 

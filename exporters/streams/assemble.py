@@ -14,12 +14,13 @@ from mega_deploy.exporters.family import Model
 from mega_deploy.exporters.flops import graph_flops
 from mega_deploy.exporters.precision import Lowered, lower
 from mega_deploy.exporters.streams.family import streamed
+from mega_deploy.exporters.streams.paper.source import SEEN
 from mega_deploy.exporters.streams.reference import SAMPLES
 from mega_deploy.exporters.streams.step import StreamGraph
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.stepping import judging_stream
 from mega_deploy.runtime.validate import compare_stream
-from mega_deploy.signature import Range, StreamForm
+from mega_deploy.signature import Encoding, Range, StreamForm
 
 
 def assemble_stream(
@@ -49,11 +50,17 @@ def assemble_stream(
     """
     stream = streamed(model, length)
     on_step("write the graphs of the stream")
-    step, prefill = stream.graphs(Range(1, batch.opt, batch.max))
+    streams = Range(1, batch.opt, batch.max)
+    step, prefill = stream.graphs(streams)
     _check_readers(step)
     lowered = lower(step.model, precision, keep=keep, stream=True)
     onnx_file.save(lowered.model, folder / files.STEP)
     onnx_file.save(lower(prefill.model, precision, keep=keep, stream=True).model, folder / files.PREFILL)
+    encode = None
+    if stream.encode is not None:
+        source = stream.encode(streams)
+        onnx_file.save(lower(source.model, precision).model, folder / files.ENCODE)
+        encode = Encoding(source.signature, SEEN)
     on_step("run the trained model over a long stream in float64")
     stream.record(batch.max, SAMPLES, 0, precision).save(folder / files.STREAM_REFERENCE)
     reference = Reference.load(folder / files.STREAM_REFERENCE)
@@ -65,6 +72,7 @@ def assemble_stream(
         moving_average=stream.moving_average,
         flops=graph_flops(folder / files.STEP, step.signature.with_state, precision),
         parity={},
+        encode=encode,
     )
     report = compare_stream(judging_stream(folder, form, precision), reference, precision)
     if not report.passed:
@@ -86,5 +94,5 @@ def _check_readers(step: StreamGraph) -> None:
     """Raise unless each state has one reader, for only then may the new value take its place."""
     inputs = {value.name: value for value in step.model.graph.inputs}
     for spec in step.signature.state:
-        if len(list(inputs[spec.name].uses())) != 1:
+        if spec.output is not None and len(list(inputs[spec.name].uses())) != 1:
             raise MegaDeployError(f"the state {spec.name} has not one reader: its memory cannot be reused")

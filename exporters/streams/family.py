@@ -10,13 +10,15 @@ from mega_deploy.errors import OptionError
 from mega_deploy.exporters.cases import Inputs
 from mega_deploy.exporters.family import Model
 from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.streams.paper.encode import encode_graph
+from mega_deploy.exporters.streams.paper.ends import StreamModel, stack_of
 from mega_deploy.exporters.streams.paper.reference import record, record_for
-from mega_deploy.exporters.streams.paper.tasks import StreamWriter
+from mega_deploy.exporters.streams.paper.tasks import StreamWriter, check_stream, reach
 from mega_deploy.exporters.streams.prefill import prefill_graph
 from mega_deploy.exporters.streams.reference import record_stream, record_stream_for
 from mega_deploy.exporters.streams.step import StreamGraph, step_graph
 from mega_deploy.models.edifice import Mega
-from mega_deploy.models.paper import MegaLanguageModel
+from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaTranslation
 from mega_deploy.parity import Reference
 from mega_deploy.signature import Range
 
@@ -35,6 +37,8 @@ class Streamed:
     """The parity reference, of: the most streams at once, random sequences, their seed, the bundle's precision."""
     record_for: Callable[[Inputs, Precision], Reference]
     """The same for sequences of one's own as a single case: arrays by name, [batch, steps, ...]."""
+    encode: Callable[[Range], StreamGraph] | None = None
+    """Of what steps read of a source, for so many at once; None for a model that has none."""
 
 
 def streamed(model: Model, length: int) -> Streamed:
@@ -50,12 +54,12 @@ def streamed(model: Model, length: int) -> Streamed:
     match model:
         case Mega():
             return _edifice(model)
-        case MegaLanguageModel():
-            return _language_model(model, length)
+        case MegaLanguageModel() | MegaTranslation() | MegaHuggingFace():
+            return _paper(model, length)
         case _:
             raise OptionError(
-                f"streams of {type(model).__name__} are not written yet, only of Edifice's Mega and of language "
-                "models; export it with --form window"
+                f"streams of {type(model).__name__} are not written yet, only of Edifice's Mega, of fairseq's language "
+                "models and translation, and of Hugging Face's decoders; export it with --form window"
             )
 
 
@@ -80,16 +84,13 @@ def _edifice(model: Mega) -> Streamed:
     )
 
 
-def _language_model(model: MegaLanguageModel, length: int) -> Streamed:
-    config = model.config.decoder
-    if config.bidirectional or not config.is_causal:
-        raise OptionError(
-            "this model has no stream: it is not causal, every step looks at later ones; export it with --form window"
-        )
-    window = config.chunk_size or length
+def _paper(model: StreamModel, length: int) -> Streamed:
+    check_stream(model)
+    config = stack_of(model)[1].config
+    window, _ = reach(config, length)
 
     def graphs(batch: Range) -> tuple[StreamGraph, StreamGraph]:
-        writer = StreamWriter(model, window, batch)
+        writer = StreamWriter(model, length, batch)
         return writer.step(), writer.prefill()
 
     not_even = f", not even at {config.truncation} steps as over whole sequences" if config.truncation else ""
@@ -98,7 +99,8 @@ def _language_model(model: MegaLanguageModel, length: int) -> Streamed:
         moving_average=f"reaches back to the first step of the stream; nothing is cut{not_even}",
         graphs=graphs,
         record=lambda most, samples, seed, precision: record(
-            model, window, most, samples=samples, seed=seed, precision=precision
+            model, length, most, samples=samples, seed=seed, precision=precision
         ),
         record_for=lambda inputs, precision: record_for(model, inputs, precision),
+        encode=None if config.cross_positions is None else lambda batch: encode_graph(model, length, batch),
     )

@@ -100,11 +100,11 @@ class State:
 
     def __init__(self, graph: Graph, batch: Range) -> None:
         self._graph, self._batch = graph, batch
-        self._next: list[tuple[StateSpec, ir.Value]] = []
+        self._next: list[tuple[StateSpec, ir.Value | None]] = []
 
     @property
     def specs(self) -> tuple[StateSpec, ...]:
-        """What was taken and put back."""
+        """What was taken and put back, or only read."""
         return tuple(spec for spec, _ in self._next)
 
     def take(self, name: str, sizes: Sequence[int], dtype: ir.DataType | None = None) -> ir.Value:
@@ -113,14 +113,25 @@ class State:
 
     def put(self, old: ir.Value, new: ir.Value, axes: Sequence[str] = (), limit: int | None = None) -> None:
         """What the next step takes instead of `old`; a count of steps may have a limit."""
-        assert old.name is not None and old.dtype is not None and old.shape is not None
-        dims: tuple[Dim, ...] = (self._batch, *(size for size in old.shape if isinstance(size, int)))
-        tensor = TensorSpec(old.name, old.dtype.numpy().name, dims, (BATCH, *axes))
-        self._next.append((StateSpec(tensor, output=f"{old.name}.{NEXT}", limit=limit), new))
+        tensor = self._tensor(old, axes)
+        self._next.append((StateSpec(tensor, output=f"{tensor.name}.{NEXT}", limit=limit), new))
+
+    def read(self, name: str, sizes: Sequence[int], axes: Sequence[str], dtype: ir.DataType | None = None) -> ir.Value:
+        """What no step changes: [batch, *sizes]."""
+        value = self._graph.input(name, [BATCH, *sizes], dtype)
+        self._next.append((StateSpec(self._tensor(value, axes), output=None), None))
+        return value
+
+    def _tensor(self, value: ir.Value, axes: Sequence[str]) -> TensorSpec:
+        assert value.name is not None and value.dtype is not None and value.shape is not None
+        dims: tuple[Dim, ...] = (self._batch, *(size for size in value.shape if isinstance(size, int)))
+        return TensorSpec(value.name, value.dtype.numpy().name, dims, (BATCH, *axes))
 
     def give(self) -> None:
         """Make outputs of all that was put back."""
         for spec, value in self._next:
+            if value is None or spec.output is None:
+                continue
             self._graph.output(
                 value, spec.output, [BATCH, *spec.shape(1)[1:]], ir.DataType.from_numpy(np.dtype(spec.dtype))
             )

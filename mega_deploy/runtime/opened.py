@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from mega_deploy.bundle import MODEL, PREFILL, REFERENCE, STEP, STREAM_REFERENCE, Bundle
+from mega_deploy.bundle import ENCODE, MODEL, PREFILL, REFERENCE, STEP, STREAM_REFERENCE, Bundle
 from mega_deploy.config import Form
 from mega_deploy.engines import TARGETS
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError
@@ -15,6 +15,7 @@ from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.prefill import Prefill
 from mega_deploy.runtime.providers import PROVIDERS, ProviderSession
 from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
+from mega_deploy.runtime.source import Encoder
 from mega_deploy.runtime.stepping import CONFIG, SteppedSession, judging_stream
 from mega_deploy.runtime.stream import StreamSession
 from mega_deploy.signature import StreamForm
@@ -109,7 +110,11 @@ class OpenBundle(Bundle):
         )
         model = Session(self.file(STEP), form.step.with_state, options)
         prefill = Prefill(lambda: Session(self.file(PREFILL), form.prefill.with_state, options), form.prefill)
-        return StreamSession(model, form.step, batch, self.manifest.files[STEP]["sha256"], prefill)
+        encoder = None
+        if form.encode is not None:
+            source = form.encode
+            encoder = Encoder(lambda: Session(self.file(ENCODE), source.signature, options), source)
+        return StreamSession(model, form.step, batch, self.manifest.files[STEP]["sha256"], prefill, encoder=encoder)
 
     def runner(
         self, form: Form | None, backend: str = "onnxruntime", *, threads: int | None = None

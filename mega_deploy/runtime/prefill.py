@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.runtime.session import Session
-from mega_deploy.signature import LARGEST_SIZE, Range, Signature
+from mega_deploy.signature import LARGEST_SIZE, Range, Signature, StreamForm
 
 Array = npt.NDArray[Any]
 
@@ -46,8 +46,15 @@ class Prefill:
             part = {name: np.ascontiguousarray(array[:, start : start + self.most]) for name, array in feeds.items()}
             outputs = self._session.run_named({**part, **state})
             for spec in self._graph.state:
-                state[spec.name] = outputs.pop(spec.output)
+                if spec.output is not None:
+                    state[spec.name] = outputs.pop(spec.output)
         return outputs
+
+
+def whole_sequences(form: StreamForm) -> Signature:
+    """The inputs of a stream for all its frames at once, those of its source behind them."""
+    frames = any_number_of_frames(form.prefill)
+    return frames if form.encode is None else replace(frames, inputs=frames.inputs + form.encode.signature.inputs)
 
 
 def any_number_of_frames(signature: Signature) -> Signature:

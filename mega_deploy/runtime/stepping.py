@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.bundle import PREFILL, STEP
+from mega_deploy.bundle import ENCODE, PREFILL, STEP
 from mega_deploy.config import Precision
 from mega_deploy.errors import InputError
 from mega_deploy.runtime.emulation import judging_session
 from mega_deploy.runtime.prefill import Prefill
 from mega_deploy.runtime.session import Session, SessionOptions
+from mega_deploy.runtime.source import Encoder
 from mega_deploy.runtime.stream import StreamSession
 from mega_deploy.signature import Signature, StreamForm
 
@@ -40,7 +41,7 @@ class SteppedSession:
         return self._stream.signature
 
     def run_named(self, inputs: Array | Mapping[str, Array], prefilled: int = 0) -> dict[str, Array]:
-        """Every step's outputs by name.
+        """Every step's outputs by name; the inputs of a source are as its `encode` takes them.
 
         Args:
             inputs: whole sequences, one array or by name.
@@ -49,9 +50,10 @@ class SteppedSession:
         Raises:
             InputError: an input does not fit.
         """
-        if not isinstance(inputs, Mapping):
-            inputs = {self.signature.inputs[0].name: inputs}
-        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        source = () if self._stream.source is None else self._stream.source.inputs
+        given = Signature(self.signature.inputs + source, ()).named(inputs)
+        arrays = {name: np.asarray(array) for name, array in given.items()}
+        read = {spec.name: arrays.pop(spec.name) for spec in source if spec.name in arrays}
         for spec in self.signature.inputs:
             if spec.name in arrays and (arrays[spec.name].ndim <= len(spec.dims) or 0 in arrays[spec.name].shape):
                 raise InputError(
@@ -63,6 +65,8 @@ class SteppedSession:
             raise InputError(f"the inputs differ in batch or steps: {sorted(shapes)}")
         batch, steps = next(iter(shapes), (1, 0))
         stream = self._stream.another(batch)
+        if source:
+            stream.encode(read)
         results: list[dict[str, Array]] = []
         for start, end in ((0, prefilled // 2), (prefilled // 2, prefilled)):
             if start < end:
@@ -77,8 +81,12 @@ def judging_stream(folder: Path, form: StreamForm, precision: Precision) -> Step
 
     def load(name: str, signature: Signature) -> Session:
         if precision == "bfloat16":
-            return judging_session(folder / name, signature.with_state, precision)
-        return Session(folder / name, signature.with_state, SessionOptions(config=CONFIG))
+            return judging_session(folder / name, signature, precision)
+        return Session(folder / name, signature, SessionOptions(config=CONFIG))
 
-    prefill = Prefill(lambda: load(PREFILL, form.prefill), form.prefill)
-    return SteppedSession(StreamSession(load(STEP, form.step), form.step, prefill=prefill))
+    prefill = Prefill(lambda: load(PREFILL, form.prefill.with_state), form.prefill)
+    encoder = None
+    if form.encode is not None:
+        source = form.encode
+        encoder = Encoder(lambda: load(ENCODE, source.signature), source)
+    return SteppedSession(StreamSession(load(STEP, form.step.with_state), form.step, prefill=prefill, encoder=encoder))

@@ -20,6 +20,7 @@ from mega_deploy.runtime import state_file
 from mega_deploy.runtime.buffers import Buffer
 from mega_deploy.runtime.prefill import Prefill
 from mega_deploy.runtime.session import Session
+from mega_deploy.runtime.source import Encoder
 from mega_deploy.signature import Range, Signature
 
 Array = npt.NDArray[Any]
@@ -41,13 +42,21 @@ class StreamSession:
         batch: streams that are served at once.
         identity: of the model, in hex: a saved state is for this one alone.
         prefill: takes many frames in one call, where the bundle can.
+        encoder: takes the source of a stream, where the model reads one.
 
     Raises:
         OptionError: the batch is outside the model's range.
     """
 
     def __init__(
-        self, model: Session, signature: Signature, batch: int = 1, identity: str = "", prefill: Prefill | None = None
+        self,
+        model: Session,
+        signature: Signature,
+        batch: int = 1,
+        identity: str = "",
+        prefill: Prefill | None = None,
+        *,
+        encoder: Encoder | None = None,
     ) -> None:
         range_ = signature.inputs[0].dims[0]
         if type(batch) is not int or batch < 1:
@@ -58,7 +67,7 @@ class StreamSession:
                 f"--batch-range {range_.min}:{range_.opt}:{batch}"
             )
         self.signature, self.batch, self.backend = signature, batch, model.backend
-        self._model, self._identity, self._prefill = model, identity, prefill
+        self._model, self._identity, self._prefill, self._encoder = model, identity, prefill, encoder
         self._lock = threading.Lock()
         device = "cpu" if model.providers == ("CPUExecutionProvider",) else "cuda"
         self._state = {spec.name: Buffer(spec.shape(batch), spec.dtype, device) for spec in signature.state}
@@ -76,6 +85,33 @@ class StreamSession:
     def native_ops(self) -> tuple[str, ...]:
         """Operators of ours that a native kernel serves."""
         return self._model.native_ops
+
+    @property
+    def source(self) -> Signature | None:
+        """What `encode` takes and gives; None for a model that reads no source."""
+        return None if self._encoder is None else self._encoder.signature
+
+    def encode(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> None:
+        """Let streams begin anew, each with a source of its own, such as the sentence that it is to translate.
+
+        Args:
+            inputs: sources, [batch, source_len, ...], padded as the trained model takes them; by name, or one array.
+            rows: the streams that they are for, one for each; all by default.
+
+        Raises:
+            InputError: an input does not fit, or the model reads no source.
+        """
+        if self._encoder is None:
+            raise InputError("this bundle's streams read no source; step through them without one")
+        feeds = self._encoder.signature.feeds(inputs)
+        chosen = self._rows(rows)
+        _check_count(chosen, feeds)
+        given = self._encoder.run(feeds)
+        with self._lock:
+            places = self._place[chosen]
+            for spec in self.signature.state:
+                new = given[spec.name] if spec.output is None else np.asarray(spec.initial, spec.dtype)
+                self._state[spec.name].write(new, places)
 
     def step(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
         """The outputs for the next frame of each stream.
@@ -99,6 +135,7 @@ class StreamSession:
         feeds = self.signature.feeds(inputs)
         with self._lock:
             chosen = self._rows(rows)
+            self._check_source(chosen)
             self._check_room(chosen, 1)
             order = self._gather(chosen, feeds)
             count = len(order)
@@ -129,21 +166,34 @@ class StreamSession:
         feeds = self._prefill.signature.feeds(inputs)
         with self._lock:
             chosen = self._rows(rows)
+            self._check_source(chosen)
             self._check_room(chosen, next(iter(feeds.values())).shape[1])
             order = self._gather(chosen, feeds)
             count = len(order)
             state = {name: buffer.read()[:count] for name, buffer in self._state.items()}
             outputs = self._prefill.run({name: array[order] for name, array in feeds.items()}, state)
-            for name, buffer in self._state.items():
-                buffer.write(state[name], slice(0, count))
+            for spec in self.signature.state:
+                if spec.output is not None:
+                    self._state[spec.name].write(state[spec.name], slice(0, count))
         return {name: _reordered(array, order) for name, array in outputs.items()}
 
     def reset(self, rows: Rows | None = None) -> None:
-        """Let streams begin anew: those of `rows`, or all."""
+        """Let streams begin anew: those of `rows`, or all; where they read a source, they need another one then."""
         with self._lock:
             places = self._place[self._rows(rows)]
             for spec in self.signature.state:
                 self._state[spec.name].write(np.asarray(spec.initial, spec.dtype), places)
+
+    def room(self, rows: Rows | None = None) -> Array | None:
+        """The steps that streams can have before they are reset, [rows]: of `rows`, or all; None where none ends."""
+        with self._lock:
+            places = self._place[self._rows(rows)]
+            left = [
+                spec.limit - self._state[spec.name].read()[places]
+                for spec in self.signature.state
+                if spec.limit is not None
+            ]
+        return np.min(left, axis=0) if left else None
 
     def reorder(self, rows: Rows) -> None:
         """Let stream i go on from the state of stream `rows[i]`, for every i, as a beam search does."""
@@ -187,7 +237,9 @@ class StreamSession:
 
     def another(self, batch: int | None = None) -> StreamSession:
         """Further streams on the same loaded model, which another thread may step at the same time."""
-        return StreamSession(self._model, self.signature, batch or self.batch, self._identity, self._prefill)
+        return StreamSession(
+            self._model, self.signature, batch or self.batch, self._identity, self._prefill, encoder=self._encoder
+        )
 
     def _rows(self, rows: Rows | None, *, distinct: bool = True) -> npt.NDArray[np.intp]:
         if rows is None:
@@ -200,6 +252,18 @@ class StreamSession:
         if distinct and len(np.unique(chosen)) != len(chosen):
             raise InputError(f"rows must differ from each other, got {chosen.tolist()!r:.100}")
         return chosen.astype(np.intp)
+
+    def _check_source(self, rows: npt.NDArray[np.intp]) -> None:
+        """Refuse streams that have no source yet."""
+        if self._encoder is None:
+            return
+        has = self._state[self._encoder.seen].read()[self._place[rows]].any(axis=1)
+        if not has.all():
+            names = ", ".join(f'"{spec.name}": ...' for spec in self._encoder.signature.inputs)
+            raise InputError(
+                f"stream {rows[np.argmin(has)]} has no source yet; give it one first: stream.encode({{{names}}}, "
+                f"rows=[{rows[np.argmin(has)]}])"
+            )
 
     def _check_room(self, rows: npt.NDArray[np.intp], steps: int) -> None:
         """Refuse steps beyond what a stream can have."""
@@ -216,11 +280,8 @@ class StreamSession:
 
     def _gather(self, rows: npt.NDArray[np.intp], feeds: Mapping[str, Array]) -> npt.NDArray[np.intp]:
         """Bring the streams of `rows` to the front of the buffers; for each place there, the frame that is for it."""
-        count = len(rows)
-        for name, array in feeds.items():
-            if len(array) != count:
-                raise InputError(f'input "{name}" is for {len(array)} streams, but {count} are stepped')
-        places = self._place[rows]
+        _check_count(rows, feeds)
+        count, places = len(rows), self._place[rows]
         free = np.setdiff1d(np.arange(count), places)  # places at the front whose streams rest
         behind = rows[places >= count]
         if len(free):
@@ -249,7 +310,8 @@ class _Binding:
             buffer = state[spec.name]
             place = (buffer.device, 0, np.dtype(spec.dtype).type, spec.shape(count), buffer.address)
             self._binding.bind_input(spec.name, *place)
-            self._binding.bind_output(spec.output, *place)
+            if spec.output is not None:
+                self._binding.bind_output(spec.output, *place)
 
     def run(self, feeds: Mapping[str, Array], order: npt.NDArray[np.intp]) -> dict[str, Array]:
         """Frames in the caller's order; `order` tells for each place whose frame it takes."""
@@ -257,6 +319,12 @@ class _Binding:
             np.take(array, order, axis=0, out=self._inputs[name])
         self._run(self._binding)
         return {name: _reordered(array, order) for name, array in self._outputs.items()}
+
+
+def _check_count(rows: npt.NDArray[np.intp], feeds: Mapping[str, Array]) -> None:
+    for name, array in feeds.items():
+        if len(array) != len(rows):
+            raise InputError(f'input "{name}" is for {len(array)} streams, but {len(rows)} are asked for')
 
 
 def _reordered(array: Array, order: npt.NDArray[np.intp]) -> Array:

@@ -9,10 +9,13 @@ from onnxscript import ir
 from paper_goldens import DATA
 from safetensors.numpy import load_file
 
+from mega_deploy.exporters.streams.family import streamed
+from mega_deploy.exporters.streams.paper.source import SEEN
 from mega_deploy.exporters.streams.paper.tasks import StreamWriter
 from mega_deploy.runtime import Session, StreamSession
 from mega_deploy.runtime.prefill import Prefill
-from mega_deploy.signature import Range
+from mega_deploy.runtime.source import Encoder
+from mega_deploy.signature import Encoding, Range
 
 BATCH = Range(1, 1, 8)
 
@@ -37,13 +40,18 @@ def plans() -> dict[str, Plan]:
 
 def stream(model, window, batch) -> StreamSession:
     """In float32 on onnxruntime."""
-    writer = StreamWriter(model, window, BATCH)
-    step, prefill = writer.step(), writer.prefill()
+    told = streamed(model, window)
+    step, prefill = told.graphs(BATCH)
 
     def load(graph):
         return Session(ir.to_proto(graph.model).SerializeToString(), graph.signature.with_state)
 
-    return StreamSession(load(step), step.signature, batch, "", Prefill(lambda: load(prefill), prefill.signature))
+    encoder = None
+    if told.encode is not None:
+        source = told.encode(BATCH)
+        encoder = Encoder(lambda: load(source), Encoding(source.signature, SEEN))
+    many = Prefill(lambda: load(prefill), prefill.signature)
+    return StreamSession(load(step), step.signature, batch, "", many, encoder=encoder)
 
 
 class DoubleStream:

@@ -13,8 +13,16 @@ from onnxscript import ir
 from mega_deploy.exporters.ema.kernel import DecaySum
 from mega_deploy.exporters.fold import Array
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.paper.elements import activation, affine, feed_forward, normalise, update
+from mega_deploy.exporters.paper.elements import (
+    activation,
+    affine,
+    cross_attention,
+    feed_forward,
+    normalise,
+    update,
+)
 from mega_deploy.exporters.paper.fold import FoldedAttention, FoldedLayer, FoldedStack
+from mega_deploy.exporters.streams.paper.source import Source
 
 
 class Past(Protocol):
@@ -38,11 +46,12 @@ class LayerWriter:
         folded: the stack.
         name: of the module in the trained form.
         past: what is carried.
+        source: what cross attention reads, where the layers have it.
     """
 
-    def __init__(self, graph: Graph, folded: FoldedStack, name: str, past: Past) -> None:
+    def __init__(self, graph: Graph, folded: FoldedStack, name: str, past: Past, source: Source | None = None) -> None:
         self.graph, self.op, self.config = graph, graph.op, folded.config
-        self.folded, self.name, self.past = folded, name, past
+        self.folded, self.name, self.past, self.source = folded, name, past, source
 
     def write(self, x: ir.Value) -> ir.Value:
         """All layers and the final norm."""
@@ -58,11 +67,20 @@ class LayerWriter:
         graph = self.graph
         with graph.scope("attention"):
             x = self._attention(x, layer.attention, name)
-        assert layer.cross is None, "streams with cross attention are not written yet"
+        if layer.cross is not None:
+            distances = layer.cross.distances
+            with graph.scope("cross_attention"):
+                x = cross_attention(
+                    graph, x, layer.cross, self.config, lambda query: self._read(query, distances, name)
+                )
         if layer.ffn is not None:
             with graph.scope("ffn"):
                 x = feed_forward(graph, x, layer.ffn, act=self.config.activation)
         return x
+
+    def _read(self, query: ir.Value, distances: Array, name: str) -> ir.Value:
+        assert self.source is not None
+        return self.source.attend(query, distances, name)
 
     def _attention(self, x: ir.Value, layer: FoldedAttention, name: str) -> ir.Value:
         graph, op, config = self.graph, self.op, self.config

@@ -54,7 +54,8 @@ class ManySteps:
         seen = state.take("steps_seen", [], ir.DataType.INT64)
         state.put(seen, op.Add(seen, op.Squeeze(self.count, [0])), limit=limit)
         seen = op.Unsqueeze(seen, [1])
-        number = op.Add(seen, op.Range(0, op.Squeeze(self.count, [0]), 1))  # [batch, steps]: of the call's, from 0 on
+        number = self.number = op.Add(seen, op.Range(0, op.Squeeze(self.count, [0]), 1))
+        """Of each stream's steps, from 0 on: [batch, steps]."""
         position = op.Mod(number, size)
         stream = op.Range(0, op.Squeeze(op.Slice(self.extent, [0], [1]), [0]), 1)
         stream = op.Expand(op.Unsqueeze(stream, [1, 2]), op.Concat(self.extent, graph.sizes(1), axis=0))
@@ -75,7 +76,10 @@ class ManySteps:
             pads = op.Not(steps.keep)
             state.put(was, op.ScatterND(was, self.slots, pads), ["window"])
             padding = op.Unsqueeze(op.Concat(was, pads, axis=1), [1])
-            unseen = op.Or(unseen, op.And(padding, op.Not(op.Equal(keys, queries))))
+            # A step that sees padding alone attends to it, as in the trained form.
+            kept = op.Cast(op.Not(op.Or(unseen, padding)), to=ir.DataType.INT64)
+            kept = op.Greater(op.ReduceMax(kept, [2]), graph.integers("none", np.array(0)))  # [batch, steps, 1]
+            unseen = op.Or(unseen, op.And(padding, kept))
         self.mask = op.Where(
             unseen, graph.constant("mask.unseen", np.array(-np.inf)), graph.constant("mask.seen", np.array(0.0))
         )

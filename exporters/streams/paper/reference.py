@@ -13,72 +13,77 @@ from mega_deploy.config import Precision
 from mega_deploy.exporters.cases import RANDOM, Cases, Inputs
 from mega_deploy.exporters.paper.cases import paper_kinds
 from mega_deploy.exporters.reference import Recorder
-from mega_deploy.models.paper import MegaLanguageModel
+from mega_deploy.exporters.streams.paper.ends import StreamModel, stack_of
+from mega_deploy.exporters.streams.paper.tasks import reach
 from mega_deploy.models.paper.ema import MultiHeadEMA
-from mega_deploy.paper.signatures import signature
+from mega_deploy.paper.signatures import pads_to_chunks, signature
 from mega_deploy.parity import Reference
-from mega_deploy.signature import Range, Signature
+from mega_deploy.signature import Range, Signature, largest
 
 BEYOND = 1000
 """Steps behind the first chunk, over which an error would add up."""
 SHORT, LARGEST_SHORT = 16, 256
 """As many, and steps at most, in the cases that are about the inputs and not about the length."""
+ONE = Range(1, 1, 1)
 LARGEST_OUTPUT = 1 << 24
 """Numbers that the outputs of a sequence may hold: 128 MB in float64. A large vocabulary has shorter sequences."""
 
 
-def record(
-    model: MegaLanguageModel, window: int, most: int, *, samples: int, seed: int, precision: Precision
-) -> Reference:
+def record(model: StreamModel, length: int, most: int, *, samples: int, seed: int, precision: Precision) -> Reference:
     """The reference for a sequence as long as a stream can be, BEYOND a chunk at most, and for shorter ones.
 
     Args:
         model: in eval mode; it is left as it is.
-        window: steps of a chunk; without chunks all that a stream can hold.
+        length: steps that a stream can have where nothing else ends it.
         most: streams that the bundle serves at once.
         samples: shorter random sequences, at least 1.
         seed: of the random ones.
         precision: in which the noise floor is taken.
     """
-    told = _signature(model)
+    longest = _possible(model, length, BEYOND)
+    short = min(_possible(model, length, SHORT), LARGEST_SHORT)
+    told = _signature(model, Range(short, short, longest))
     kinds = paper_kinds(model.config, told, np.random.default_rng(seed))
-    longest = _possible(model, window, BEYOND)
-    short = min(_possible(model, window, SHORT), LARGEST_SHORT)
     pools: dict[str, Inputs] = {f"{RANDOM}, {longest} steps": kinds[RANDOM](1, longest)}
     pools[f"{RANDOM}, together"] = kinds[RANDOM](samples, short)
     pools |= {name: draw(min(samples, 2), short) for name, draw in kinds.items() if name != RANDOM}
     return _recorded(model, told, pools, most, precision)
 
 
-def record_for(model: MegaLanguageModel, inputs: Inputs, precision: Precision) -> Reference:
+def record_for(model: StreamModel, inputs: Inputs, precision: Precision) -> Reference:
     """The reference for sequences of one's own, arrays by name [batch, steps, ...], as a single case."""
     return _recorded(model, _signature(model), {"given inputs": inputs}, len(next(iter(inputs.values()))), precision)
 
 
-def untruncated(model: MegaLanguageModel) -> MegaLanguageModel:
+def untruncated(model: StreamModel) -> StreamModel:
     """The model with moving averages that forget nothing, as a stream's; the given one stays as it is."""
     whole = copy.deepcopy(model)
-    for module in whole.modules():
+    for module in stack_of(whole)[1].modules():
         if isinstance(module, MultiHeadEMA):
             module.truncation = None
     return whole
 
 
-def _signature(model: MegaLanguageModel) -> Signature:
-    """Of whole sequences; lengths matter to nobody here."""
-    return signature(model.config, Range(1, 1, 1), Range(1, 1, 1))
+def _signature(model: StreamModel, lengths: Range = ONE) -> Signature:
+    """Of whole sequences; lengths matter to those alone that have a source."""
+    return signature(model.config, lengths, ONE)
 
 
-def _possible(model: MegaLanguageModel, window: int, beyond: int) -> int:
-    """Steps of a sequence that ends so far behind the window, or as far as it can."""
-    words = model.config.embedding.vocab_size
-    assert words is not None
-    wanted = window if model.config.decoder.chunk_size is None else window + beyond
-    return max(1, min(wanted, LARGEST_OUTPUT // words))
+def _possible(model: StreamModel, length: int, beyond: int) -> int:
+    """Steps of a sequence that ends so far behind the window, or as far as it can; with a source, half as far."""
+    width = max(largest(spec.dims[-1]) for spec in _signature(model).outputs)
+    config = stack_of(model)[1].config
+    (window, limit), chunk = reach(config, length), config.chunk_size
+    if config.cross_positions is not None and beyond == SHORT:
+        limit = -(-length // 2)  # so that a source ends before its room does
+    steps = max(1, min(window + beyond if limit is None else limit, LARGEST_OUTPUT // width))
+    if chunk is None or steps <= chunk or pads_to_chunks(model.config):
+        return steps
+    return steps - steps % chunk
 
 
 def _recorded(
-    model: MegaLanguageModel, told: Signature, pools: dict[str, Inputs], most: int, precision: Precision
+    model: StreamModel, told: Signature, pools: dict[str, Inputs], most: int, precision: Precision
 ) -> Reference:
     cases: Cases = {}
     for name, inputs in pools.items():

@@ -50,7 +50,10 @@ class OneStep:
         seen = state.take("steps_seen", [], ir.DataType.INT64)
         now = op.Add(seen, one)
         state.put(seen, now, limit=limit)
-        position = op.Mod(op.Sub(now, one), size)  # [batch]
+        before = op.Sub(now, one)
+        self.number = op.Unsqueeze(before, [1])
+        """Of each stream's step, from 0 on: [batch, 1]."""
+        position = op.Mod(before, size)  # [batch]
         stream = op.Range(0, op.Squeeze(op.Shape(now), [0]), 1)
         place = op.Unsqueeze(position, [1])  # [batch, 1]
         self.slots = op.Concat(op.Unsqueeze(stream, [1]), place, axis=1)  # [batch, 2]
@@ -64,15 +67,19 @@ class OneStep:
     def _padding(self, keep: ir.Value, place: ir.Value) -> ir.Value:
         """What is added to scores for slots that hold padding: [batch, window].
 
-        A step that pads sees itself, so that the softmax has something to attend to; nobody reads what it gives.
+        A step that sees padding alone attends to it, as in the trained form.
         """
         op, graph = self.op, self.graph
         old = self.state.take("padding", [self.window], ir.DataType.BOOL)
         padding = op.ScatterND(old, self.slots, op.Not(op.Squeeze(keep, [1])))
         self.state.put(old, padding, ["window"])
-        others = op.Not(op.Equal(graph.integers("slot", np.arange(self.window)), place))
-        unseen = graph.constant("mask.padding", np.array(-np.inf))
-        return op.Where(op.And(padding, others), unseen, graph.constant("mask.seen", np.array(0.0)))
+        kept = op.And(op.LessOrEqual(graph.integers("slot", np.arange(self.window)), place), op.Not(padding))
+        kept = op.ReduceMax(op.Cast(kept, to=ir.DataType.INT64), [1])  # [batch, 1]
+        return op.Where(
+            op.And(padding, op.Greater(kept, graph.integers("none", np.array(0)))),
+            graph.constant("mask.padding", np.array(-np.inf)),
+            graph.constant("mask.seen", np.array(0.0)),
+        )
 
     def average(self, n: ir.Value, ema: DecaySum, name: str) -> ir.Value:
         """n: [batch, D] -> [batch, D]."""

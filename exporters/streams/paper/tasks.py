@@ -10,17 +10,18 @@ import dataclasses
 
 from onnxscript import ir
 
+from mega_deploy.errors import OptionError
 from mega_deploy.exporters.ema.carry import END
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.paper.embedding import TokenEmbedding
 from mega_deploy.exporters.paper.fold import fold_stack
-from mega_deploy.exporters.paper.outputs import scores
 from mega_deploy.exporters.paper.steps import Steps
+from mega_deploy.exporters.streams.paper.ends import WHOLE, StreamModel, Values, ends, source_inputs, stack_of
 from mega_deploy.exporters.streams.paper.layers import LayerWriter
 from mega_deploy.exporters.streams.paper.prefill import MOST_STEPS, ManySteps
+from mega_deploy.exporters.streams.paper.source import Source
 from mega_deploy.exporters.streams.paper.step import OneStep
 from mega_deploy.exporters.streams.step import BATCH, OPSET, State, StreamGraph
-from mega_deploy.models.paper import MegaLanguageModel
+from mega_deploy.paper.config import MegaConfig
 from mega_deploy.paper.signatures import signature as whole_signature
 from mega_deploy.signature import Dim, Range, Signature, TensorSpec
 
@@ -33,7 +34,8 @@ class StreamWriter:
 
     Args:
         model: trained, in eval mode; it stays as it is.
-        window: steps of a chunk; without chunks all that a stream can hold.
+        length: steps that a stream can have where nothing else ends it: attention over all steps, without chunks, or
+            over a source, which can have as many.
         batch: streams that are served at once.
         dtype: of constants and arithmetic.
 
@@ -41,61 +43,84 @@ class StreamWriter:
         InputError: from the methods: a weight exceeds the dtype.
     """
 
-    def __init__(
-        self, model: MegaLanguageModel, window: int, batch: Range, dtype: ir.DataType = ir.DataType.FLOAT
-    ) -> None:
-        self.model, self.config, self.window, self.batch, self.dtype = model, model.config, window, batch, dtype
-        self.folded = fold_stack(model.decoder, window)
-        self.limit = window if self.config.decoder.chunk_size is None else None
-        whole = whole_signature(self.config, 1, batch)
-        inputs, outputs = (tuple(map(_without_steps, side)) for side in (whole.inputs, whole.outputs))
-        self.signature = Signature(inputs, outputs)
+    def __init__(self, model: StreamModel, length: int, batch: Range, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+        self.model, self.batch, self.dtype = model, batch, dtype
+        whole = whole_signature(model.config, 1, batch)
+        read = {spec.name for spec in source_inputs(model.config, 1, batch)}
+        inputs = (_without_steps(spec) for spec in whole.inputs if spec.name not in read)
+        self.signature = Signature(tuple(inputs), tuple(map(_without_steps, whole.outputs)))
         """Of a step, without the state."""
+        self.name, stack = stack_of(model)
+        self.window, self.limit = reach(stack.config, length)
+        self.folded = fold_stack(stack, self.limit or self.window)
 
     def step(self) -> StreamGraph:
         """The graph of one step."""
         graph = Graph("mega_step", self.dtype, OPSET)
-        state = State(graph, self.batch)
-        tokens = graph.op.Unsqueeze(graph.input("tokens", [BATCH], ir.DataType.INT64), [1])
-        words = self._words(graph)
-        steps = Steps(graph, 1, 1, None, words.keep(tokens))
-        past = OneStep(graph, state, self.config.decoder, steps, window=self.window, limit=self.limit)
-        x = LayerWriter(graph, self.folded, "decoder", past).write(words.write(tokens, steps))
-        return self._finished(graph, state, steps.masked(x), self.signature.inputs)
+        given = {spec.name: graph.input(spec.name, [BATCH], ir.DataType.INT64) for spec in self.signature.inputs}
+        rows = {name: graph.op.Unsqueeze(value, [1]) for name, value in given.items()}
+        return self._written(graph, rows, OneStep, 1)
 
     def prefill(self) -> StreamGraph:
         """The graph of many steps."""
         graph = Graph("mega_prefill", self.dtype, OPSET)
-        op, state, most = graph.op, State(graph, self.batch), min(MOST_STEPS, self.window)
-        tokens = graph.input("tokens", [BATCH, STEPS], ir.DataType.INT64)
-        words, extent = self._words(graph), op.Shape(tokens)
-        steps = Steps(graph, extent, most, None, words.keep(tokens))
-        past = ManySteps(graph, state, self.config.decoder, steps, window=self.window, limit=self.limit)
-        x = LayerWriter(graph, self.folded, "decoder", past).write(words.write(tokens, steps))
-        x = graph.windows(steps.masked(x), extent, self.config.decoder.embed_dim)
-        inputs = tuple(_with_steps(spec, most) for spec in self.signature.inputs)
-        return self._finished(graph, state, op.Squeeze(op.Slice(x, [-1], [END], [1]), [1]), inputs)
+        given = {spec.name: graph.input(spec.name, [BATCH, STEPS], ir.DataType.INT64) for spec in self.signature.inputs}
+        return self._written(graph, given, ManySteps, min(MOST_STEPS, self.window))
 
-    def _words(self, graph: Graph) -> TokenEmbedding:
-        dim, tied, model = self.config.decoder.embed_dim, self.config.output.tied, self.model
-        return TokenEmbedding(
-            graph, model.embedding, model.table, scope="embedding", name="table", dim=dim, shared=tied
-        )
-
-    def _finished(self, graph: Graph, state: State, x: ir.Value, inputs: tuple[TensorSpec, ...]) -> StreamGraph:
-        """With the scores of x [batch, D]."""
-        (spec,) = self.signature.outputs
-        found = scores(graph, x, self.model.output, self.model.table, "table")
-        words = spec.dims[-1]
-        assert isinstance(words, int)
-        graph.output(found, spec.name, [BATCH, words])
+    def _written(self, graph: Graph, given: Values, past: type[OneStep | ManySteps], most: int) -> StreamGraph:
+        """The graph of up to `most` steps, inputs [batch, steps], of which the last gives the outputs."""
+        op, state, config = graph.op, State(graph, self.batch), self.folded.config
+        single = past is OneStep
+        length = 1 if single else op.Shape(next(iter(given.values())))
+        end = ends(graph, self.model, given)
+        steps = Steps(graph, length, most, None, end.keep)
+        seen = past(graph, state, config, steps, window=self.window, limit=self.limit)
+        source = None
+        if config.cross_positions is not None:
+            assert self.limit is not None
+            source = Source(graph, state, config, steps, number=seen.number, capacity=self.limit)
+        layers = LayerWriter(graph, self.folded, self.name, seen, source)
+        x = end.last(layers.write(end.first(steps)), steps)
+        if not single:
+            x = op.Squeeze(op.Slice(graph.windows(x, length, config.embed_dim), [-1], [END], [1]), [1])
+        found = end.outputs(x)
+        for spec in self.signature.outputs:
+            graph.output(found[spec.name], spec.name, [BATCH, *(dim for dim in spec.dims[1:] if isinstance(dim, int))])
         state.give()
+        inputs = self.signature.inputs
+        inputs = inputs if single else tuple(_with_steps(spec, most) for spec in inputs)
         return StreamGraph(graph.model(), Signature(inputs, self.signature.outputs, state.specs))
+
+
+def reach(config: MegaConfig, length: int) -> tuple[int, int | None]:
+    """Steps that attention reaches back at most, and that a stream can have, None for any number."""
+    if config.cross_positions is None and config.chunk_size is not None:
+        return config.chunk_size, None
+    return min(length, config.chunk_size or length), length
+
+
+def check_stream(model: StreamModel) -> None:
+    """Refuse a model that has no stream.
+
+    Raises:
+        OptionError: its layers look ahead, or an output is of a whole sequence.
+    """
+    _, stack = stack_of(model)
+    if stack.config.bidirectional or not stack.config.is_causal:
+        raise OptionError(
+            "this model has no stream: it is not causal, every step looks at later ones; export it with --form window"
+        )
+    outputs = whole_signature(model.config, 1, Range(1, 1, 1)).outputs
+    if summaries := [spec.name for spec in outputs if not set(WHOLE) & set(spec.axes)]:
+        raise OptionError(
+            f"this model has no stream: {summaries[0]} is of a whole sequence, not of its steps; export it with "
+            "--form window"
+        )
 
 
 def _without_steps(spec: TensorSpec) -> TensorSpec:
     """Of a whole sequence -> of one step."""
-    kept: dict[str, Dim] = {a: dim for a, dim in zip(spec.axes, spec.dims, strict=True) if a != "seq_len"}
+    kept: dict[str, Dim] = {a: dim for a, dim in zip(spec.axes, spec.dims, strict=True) if a not in WHOLE}
     return dataclasses.replace(spec, dims=tuple(kept.values()), axes=tuple(kept))
 
 

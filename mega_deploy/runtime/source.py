@@ -1,0 +1,32 @@
+"""The source of a stream, taken once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy.typing as npt
+
+from mega_deploy.runtime.session import Session
+from mega_deploy.signature import Encoding
+
+Array = npt.NDArray[Any]
+
+
+class Encoder:
+    """A graph that gives what the steps of a stream read of its source.
+
+    Args:
+        load: gives the session on that graph, which is asked for on the first use.
+        encoding: what it takes and gives.
+    """
+
+    def __init__(self, load: Callable[[], Session], encoding: Encoding) -> None:
+        self._load, self.signature, self.seen = load, encoding.signature, encoding.seen
+        self._session: Session | None = None
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """The state that no step changes, by name, of checked sources."""
+        if self._session is None:
+            self._session = self._load()
+        return self._session.run_named(feeds)
