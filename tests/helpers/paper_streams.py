@@ -9,10 +9,13 @@ from onnxscript import ir
 from paper_goldens import DATA
 from safetensors.numpy import load_file
 
+from mega_deploy.exporters.streams.family import streamed
+from mega_deploy.exporters.streams.paper.source import SEEN
 from mega_deploy.exporters.streams.paper.tasks import StreamWriter
 from mega_deploy.runtime import Session, StreamSession
 from mega_deploy.runtime.prefill import Prefill
-from mega_deploy.signature import Range
+from mega_deploy.runtime.source import Encoder
+from mega_deploy.signature import Encoding, Range
 
 BATCH = Range(1, 1, 8)
 
@@ -37,13 +40,18 @@ def plans() -> dict[str, Plan]:
 
 def stream(model, window, batch) -> StreamSession:
     """In float32 on onnxruntime."""
-    writer = StreamWriter(model, window, BATCH)
-    step, prefill = writer.step(), writer.prefill()
+    told = streamed(model, window)
+    step, prefill = told.graphs(BATCH)
 
     def load(graph):
         return Session(ir.to_proto(graph.model).SerializeToString(), graph.signature.with_state)
 
-    return StreamSession(load(step), step.signature, batch, "", Prefill(lambda: load(prefill), prefill.signature))
+    encoder = None
+    if told.encode is not None:
+        source = told.encode(BATCH)
+        encoder = Encoder(lambda: load(source), Encoding(source.signature, SEEN))
+    many = Prefill(lambda: load(prefill), prefill.signature)
+    return StreamSession(load(step), step.signature, batch, "", many, encoder=encoder)
 
 
 class DoubleStream:
@@ -59,6 +67,7 @@ class DoubleStream:
             for axes, graph in self.graphs.items()
         }
         self.specs = self.graphs[1].signature.state
+        self.changed = [spec for spec in self.specs if spec.output is not None]
         assert {spec.name for spec in self.specs} == {spec.name for spec in self.graphs[2].signature.state}
         self.state = {spec.name: np.full(spec.shape(batch), spec.initial, spec.dtype) for spec in self.specs}
 
@@ -66,16 +75,20 @@ class DoubleStream:
         for spec in self.specs:
             self.state[spec.name][row] = spec.initial
 
-    def feed(self, inputs, rows):
-        """The output for one step, [rows, ...], or for the last of many, [rows, steps, ...]."""
-        (name,) = (spec.name for spec in self.graphs[1].signature.inputs)
+    def feed(self, inputs, rows, **others):
+        """The output for one step, [rows, ...], or for the last of many, [rows, steps, ...]; `inputs` are the first."""
+        name = self.graphs[1].signature.inputs[0].name
         axes = 1 + (inputs.ndim > len(self.graphs[1].signature.inputs[0].dims))
-        parts = [inputs] if axes == 1 else np.split(inputs, range(self.most, inputs.shape[1], self.most), axis=1)
-        for part in parts:
-            names = [spec.name for spec in self.graphs[1].signature.outputs] + [spec.output for spec in self.specs]
+        ends = [len(inputs)] if axes == 1 else range(self.most, inputs.shape[1] + self.most, self.most)
+        for end in ends:
+            part = {
+                name: array if axes == 1 else array[:, end - self.most : end]
+                for name, array in {name: inputs, **others}.items()
+            }
+            names = [spec.name for spec in self.graphs[1].signature.outputs] + [spec.output for spec in self.changed]
             state = {name: array[rows] for name, array in self.state.items()}
-            output, *new = self.evaluators[axes].run(names, {name: part, **state})
-            for spec, array in zip(self.specs, new, strict=True):
+            output, *new = self.evaluators[axes].run(names, part | state)
+            for spec, array in zip(self.changed, new, strict=True):
                 assert array.dtype == spec.dtype
                 self.state[spec.name][rows] = array
         return output
