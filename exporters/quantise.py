@@ -77,8 +77,7 @@ def quantise_in_blocks(model: ir.Model, is_island: Callable[[ir.Node], bool]) ->
         weight = node.inputs[1] if node.op_type in ("Gemm", "MatMul") else None
         if weight is None or not weight.is_initializer() or is_island(node):
             continue
-        assert weight.const_value is not None
-        whole, scale = quantise_blocks(weight.const_value.numpy())
+        whole, scale = quantise_blocks(_matrix(node, weight))
         chain = _Chain(graph, node, f"{node.name}")
         numbers = [_constant(graph, f"{weight.name}.quantised", whole), _constant(graph, f"{weight.name}.scale", scale)]
         dequantised = chain.add("DequantizeLinear", numbers, "dequantised", axis=0, block_size=BLOCK)
@@ -144,10 +143,7 @@ def _quantise_rows(graph: ir.Graph, x: ir.Value) -> tuple[ir.Value, ir.Value]:
 
 
 def _replace(graph: ir.Graph, node: ir.Node, x: ir.Value, size: ir.Value, weight: ir.Value) -> None:
-    assert weight.const_value is not None
-    matrix = weight.const_value.numpy()
-    turned = node.attributes.get("transB")
-    whole, scale = quantise_weight(matrix.T if turned is not None and turned.as_int() else matrix)
+    whole, scale = quantise_weight(_matrix(node, weight))
     chain = _Chain(graph, node, f"{node.name}")
     q_weight = _constant(graph, f"{weight.name}.quantised", whole)
     w_scale = _constant(graph, f"{weight.name}.scale", scale / np.float32(ACTIVATION_STEPS))
@@ -156,6 +152,14 @@ def _replace(graph: ir.Graph, node: ir.Node, x: ir.Value, size: ir.Value, weight
     number = chain.add("Cast", [total], "number", to=ir.DataType.FLOAT)
     result = chain.add("Mul", [chain.add("Mul", [number, w_scale], "column_scale"), size], "row_scale")
     _finish(graph, node, chain, result)
+
+
+def _matrix(node: ir.Node, weight: ir.Value) -> npt.NDArray[np.float32]:
+    """The constant factor of a product: [in, out]."""
+    assert weight.const_value is not None
+    matrix: npt.NDArray[np.float32] = weight.const_value.numpy()
+    turned = node.attributes.get("transB")
+    return matrix.T if turned is not None and turned.as_int() else matrix
 
 
 def _finish(graph: ir.Graph, node: ir.Node, chain: _Chain, result: ir.Value) -> None:

@@ -16,7 +16,7 @@ from mega_deploy.errors import OptionError, require
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, open_bundle
 from mega_deploy.runtime.prefill import whole_sequences
-from mega_deploy.runtime.validate import compare, compare_blocks
+from mega_deploy.runtime.validate import compare, compare_blocks, compare_stream
 from mega_deploy.signature import Range
 
 Array = npt.NDArray[Any]
@@ -71,10 +71,18 @@ def validate(
             reference = bundle.reference(form)
         if form == "stream" and backend != "onnxruntime":
             raise OptionError(f"streams run on onnxruntime, not on {backend}")
-        session = bundle.judged_session(backend, native_ops=native_ops) if form == "window" else bundle.judged_stream()
-        report = compare(session, reference, bundle.manifest.precision, lambda case: on_step(f"compare: {case}"))
+        precision = bundle.manifest.precision
+
+        def on_case(case: str) -> None:
+            on_step(f"compare: {case}")
+
+        if form == "stream":
+            reports.append(compare_stream(bundle.judged_stream(), reference, precision, on_case))
+            continue
+        session = bundle.judged_session(backend, native_ops=native_ops)
+        report = compare(session, reference, precision, on_case)
         # Other backends show nothing of their blocks, nor does a stream; mega_deploy.bisection asks them.
-        if form == "window" and backend == "onnxruntime":
+        if backend == "onnxruntime":
             blocks = compare_blocks(bundle.file(files.MODEL), bundle.manifest.signature, reference)
             report = dataclasses.replace(report, blocks=blocks)
         reports.append(report)

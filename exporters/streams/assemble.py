@@ -19,7 +19,7 @@ from mega_deploy.exporters.streams.reference import SAMPLES
 from mega_deploy.exporters.streams.step import StreamGraph
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.stepping import judging_stream
-from mega_deploy.runtime.validate import compare
+from mega_deploy.runtime.validate import compare_stream
 from mega_deploy.signature import Encoding, Range, StreamForm
 
 
@@ -74,7 +74,7 @@ def assemble_stream(
         parity={},
         encode=encode,
     )
-    report = compare(judging_stream(folder, form, precision), reference, precision)
+    report = compare_stream(judging_stream(folder, form, precision), reference, precision)
     if not report.passed:
         bad = report.worst
         way_out = f"; keep blocks in float32 (--float32 blocks.0), or take a higher precision than {precision}"

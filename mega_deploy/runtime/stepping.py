@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mega_deploy.bundle import ENCODE, STEP
+from mega_deploy.bundle import ENCODE, PREFILL, STEP
 from mega_deploy.config import Precision
 from mega_deploy.errors import InputError
 from mega_deploy.runtime.emulation import judging_session
+from mega_deploy.runtime.prefill import Prefill
 from mega_deploy.runtime.session import Session, SessionOptions
 from mega_deploy.runtime.source import Encoder
 from mega_deploy.runtime.stream import StreamSession
@@ -39,8 +40,12 @@ class SteppedSession:
         """Of one step."""
         return self._stream.signature
 
-    def run_named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+    def run_named(self, inputs: Array | Mapping[str, Array], prefilled: int = 0) -> dict[str, Array]:
         """Every step's outputs by name; the inputs of a source are as its `encode` takes them.
+
+        Args:
+            inputs: whole sequences, one array or by name.
+            prefilled: so many of the steps are taken in two calls, as halves; the last one's outputs are all they give.
 
         Raises:
             InputError: an input does not fit.
@@ -62,9 +67,12 @@ class SteppedSession:
         stream = self._stream.another(batch)
         if source:
             stream.encode(read)
-        results = [
-            stream.step_named({name: array[:, step] for name, array in arrays.items()}) for step in range(max(1, steps))
-        ]
+        results: list[dict[str, Array]] = []
+        for start, end in ((0, prefilled // 2), (prefilled // 2, prefilled)):
+            if start < end:
+                results = [stream.prefill_named({name: array[:, start:end] for name, array in arrays.items()})]
+        for step in range(prefilled, max(1, steps)):
+            results.append(stream.step_named({name: array[:, step] for name, array in arrays.items()}))
         return {name: np.stack([result[name] for result in results], axis=1) for name in results[0]}
 
 
@@ -73,11 +81,12 @@ def judging_stream(folder: Path, form: StreamForm, precision: Precision) -> Step
 
     def load(name: str, signature: Signature) -> Session:
         if precision == "bfloat16":
-            return judging_session(folder / name, signature, precision)
-        return Session(folder / name, signature, SessionOptions(config=CONFIG))
+            return judging_session(folder / name, signature.with_state, precision)
+        return Session(folder / name, signature.with_state, SessionOptions(config=CONFIG))
 
+    prefill = Prefill(lambda: load(PREFILL, form.prefill), form.prefill)
     encoder = None
     if form.encode is not None:
         source = form.encode
         encoder = Encoder(lambda: load(ENCODE, source.signature), source)
-    return SteppedSession(StreamSession(load(STEP, form.step.with_state), form.step, encoder=encoder))
+    return SteppedSession(StreamSession(load(STEP, form.step), form.step, prefill=prefill, encoder=encoder))

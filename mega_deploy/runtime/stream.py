@@ -156,6 +156,11 @@ class StreamSession:
         Raises:
             InputError: an input does not fit, or there is no frame.
         """
+        outputs = self.prefill_named(inputs, rows)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def prefill_named(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> dict[str, Array]:
+        """As `prefill`, but always a dict by name."""
         if self._prefill is None:
             raise InputError("this stream has no graph that takes many frames at once; step through them")
         feeds = self._prefill.signature.feeds(inputs)
@@ -170,8 +175,7 @@ class StreamSession:
             for spec in self.signature.state:
                 if spec.output is not None:
                     self._state[spec.name].write(state[spec.name], slice(0, count))
-        outputs = {name: _reordered(array, order) for name, array in outputs.items()}
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        return {name: _reordered(array, order) for name, array in outputs.items()}
 
     def reset(self, rows: Rows | None = None) -> None:
         """Let streams begin anew: those of `rows`, or all; where they read a source, they need another one then."""
