@@ -24,6 +24,7 @@ from mega_deploy.exporters.flops import graph_flops
 from mega_deploy.exporters.precision import lower
 from mega_deploy.exporters.reference import record
 from mega_deploy.exporters.streams.assemble import assemble_stream
+from mega_deploy.exporters.streams.family import own_window
 from mega_deploy.exporters.weighing import weigh_worst_block
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import judging_session
@@ -62,6 +63,8 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
     """
     family = family_of(model)
     seq_len = form.seq_len or family.length
+    if seq_len is None and "window" not in form.forms:
+        seq_len = own_window(model)
     if seq_len is None:
         raise OptionError(
             "this model takes sequences of any length; say which with --seq-len N or --seq-range MIN:OPT:MAX"

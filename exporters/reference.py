@@ -153,6 +153,8 @@ class Recorder:
 
     def _streams(self, inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, Inputs]:
         """The residual stream behind each block, in the model's precision and in float64."""
+        if not names:
+            return {}, {}
         modules = [name.removesuffix(".output") for name in names]
         runs: tuple[tuple[Model, Precision], ...] = (self.single, self.precision), (self.exact, "float32")
         row, streams = self.family.computed_row, []

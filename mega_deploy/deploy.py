@@ -62,8 +62,9 @@ def export(
         precision: "float32", "float16", "bfloat16" or "int8"; written into the graph, with float32 islands.
         float32: further islands: layers, nodes or blocks by the names that the manifest and the report use.
         half_io: float16 inputs and outputs, for precision "float16"; otherwise they are float32.
-        form: whole windows, a stream of one frame at a time with carried state, or both. A stream's attention reaches
-            back `seq_len` frames.
+        form: whole windows, a stream of one frame or token at a time with carried state, or both. A stream's attention
+            reaches back `seq_len` frames; of the paper's models to the beginning of a chunk, or where they have no
+            chunks to the first of `seq_len` steps, which are all that a stream can have before it is reset.
         force: replace a bundle that is there already.
         on_step: called with the name of each step as it begins.
 

@@ -286,7 +286,8 @@ def _stream(stream: Report | None, state: list[Report]) -> dict[str, object]:
         return {}
     specs = [StateSpec.from_json(spec) for spec in state]
     size = sum(math.prod(spec.shape(1)) * np.dtype(spec.dtype).itemsize for spec in specs)
-    told = f"a window of {stream['window']} frames, {size / 1024:.0f} KB of state in {len(specs)} tensors"
+    reach = f"{'at most' if any(spec.limit for spec in specs) else 'a window of'} {stream['window']} steps"
+    told = f"{reach}, {size / 1024:.0f} KB of state in {len(specs)} tensors"
     return {"stream": told, "parity of the stream": _verdict(stream["parity"])}
 
 

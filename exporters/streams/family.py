@@ -22,8 +22,6 @@ from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaTra
 from mega_deploy.parity import Reference
 from mega_deploy.signature import Range
 
-MOVING_AVERAGE = "reaches back to the first frame of the stream; nothing is cut"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Streamed:
@@ -65,6 +63,11 @@ def streamed(model: Model, length: int) -> Streamed:
             )
 
 
+def own_window(model: Model) -> int | None:
+    """The window of a stream that nobody needs to be asked for: a chunk; None where there is none."""
+    return model.config.decoder.chunk_size if isinstance(model, MegaLanguageModel) else None
+
+
 def _edifice(model: Mega) -> Streamed:
     def graphs(batch: Range) -> tuple[StreamGraph, StreamGraph]:
         folded = fold(model, one_row=True)
@@ -72,7 +75,7 @@ def _edifice(model: Mega) -> Streamed:
 
     return Streamed(
         window=model.config.length,
-        moving_average=MOVING_AVERAGE,
+        moving_average="reaches back to the first frame of the stream; nothing is cut",
         graphs=graphs,
         record=lambda most, samples, seed, precision: record_stream(
             model, most, samples=samples, seed=seed, precision=precision
@@ -90,10 +93,10 @@ def _paper(model: StreamModel, length: int) -> Streamed:
         writer = StreamWriter(model, length, batch)
         return writer.step(), writer.prefill()
 
-    ignored = f", nor at {config.truncation} steps as over whole sequences" if config.truncation else ""
+    not_even = f", not even at {config.truncation} steps as over whole sequences" if config.truncation else ""
     return Streamed(
         window=window,
-        moving_average=f"{MOVING_AVERAGE}{ignored}",
+        moving_average=f"reaches back to the first step of the stream; nothing is cut{not_even}",
         graphs=graphs,
         record=lambda most, samples, seed, precision: record(
             model, length, most, samples=samples, seed=seed, precision=precision

@@ -163,6 +163,9 @@ def test_a_slow_average_does_not_drift():
         want = model.double()(torch.from_numpy(tokens))["logits"][0].numpy()
     got = np.stack([session.step(tokens[:, step])[0] for step in range(tokens.shape[1])])
     assert relative_l2(got[-500:], want[-500:]) < 1e-6
+    session.reset()
+    session.prefill(tokens[:, :-1])
+    assert relative_l2(session.step(tokens[:, -1])[0], want[-1]) < 1e-6
 
 
 def test_a_step_changes_one_slot_of_the_caches_and_moves_nothing():

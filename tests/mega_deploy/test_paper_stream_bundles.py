@@ -1,5 +1,6 @@
 """Bundles that are streams of the paper's models: exported, judged, run, and in lower precisions."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from paper_goldens import close, models
 
 import mega_deploy as md
 from mega_deploy import bundle as files
+from mega_deploy.errors import OptionError
 from mega_deploy.models.paper import build_model
 from mega_deploy.paper import MegaConfig
 from mega_deploy.paper.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
@@ -76,7 +78,21 @@ def test_the_manifest_tells_what_is_carried_and_how_far_it_goes(both, ending):
         state = {spec["name"]: spec for spec in manifest["signature"]["state"]}
         assert manifest["stream"]["window"] == window and state["steps_seen"].get("limit") == limit
         assert state["decoder.layers.1.keys"]["dims"][1:] == [window, 16]
-    assert "nor at 8192 steps" in json.loads((both.path / files.MANIFEST).read_text())["stream"]["moving_average"]
+    assert "not even at 8192 steps" in json.loads((both.path / files.MANIFEST).read_text())["stream"]["moving_average"]
+
+
+def test_a_length_is_asked_for_only_where_no_chunk_says_it(tmp_path):
+    model = build_model(
+        LanguageModelConfig(
+            decoder=MegaConfig(embed_dim=8, z_dim=4, hidden_dim=8, ffn_dim=8, ema_dim=2, num_layers=1),
+            embedding=EmbeddingConfig(vocab_size=9, dim=8),
+            output=OutputConfig(),
+        )
+    ).eval()
+    with pytest.raises(OptionError, match="--seq-len"):
+        md.export(model, tmp_path / "no.mega", form="stream")
+    chunked = dataclasses.replace(model.config, decoder=dataclasses.replace(model.config.decoder, chunk_size=4))
+    assert md.export(build_model(chunked).eval(), tmp_path / "lm.mega", form="stream").stream_form.window == 4
 
 
 def test_run_takes_whole_sequences_and_refuses_what_no_stream_holds(ending, tmp_path):

@@ -30,7 +30,7 @@ def attend(
     v: ir.Value,
     *,
     bias: ir.Value,
-    per_key: ir.Value,
+    per_key: ir.Value | None,
     single: bool,
 ) -> ir.Value:
     """The weighted values: [batch, M, V].
@@ -42,7 +42,7 @@ def attend(
         k: [batch, K, Z].
         v: [batch, K, V].
         bias: [batch, M, K].
-        per_key: 1 / the number of keys that a query sees, [batch, M]; softmax does not ask.
+        per_key: 1 / the number of keys that a query sees, [batch, M]; None for softmax.
         single: whether M is 1, so that products are of a matrix and a vector.
     """
     op = graph.op

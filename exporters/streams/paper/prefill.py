@@ -83,7 +83,9 @@ class ManySteps:
         self.mask = op.Where(
             unseen, graph.constant("mask.unseen", np.array(-np.inf)), graph.constant("mask.seen", np.array(0.0))
         )
-        self.per_key = op.Gather(every_count(graph, window), position)  # [batch, steps]
+        self.per_key = None
+        if config.attention != "softmax":
+            self.per_key = op.Gather(every_count(graph, window), position)  # [batch, steps]
 
     def average(self, n: ir.Value, ema: DecaySum, name: str) -> ir.Value:
         """n: [batch * steps, D] -> the same."""

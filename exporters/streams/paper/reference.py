@@ -22,8 +22,8 @@ from mega_deploy.signature import Range, Signature, largest
 
 BEYOND = 1000
 """Steps behind the first chunk, over which an error would add up."""
-SHORT = 16
-"""As many, in the cases that are about the inputs and not about the length."""
+SHORT, LARGEST_SHORT = 16, 256
+"""As many, and steps at most, in the cases that are about the inputs and not about the length."""
 ONE = Range(1, 1, 1)
 LARGEST_OUTPUT = 1 << 24
 """Numbers that the outputs of a sequence may hold: 128 MB in float64. A large vocabulary has shorter sequences."""
@@ -40,7 +40,8 @@ def record(model: StreamModel, length: int, most: int, *, samples: int, seed: in
         seed: of the random ones.
         precision: in which the noise floor is taken.
     """
-    short, longest = (_possible(model, length, beyond) for beyond in (SHORT, BEYOND))
+    longest = _possible(model, length, BEYOND)
+    short = min(_possible(model, length, SHORT), LARGEST_SHORT)
     told = _signature(model, Range(short, short, longest))
     kinds = paper_kinds(model.config, told, np.random.default_rng(seed))
     pools: dict[str, Inputs] = {f"{RANDOM}, {longest} steps": kinds[RANDOM](1, longest)}

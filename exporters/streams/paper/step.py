@@ -57,22 +57,29 @@ class OneStep:
         stream = op.Range(0, op.Squeeze(op.Shape(now), [0]), 1)
         place = op.Unsqueeze(position, [1])  # [batch, 1]
         self.slots = op.Concat(op.Unsqueeze(stream, [1]), place, axis=1)  # [batch, 2]
-        slot = graph.integers("slot", np.arange(window))
         self.distance = op.Sub(graph.integers("slot_beyond", np.arange(window) + window - 1), place)  # [batch, window]
-        self.per_key = op.Unsqueeze(op.Gather(every_count(graph, window), position), [1])  # [batch, 1]
-        self.mask: ir.Value | None = None
-        if steps.keep is not None and config.attention == "softmax":
-            old = state.take("padding", [window], ir.DataType.BOOL)
-            padding = op.ScatterND(old, self.slots, op.Not(op.Squeeze(steps.keep, [1])))
-            state.put(old, padding, ["window"])
-            # A step that sees padding alone attends to it, as in the trained form.
-            kept = op.And(op.LessOrEqual(slot, place), op.Not(padding))
-            kept = op.ReduceMax(op.Cast(kept, to=ir.DataType.INT64), [1])  # [batch, 1]
-            self.mask = op.Where(
-                op.And(padding, op.Greater(kept, graph.integers("none", np.array(0)))),
-                graph.constant("mask.padding", np.array(-np.inf)),
-                graph.constant("mask.seen", np.array(0.0)),
-            )
+        self.mask = self.per_key = None
+        if config.attention != "softmax":
+            self.per_key = op.Unsqueeze(op.Gather(every_count(graph, window), position), [1])  # [batch, 1]
+        elif steps.keep is not None:
+            self.mask = self._padding(steps.keep, place)
+
+    def _padding(self, keep: ir.Value, place: ir.Value) -> ir.Value:
+        """What is added to scores for slots that hold padding: [batch, window].
+
+        A step that sees padding alone attends to it, as in the trained form.
+        """
+        op, graph = self.op, self.graph
+        old = self.state.take("padding", [self.window], ir.DataType.BOOL)
+        padding = op.ScatterND(old, self.slots, op.Not(op.Squeeze(keep, [1])))
+        self.state.put(old, padding, ["window"])
+        kept = op.And(op.LessOrEqual(graph.integers("slot", np.arange(self.window)), place), op.Not(padding))
+        kept = op.ReduceMax(op.Cast(kept, to=ir.DataType.INT64), [1])  # [batch, 1]
+        return op.Where(
+            op.And(padding, op.Greater(kept, graph.integers("none", np.array(0)))),
+            graph.constant("mask.padding", np.array(-np.inf)),
+            graph.constant("mask.seen", np.array(0.0)),
+        )
 
     def average(self, n: ir.Value, ema: DecaySum, name: str) -> ir.Value:
         """n: [batch, D] -> [batch, D]."""
