@@ -113,9 +113,9 @@ def generate_steps(
         raise InputError(f"prompts must be lists of tokens, one for each stream, got {prompts!r:.50}")
     checked = [_checked(prompt, index, tokens) for index, prompt in enumerate(prompts)]
     places = np.arange(stream.batch) if rows is None else np.asarray(rows)
-    if len(places) != len(checked):
+    if places.size != len(checked):
         raise InputError(
-            f"there are {len(checked)} prompts for {len(places)} streams; give one for each, or name in rows the "
+            f"there are {len(checked)} prompts for {places.size} streams; give one for each, or name in rows the "
             "streams that they are for"
         )
     _check_room(stream, checked, max_new_tokens, places)

@@ -1,4 +1,4 @@
-"""Streams of the paper's language models become engines of TensorRT-RTX, with the state among inputs and outputs."""
+"""Streams of the paper's models become engines of TensorRT-RTX, with the state among inputs and outputs."""
 
 import pytest
 import tensorrt_rtx
@@ -10,14 +10,13 @@ from mega_deploy.checkpoints import load_checkpoint
 from mega_deploy.engines import read_header
 from mega_deploy.exporters import onnx as onnx_file
 from mega_deploy.exporters.precision import lower
-from mega_deploy.exporters.streams.paper.tasks import StreamWriter
+from mega_deploy.exporters.streams.family import streamed
 from mega_deploy.exporters.tensorrt import library
 from mega_deploy.exporters.tensorrt.compiling import compile_graph
 from mega_deploy.runtime import parsed
 
-CASES = models("fairseq", "model_lm_")
-CAPACITY = 40
-GRAPHS = {"step": StreamWriter.step, "prefill": StreamWriter.prefill}
+CASES = models("fairseq", "model_lm_") | models("fairseq", "model_nmt_")
+CAPACITY = 30
 
 
 @pytest.mark.parametrize(
@@ -29,11 +28,12 @@ GRAPHS = {"step": StreamWriter.step, "prefill": StreamWriter.prefill}
         ("model_lm_relu2_chunk_trunc", "step", "float32"),
         ("model_lm_wiki103_adaptive", "step", "float16"),  # adaptive input and softmax, tied
         ("model_lm_wiki103_adaptive", "prefill", "float32"),
+        ("model_nmt_wmt_base", "step", "float32"),  # cross attention
     ],
 )
-def test_rtx_takes_the_graphs_of_a_language_models_stream(name, form, precision, tmp_path):
-    model = load_checkpoint(CASES[name].checkpoint)
-    graph = GRAPHS[form](StreamWriter(model, model.config.decoder.chunk_size or CAPACITY, BATCH))
+def test_rtx_takes_the_graphs_of_streams(name, form, precision, tmp_path):
+    step, prefill = streamed(load_checkpoint(CASES[name].checkpoint), CAPACITY).graphs(BATCH)
+    graph = step if form == "step" else prefill
     path = tmp_path / f"{form}.onnx"
     onnx_file.save(lower(graph.model, precision, stream=True).model, path)
     # compile_graph compares the names, types and shapes of all inputs and outputs with the signature.
@@ -46,8 +46,7 @@ def test_rtx_takes_the_graphs_of_a_language_models_stream(name, form, precision,
         listener=library.Listener(tensorrt_rtx, lambda step: None),
         on_step=lambda step: None,
     )
-    state = {spec.name for spec in graph.signature.state}
-    assert set(compiled.shapes) == {"tokens", *state} and compiled.plan
+    assert set(compiled.shapes) == {spec.name for spec in graph.signature.with_state.inputs} and compiled.plan
     assert compiled.shapes["steps_seen"] == {"min": [1], "opt": [1], "max": [8]}
 
 

@@ -67,6 +67,7 @@ class DoubleStream:
             for axes, graph in self.graphs.items()
         }
         self.specs = self.graphs[1].signature.state
+        self.changed = [spec for spec in self.specs if spec.output is not None]
         assert {spec.name for spec in self.specs} == {spec.name for spec in self.graphs[2].signature.state}
         self.state = {spec.name: np.full(spec.shape(batch), spec.initial, spec.dtype) for spec in self.specs}
 
@@ -74,16 +75,20 @@ class DoubleStream:
         for spec in self.specs:
             self.state[spec.name][row] = spec.initial
 
-    def feed(self, inputs, rows):
-        """The output for one step, [rows, ...], or for the last of many, [rows, steps, ...]."""
-        (name,) = (spec.name for spec in self.graphs[1].signature.inputs)
+    def feed(self, inputs, rows, **others):
+        """The output for one step, [rows, ...], or for the last of many, [rows, steps, ...]; `inputs` are the first."""
+        name = self.graphs[1].signature.inputs[0].name
         axes = 1 + (inputs.ndim > len(self.graphs[1].signature.inputs[0].dims))
-        parts = [inputs] if axes == 1 else np.split(inputs, range(self.most, inputs.shape[1], self.most), axis=1)
-        for part in parts:
-            names = [spec.name for spec in self.graphs[1].signature.outputs] + [spec.output for spec in self.specs]
+        ends = [len(inputs)] if axes == 1 else range(self.most, inputs.shape[1] + self.most, self.most)
+        for end in ends:
+            part = {
+                name: array if axes == 1 else array[:, end - self.most : end]
+                for name, array in {name: inputs, **others}.items()
+            }
+            names = [spec.name for spec in self.graphs[1].signature.outputs] + [spec.output for spec in self.changed]
             state = {name: array[rows] for name, array in self.state.items()}
-            output, *new = self.evaluators[axes].run(names, {name: part, **state})
-            for spec, array in zip(self.specs, new, strict=True):
+            output, *new = self.evaluators[axes].run(names, part | state)
+            for spec, array in zip(self.changed, new, strict=True):
                 assert array.dtype == spec.dtype
                 self.state[spec.name][rows] = array
         return output
