@@ -114,7 +114,7 @@ class StreamSession:
             raise InputError("this bundle's streams read no source; step through them without one")
         feeds = self._encoder.signature.feeds(inputs)
         chosen = self._rows(rows)
-        _check_count(chosen, feeds)
+        _check_count(chosen, feeds, "begun")
         given = self._encoder.run(feeds)
         with self._lock:
             places = self._place[chosen]
@@ -297,7 +297,7 @@ class StreamSession:
         same = chosen is self._seated or (chosen.dtype.kind in "iu" and np.array_equal(chosen, self._seated))
         if not same:
             chosen = self._rows(rows)
-        _check_count(chosen, feeds)
+        _check_count(chosen, feeds, "stepped")
         self._check_source(chosen)
         self._check_room(chosen, steps)
         if not same:
@@ -321,10 +321,10 @@ class StreamSession:
         self._seated, self._order = rows, None if (order[1:] > order[:-1]).all() else order
 
 
-def _check_count(rows: npt.NDArray[np.intp], feeds: Mapping[str, Array]) -> None:
+def _check_count(rows: npt.NDArray[np.intp], feeds: Mapping[str, Array], called: str) -> None:
     for name, array in feeds.items():
         if len(array) != len(rows):
-            raise InputError(f'input "{name}" is for {len(array)} streams, but {len(rows)} are asked for')
+            raise InputError(f'input "{name}" is for {len(array)} streams, but {len(rows)} are {called}')
 
 
 def _seated(feeds: Mapping[str, Array], order: Order) -> Mapping[str, Array]:

@@ -184,7 +184,7 @@ def test_a_frame_that_looks_like_the_last_one_is_checked_and_seated_all_the_same
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s: s.step(np.zeros((3, FEATURES))), "is for 3 streams, but 2 are asked for"),
+        (lambda s: s.step(np.zeros((3, FEATURES))), "is for 3 streams, but 2 are stepped"),
         (lambda s: s.step(np.zeros((1, FEATURES)), rows=[2]), "from 0 to 1, got 2"),
         (lambda s: s.step(np.zeros((2, FEATURES)), rows=[1, 1]), "must differ"),
         (lambda s: s.step(np.zeros((2, FEATURES)), rows=[0.5, 1]), "list of the streams' numbers"),
