@@ -228,6 +228,7 @@ class Task:
         """What cross attention reads, of a model that has it; only the inputs that this is made of need be there."""
         if isinstance(self.model, MegaTranslation):
             return self._encoded(self.model)
+        assert isinstance(self.model, MegaHuggingFace)
         states, graph = self.inputs["encoder_hidden_states"], self.graph
         keep = nonzero(self.op, self.inputs["encoder_attention_mask"])
         reached = Steps(graph, self._length(states), largest(self.seq_len), None, keep)
