@@ -115,7 +115,7 @@ class Task:
                     f"attention over {chunk} steps is beyond the {LONGEST} that this version's graphs take"
                 )
         reach = max(self.longest.values())
-        folded = {name: fold_stack(stack, reach) for name, stack in stacks.items()}
+        folded = {name: fold_stack(stack, self.longest[name]) for name, stack in stacks.items()}
         averages = [layer.attention.ema for stack in folded.values() for layer in stack.layers]
         self.lowering = choose(ema, averages, reach, cut)
         lowered = iter(self.lowering.blocks)
@@ -228,6 +228,7 @@ class Task:
         """What cross attention reads, of a model that has it; only the inputs that this is made of need be there."""
         if isinstance(self.model, MegaTranslation):
             return self._encoded(self.model)
+        assert isinstance(self.model, MegaHuggingFace)
         states, graph = self.inputs["encoder_hidden_states"], self.graph
         keep = nonzero(self.op, self.inputs["encoder_attention_mask"])
         reached = Steps(graph, self._length(states), largest(self.seq_len), None, keep)

@@ -65,7 +65,10 @@ def streamed(model: Model, length: int) -> Streamed:
 
 def own_window(model: Model) -> int | None:
     """The window of a stream that nobody needs to be asked for: a chunk; None where there is none."""
-    return model.config.decoder.chunk_size if isinstance(model, MegaLanguageModel) else None
+    if not isinstance(model, StreamModel):
+        return None
+    window, limit = reach(stack_of(model)[1].config, 1)
+    return window if limit is None else None
 
 
 def _edifice(model: Mega) -> Streamed:

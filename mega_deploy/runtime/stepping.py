@@ -81,12 +81,12 @@ def judging_stream(folder: Path, form: StreamForm, precision: Precision) -> Step
 
     def load(name: str, signature: Signature) -> Session:
         if precision == "bfloat16":
-            return judging_session(folder / name, signature, precision)
-        return Session(folder / name, signature, SessionOptions(config=CONFIG))
+            return judging_session(folder / name, signature.with_state, precision)
+        return Session(folder / name, signature.with_state, SessionOptions(config=CONFIG))
 
-    prefill = Prefill(lambda: load(PREFILL, form.prefill.with_state), form.prefill)
+    prefill = Prefill(lambda: load(PREFILL, form.prefill), form.prefill)
     encoder = None
     if form.encode is not None:
         source = form.encode
         encoder = Encoder(lambda: load(ENCODE, source.signature), source)
-    return SteppedSession(StreamSession(load(STEP, form.step.with_state), form.step, prefill=prefill, encoder=encoder))
+    return SteppedSession(StreamSession(load(STEP, form.step), form.step, prefill=prefill, encoder=encoder))

@@ -100,4 +100,6 @@ class HuggingFace:
 
 def ends(graph: Graph, model: StreamModel, inputs: Values) -> Tokens | HuggingFace:
     """Those of a model."""
-    return (HuggingFace if isinstance(model, MegaHuggingFace) else Tokens)(graph, model, inputs)
+    if isinstance(model, MegaHuggingFace):
+        return HuggingFace(graph, model, inputs)
+    return Tokens(graph, model, inputs)

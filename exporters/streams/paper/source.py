@@ -46,20 +46,24 @@ class Source:
         seen = state.read(SEEN, [capacity], [SOURCE_AXIS], ir.DataType.BOOL)
         place = graph.integers("source_place", np.arange(capacity) + capacity - 1)
         self.distance = op.Sub(place, op.Unsqueeze(number, [2]))  # [batch, steps, capacity]
-        self.mask = op.Where(
-            op.Unsqueeze(seen, [1]),
-            graph.constant("source_mask.seen", np.array(0.0)),
-            graph.constant("source_mask.unseen", np.array(-np.inf)),
-        )
-        count = op.ReduceSum(op.Cast(seen, to=graph.dtype), [1], keepdims=1)
-        self.per_key = op.Expand(op.Reciprocal(count), op.Shape(number))
+        self.mask = self.per_key = None
+        if config.attention == "softmax":
+            self.mask = op.Where(
+                op.Unsqueeze(seen, [1]),
+                graph.constant("source_mask.seen", np.array(0.0)),
+                graph.constant("source_mask.unseen", np.array(-np.inf)),
+            )
+        else:
+            count = op.ReduceSum(op.Cast(seen, to=graph.dtype), [1], keepdims=1)
+            self.per_key = op.Expand(op.Reciprocal(count), op.Shape(number))
 
     def attend(self, q: ir.Value, distances: Array, name: str) -> ir.Value:
         """The weighted values of each query: q [rows, Z] -> [rows, D]; `distances` and `name` as of `Past.attend`."""
         op, graph, config = self.op, self.graph, self.config
         keys = self.state.read(f"{name}.{KEYS}", [self.capacity, config.z_dim], [SOURCE_AXIS, "z_dim"])
         values = self.state.read(f"{name}.{VALUES}", [self.capacity, config.embed_dim], [SOURCE_AXIS, "embed_dim"])
-        bias = op.Add(op.Gather(graph.constant("bias", distances), self.distance), self.mask)
+        bias = op.Gather(graph.constant("bias", distances), self.distance)
+        bias = bias if self.mask is None else op.Add(bias, self.mask)
         q = graph.windows(q, self.steps.length, config.z_dim)
         single = self.steps.longest == 1
         context = attend(graph, config.attention, q, keys, values, bias=bias, per_key=self.per_key, single=single)
