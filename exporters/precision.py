@@ -112,6 +112,11 @@ def lower(
     return Lowered(model, _labels(writer.in_float32), advice)
 
 
+def has(model: ir.Model, name: str) -> bool:
+    """Whether something in a model is called so, as a further float32 island."""
+    return any(_called(node, name) for node in model.graph)
+
+
 def label(node: ir.Node) -> str:
     """What a node is called in the list of islands: its layer if it has weights, otherwise its scope and operator.
 

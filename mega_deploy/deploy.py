@@ -64,7 +64,8 @@ def export(
         half_io: float16 inputs and outputs, for precision "float16"; otherwise they are float32.
         form: whole windows, a stream of one frame or token at a time with carried state, or both. A stream's attention
             reaches back `seq_len` frames; of the paper's models to the beginning of a chunk, or where they have no
-            chunks to the first of `seq_len` steps, which are all that a stream can have before it is reset.
+            chunks to the first of `seq_len` steps, which are all that a stream can have before it is reset; so it is
+            where they read a source (translation, cross attention), which can have as many.
         force: replace a bundle that is there already.
         on_step: called with the name of each step as it begins.
 

@@ -286,9 +286,18 @@ def _stream(stream: Report | None, state: list[Report]) -> dict[str, object]:
         return {}
     specs = [StateSpec.from_json(spec) for spec in state]
     size = sum(math.prod(spec.shape(1)) * np.dtype(spec.dtype).itemsize for spec in specs)
-    reach = f"{'at most' if any(spec.limit for spec in specs) else 'a window of'} {stream['window']} steps"
+    limits = [spec.limit for spec in specs if spec.limit is not None]
+    reach = f"at most {min(limits)} steps" if limits else f"a window of {stream['window']} steps"
     told = f"{reach}, {size / 1024:.0f} KB of state in {len(specs)} tensors"
-    return {"stream": told, "parity of the stream": _verdict(stream["parity"])}
+    return {"stream": told, **_source(stream), "parity of the stream": _verdict(stream["parity"])}
+
+
+def _source(stream: Report) -> dict[str, object]:
+    """Of one whose steps read a source."""
+    if "encode" not in stream:
+        return {}
+    inputs = (TensorSpec.from_json(spec) for spec in stream["encode"]["inputs"])
+    return {"source, encoded once": ", ".join(f"{spec.name} {spec.dtype} {spec}" for spec in inputs)}
 
 
 def _work(flops: Report) -> str:

@@ -115,7 +115,7 @@ class Task:
                     f"attention over {chunk} steps is beyond the {LONGEST} that this version's graphs take"
                 )
         reach = max(self.longest.values())
-        folded = {name: fold_stack(stack, reach) for name, stack in stacks.items()}
+        folded = {name: fold_stack(stack, self.longest[name]) for name, stack in stacks.items()}
         averages = [layer.attention.ema for stack in folded.values() for layer in stack.layers]
         self.lowering = choose(ema, averages, reach, cut)
         lowered = iter(self.lowering.blocks)

@@ -12,7 +12,7 @@ from mega_deploy.errors import MegaDeployError, QualityGateError
 from mega_deploy.exporters import onnx as onnx_file
 from mega_deploy.exporters.family import Model
 from mega_deploy.exporters.flops import graph_flops
-from mega_deploy.exporters.precision import Lowered, lower
+from mega_deploy.exporters.precision import Lowered, has, lower
 from mega_deploy.exporters.streams.family import streamed
 from mega_deploy.exporters.streams.paper.source import SEEN
 from mega_deploy.exporters.streams.reference import SAMPLES
@@ -53,13 +53,15 @@ def assemble_stream(
     streams = Range(1, batch.opt, batch.max)
     step, prefill = stream.graphs(streams)
     _check_readers(step)
+    source = stream.encode(streams) if stream.encode is not None else None
+    in_source = [name for name in keep if source is not None and has(source.model, name)]
+    keep = [name for name in keep if name not in in_source or has(step.model, name)]
     lowered = lower(step.model, precision, keep=keep, stream=True)
     onnx_file.save(lowered.model, folder / files.STEP)
     onnx_file.save(lower(prefill.model, precision, keep=keep, stream=True).model, folder / files.PREFILL)
     encode = None
-    if stream.encode is not None:
-        source = stream.encode(streams)
-        onnx_file.save(lower(source.model, precision).model, folder / files.ENCODE)
+    if source is not None:
+        onnx_file.save(lower(source.model, precision, keep=in_source).model, folder / files.ENCODE)
         encode = Encoding(source.signature, SEEN)
     on_step("run the trained model over a long stream in float64")
     stream.record(batch.max, SAMPLES, 0, precision).save(folder / files.STREAM_REFERENCE)

@@ -35,7 +35,13 @@ def export(
     attention: Annotated[
         Literal["softmax", "laplace"] | None, typer.Option(help="For checkpoints that do not say, as Edifice's.")
     ] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Frames of a window; default: the checkpoint's own.")] = None,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(
+            help="Frames of a window; default: the checkpoint's own. Of a stream without chunks, or with a source to "
+            "read, as translation's: the most steps of the stream, and of its source."
+        ),
+    ] = None,
     output: Annotated[
         Literal["last", "sequence"] | None,
         typer.Option(help="Features of the last frame (default), or of every frame."),

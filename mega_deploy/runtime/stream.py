@@ -105,7 +105,7 @@ class StreamSession:
             raise InputError("this bundle's streams read no source; step through them without one")
         feeds = self._encoder.signature.feeds(inputs)
         chosen = self._rows(rows)
-        _check_count(chosen, feeds)
+        _check_count(chosen, feeds, "begun")
         given = self._encoder.run(feeds)
         with self._lock:
             places = self._place[chosen]
@@ -280,7 +280,7 @@ class StreamSession:
 
     def _gather(self, rows: npt.NDArray[np.intp], feeds: Mapping[str, Array]) -> npt.NDArray[np.intp]:
         """Bring the streams of `rows` to the front of the buffers; for each place there, the frame that is for it."""
-        _check_count(rows, feeds)
+        _check_count(rows, feeds, "stepped")
         count, places = len(rows), self._place[rows]
         free = np.setdiff1d(np.arange(count), places)  # places at the front whose streams rest
         behind = rows[places >= count]
@@ -321,10 +321,10 @@ class _Binding:
         return {name: _reordered(array, order) for name, array in self._outputs.items()}
 
 
-def _check_count(rows: npt.NDArray[np.intp], feeds: Mapping[str, Array]) -> None:
+def _check_count(rows: npt.NDArray[np.intp], feeds: Mapping[str, Array], called: str) -> None:
     for name, array in feeds.items():
         if len(array) != len(rows):
-            raise InputError(f'input "{name}" is for {len(array)} streams, but {len(rows)} are asked for')
+            raise InputError(f'input "{name}" is for {len(array)} streams, but {len(rows)} are {called}')
 
 
 def _reordered(array: Array, order: npt.NDArray[np.intp]) -> Array:

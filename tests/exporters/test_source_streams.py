@@ -100,7 +100,7 @@ def translations(draw):
     words = EmbeddingConfig(vocab_size=WORDS, dim=8, scaled=draw(st.booleans()), norm=draw(st.booleans()), pad=PAD)
     return TranslationConfig(
         encoder=stacks(draw, bidirectional=True),
-        decoder=stacks(draw, cross_positions=14),
+        decoder=stacks(draw, cross_positions=16),
         source=words,
         target=words,
         output=OutputConfig(tied=draw(st.booleans())),
@@ -110,7 +110,7 @@ def translations(draw):
 
 @st.composite
 def crossed(draw):
-    encoder = stacks(draw, causal=True, cross_positions=14, final_norm=False)
+    encoder = stacks(draw, causal=True, cross_positions=16, final_norm=False)
     types = draw(st.sampled_from([None, 2]))
     return HuggingFaceConfig(encoder=encoder, vocab_size=WORDS, head="causal_lm", token_types=types)
 
@@ -252,7 +252,7 @@ def test_sources_that_do_not_fit_are_refused_and_change_nothing(session):
     long = {"src_tokens": np.full((3, CAPACITY + 1), 5), "src_lengths": np.full(3, CAPACITY + 1)}
     for inputs, rows, message in (
         (long, None, 'source_len 25 is outside.*1..24.*"src_tokens".*--seq-len 25 or more'),
-        (of_rows([0]), None, '"src_tokens" is for 1 streams, but 3 are asked for'),
+        (of_rows([0]), None, '"src_tokens" is for 1 streams, but 3 are begun'),
         (of_rows([0]), [3], "rows must be from 0 to 2"),
         ({"src_tokens": SOURCES["src_tokens"]}, None, '"src_lengths" is missing'),
         ({**SOURCES, "src_tokens": SOURCES["src_tokens"] + 50}, None, "its values go from 0 to 46"),
@@ -277,3 +277,9 @@ def test_a_stream_with_a_source_ends_where_its_positions_do(session):
     session.prefill(np.full((3, CAPACITY), 5))
     with pytest.raises(InputError, match=r"stream 0 has had 24 steps.*--seq-len 25"):
         session.step(np.full(3, 5))
+
+
+def test_a_model_that_reads_no_source_says_so():
+    session = stream(load_checkpoint(models("huggingface", "clm_softmax")["clm_softmax_padded"].checkpoint), 8, 1)
+    with pytest.raises(InputError, match="read no source"):
+        session.encode(SOURCES)
