@@ -74,12 +74,10 @@ class OneStep:
         padding = op.ScatterND(old, self.slots, op.Not(op.Squeeze(keep, [1])))
         self.state.put(old, padding, ["window"])
         kept = op.And(op.LessOrEqual(graph.integers("slot", np.arange(self.window)), place), op.Not(padding))
-        kept = op.ReduceMax(op.Cast(kept, to=ir.DataType.INT64), [1])  # [batch, 1]
-        return op.Where(
-            op.And(padding, op.Greater(kept, graph.integers("none", np.array(0)))),
-            graph.constant("mask.padding", np.array(-np.inf)),
-            graph.constant("mask.seen", np.array(0.0)),
-        )
+        some = op.ReduceMax(op.Cast(kept, to=ir.DataType.INT64), [1])  # [batch, 1]
+        masked = op.And(padding, op.Greater(some, graph.integers("none", np.array(0))))
+        unseen = graph.constant("mask.padding", np.array(-np.inf))
+        return op.Where(masked, unseen, graph.constant("mask.seen", np.array(0.0)))
 
     def average(self, n: ir.Value, ema: DecaySum, name: str) -> ir.Value:
         """n: [batch, D] -> [batch, D]."""
