@@ -283,3 +283,21 @@ def test_a_model_that_reads_no_source_says_so():
     session = stream(load_checkpoint(models("huggingface", "clm_softmax")["clm_softmax_padded"].checkpoint), 8, 1)
     with pytest.raises(InputError, match="read no source"):
         session.encode(SOURCES)
+
+
+def test_a_source_that_is_padded_to_whole_chunks_asks_no_more_of_the_decoders_positions():
+    options = {"embed_dim": 8, "z_dim": 4, "hidden_dim": 5, "ffn_dim": None, "ema_dim": 1, "num_layers": 1}
+    words = EmbeddingConfig(vocab_size=WORDS, dim=8, pad=PAD)
+    config = TranslationConfig(
+        encoder=MegaConfig(**options, bidirectional=True, chunk_size=4),
+        decoder=MegaConfig(**options, max_positions=6, cross_positions=6),
+        source=words,
+        target=words,
+        output=OutputConfig(),
+    )
+    model, tokens = randomised(config, 0).float(), np.full((1, 6), 5)
+    session = stream(model, 6, 1)
+    session.encode({"src_tokens": tokens, "src_lengths": np.array([6])})
+    with torch.no_grad():
+        want = model.double()(*map(torch.from_numpy, (tokens, np.array([6]), tokens)))["logits"].numpy()
+    close(through(session, {"prev_output_tokens": tokens}), want)
