@@ -2,7 +2,7 @@
 
 Blocks are compared with the trained form in float64 as they come, for the case that is nearest to its limit or farthest
 beyond it. The first bad one is then run by itself, on the trained form's own numbers before it, with every value in it
-shown: errors of what comes before are not carried into it, and the first value beyond its limit is the culprit's. The
+shown: errors of what comes before are not carried into it, and the first value far beyond its limit is the culprit's. The
 limit of a value is what rounding costs there at most, measured by rounding everywhere at random, times 4 as in parity.
 """
 
@@ -60,6 +60,12 @@ class Value:
     def passed(self) -> bool:
         return self.error.within(self.limit)
 
+    @property
+    def share(self) -> float:
+        """The error as a share of its limit, by the worse of the two measures."""
+        error, limit = self.error, self.limit
+        return max(error.relative_l2 / limit.relative_l2, error.max_over_rms / limit.max_over_rms)
+
     def to_json(self) -> dict[str, Any]:
         """For a report; null stands for the error of what is not finite."""
         error = self.error.relative_l2
@@ -99,8 +105,13 @@ class Bisection:
 
     @property
     def node(self) -> Value | None:
-        """The first bad node of the bad block; None where each is fine by itself and errors only add up."""
-        return next((value for value in self.values if not value.passed), None)
+        """The first bad node of the bad block; None where each is fine by itself and errors only add up.
+
+        Rounding may pass a limit by a little, so a node is no culprit whose excess is nothing beside the worst one's.
+        """
+        bad = [value for value in self.values if not value.passed]
+        beyond = max((value.share for value in bad), default=0.0) ** 0.5
+        return next((value for value in bad if value.share >= beyond), None)
 
     @property
     def advice(self) -> str:

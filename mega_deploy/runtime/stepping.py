@@ -40,6 +40,11 @@ class SteppedSession:
         """Of one step."""
         return self._stream.signature
 
+    @property
+    def prefills(self) -> bool:
+        """Whether many steps can be taken at once."""
+        return self._stream.prefills
+
     def run_named(self, inputs: Array | Mapping[str, Array], prefilled: int = 0) -> dict[str, Array]:
         """Every step's outputs by name; the inputs of a source are as its `encode` takes them.
 

@@ -96,6 +96,11 @@ class StreamSession:
         return self._model.native_ops
 
     @property
+    def prefills(self) -> bool:
+        """Whether `prefill` can be used."""
+        return self._prefill is not None
+
+    @property
     def source(self) -> Signature | None:
         """What `encode` takes and gives; None for a model that reads no source."""
         return None if self._encoder is None else self._encoder.signature

@@ -264,12 +264,12 @@ def test_sources_that_do_not_fit_are_refused_and_change_nothing(session):
 
 def test_steps_read_the_source_where_it_lies(session):
     session.encode(SOURCES)
-    addresses, kept = {name: buffer.address for name, buffer in session._state.items()}, session.state
+    addresses, kept = {name: buffer.address for name, buffer in session._step.state.items()}, session.state
     for _ in range(3):
         session.step(np.full(3, END))
     after, read = session.state, [spec.name for spec in session.signature.state if spec.output is None]
     assert len(read) == 1 + 2 * 2 and all((after[name] == kept[name]).all() for name in read)
-    assert {name: buffer.address for name, buffer in session._state.items()} == addresses
+    assert {name: buffer.address for name, buffer in session._step.state.items()} == addresses
 
 
 def test_a_stream_with_a_source_ends_where_its_positions_do(session):

@@ -62,8 +62,8 @@ def test_a_good_encoder_of_a_lower_precision_passes(tmp_path, attention, precisi
         ("model_lra_imdb_mp_chunk_pre", "encoder.layers.1.attention.ema.kernel", "encoder.layers.1", "Conv"),
         ("model_lra_imdb_mp_chunk_pre", "output.weight", "output", "Gemm"),
         ("model_nmt_laplace_rotary_chunk", "encoder.layers.1.ffn.first.weight", "encoder.layers.1", "Gemm"),
-        ("model_nmt_laplace_rotary_chunk", "decoder.layers.0.attention.joint.bias", "decoder.layers.0", "Gemm"),
-        ("model_nmt_laplace_rotary_chunk", "decoder.layers.1.cross_attention.memory.bias", "decoder.layers.1", "Gemm"),
+        ("model_nmt_laplace_rotary_chunk", "decoder.layers.0.attention.update.bias", "decoder.layers.0", "Gemm"),
+        ("model_nmt_laplace_rotary_chunk", "decoder.layers.1.cross_attention.value.bias", "decoder.layers.1", "Gemm"),
         ("model_token_types", "encoder.layers.0.attention.value.weight", "encoder.layers.0", "Gemm"),
     ],
 )
