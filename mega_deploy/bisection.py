@@ -2,8 +2,9 @@
 
 Blocks are compared with the trained form in float64 as they come, for the case that is nearest to its limit or farthest
 beyond it. The first bad one is then run by itself, on the trained form's own numbers before it, with every value in it
-shown: errors of what comes before are not carried into it, and the first value far beyond its limit is the culprit's. The
-limit of a value is what rounding costs there at most, measured by rounding everywhere at random, times 4 as in parity.
+shown: errors of what comes before are not carried into it, and the first value far beyond its limit is the culprit's.
+The limit of a value is what rounding costs there at most, measured by rounding everywhere at random, times 4 as in
+parity.
 """
 
 from __future__ import annotations
