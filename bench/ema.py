@@ -7,9 +7,9 @@ Decays are slow (1 - q from 0.0001 to 0.3), so that nothing can be cut. A ratio 
 first in the same round, p50 by p50, or processor time by processor time, which others on the machine disturb less; its
 median over the rounds is quoted, with extremes.
 
-On one thread of an AMD EPYC (Zen 4, AVX-512), shared with others, processor time over that of the blocks: the FFT 2.12
-for 512 channels of 4096 frames, 4.06 for 16384, 1.37 for 128 of 1024; a convolution of 128 x 4096 269 in one dimension,
-50 in two; a frame of 512 channels 0.98, 1.06, 1.09 and 1.20 in 2048, 4096, 8192 and 16384 over one in 1024.
+On one thread of an AMD EPYC (Zen 4, AVX-512) that nobody else used, times over that of the blocks: the FFT 2.14 for 512
+channels of 4096 frames, 4.12 for 16384, 1.23 for 128 of 1024; a convolution of 128 x 4096 324 in one dimension, 59 in
+two; a frame of 512 channels 1.06, 1.21, 1.35 and 1.54 in 2048, 4096, 8192 and 16384 over one in 1024.
 """
 
 from __future__ import annotations
