@@ -20,7 +20,7 @@ from mega_deploy.bench.streams import CACHED, PREFILL, WINDOW
 from mega_deploy.config import Form
 from mega_deploy.cores import cores_for
 from mega_deploy.engines import TARGETS
-from mega_deploy.errors import BundleError
+from mega_deploy.errors import BundleError, OptionError
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.library import find_engine, here
 from mega_deploy.signature import Range
@@ -73,6 +73,8 @@ def cases(
                 raise BundleError(
                     f"{path} holds only a stream; export it with --form both, or time it with --form stream"
                 )
+            if form == "stream" and bundle.stream_form.encode is not None:
+                raise OptionError(f"the streams of {path} read a source, which this benchmark does not give them yet")
             for seq_len in seq_lens or (_usual_length(bundle, form),):
                 for batch in batches:
                     check_fits(bundle, batch, seq_len, form)

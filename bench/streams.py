@@ -37,7 +37,11 @@ def recorded(reference: Reference, window: int, batch: int) -> dict[str, Array]:
         window: frames that attention reaches back.
         batch: streams.
     """
-    fitting = [case for case in reference.cases if case.name.startswith("random")]
+    fitting = [
+        case
+        for case in reference.cases
+        if case.name.startswith("random") and next(iter(reference.pools[case.pool].inputs.values())).shape[1] >= window
+    ]
     case = max(fitting, key=lambda case: len(case.rows))
     rows = [case.rows[index % len(case.rows)] for index in range(batch)]
     pool = reference.pools[case.pool]

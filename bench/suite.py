@@ -167,9 +167,13 @@ def check(report: Mapping[str, Any]) -> None:
 
 
 def _graph(task: Task, feeds: Mapping[str, Array]) -> Contender:
-    """A graph with the signature of a bundle, which is opened as for its own, in the session that bundles get."""
-    signature = OpenBundle.open(task.bundle).manifest.signature
-    session = Session(task.place / lra.GRAPH, signature, SessionOptions(threads=task.threads))
+    """A graph with the signature of a bundle, which is opened as for its own, in the session that bundles get.
+
+    What is said of its work is Mega's, which is the least of all, so that batches of all are split alike.
+    """
+    manifest = OpenBundle.open(task.bundle).manifest
+    options = SessionOptions(threads=task.threads)
+    session = Session(task.place / lra.GRAPH, manifest.signature, options, work=manifest.flops["deployed"] // 2)
     inputs = dict(feeds)
     return Contender(lambda: session.run_named(inputs), f"{', '.join(session.providers)}, {SETTINGS[task.contender]}")
 

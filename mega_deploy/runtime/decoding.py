@@ -155,8 +155,11 @@ def _read(stream: StreamSession, prompts: Sequence[Array], rows: Array) -> Array
     for start, stop in itertools.pairwise([0, *ends]):
         going = [index for index, prompt in enumerate(prompts) if len(prompt) >= stop]
         part = np.stack([prompts[index][start:stop] for index in going])
-        one = stop - start == 1
-        found = stream.step_named(part[:, 0], rows[going]) if one else stream.prefill_named(part, rows[going])
+        if stream.prefills and stop - start > 1:
+            found = stream.prefill_named(part, rows[going])
+        else:  # a token, or an engine, which is of a step alone
+            for step in part.T:
+                found = stream.step_named(np.ascontiguousarray(step), rows[going])
         scores |= dict(zip(going, _scores(found), strict=True))
     return np.stack([scores[index] for index in range(len(prompts))])
 

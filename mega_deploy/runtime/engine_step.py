@@ -33,12 +33,13 @@ class EngineStep:
 
     def __init__(self, model: EngineSession, signature: Signature, batch: int) -> None:
         self._execution, self._signature, self._batch = model.execution, signature, batch
+        # Before the state, which keeps the execution alive: they are released in this order.
+        self._launches = [self._execution.another_launch() for _ in range(2)]
         self.state = {
             spec.name: Pair(self._execution, spec.shape(batch), np.dtype(spec.dtype)) for spec in signature.state
         }
         """By name."""
         self._changing = {spec.name: spec.output for spec in signature.state if spec.output is not None}
-        self._launches = [self._execution.another_launch() for _ in range(2)]
         self._turn = 0
 
     def run(self, count: int, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -79,7 +79,7 @@ class OpenBundle(Bundle):
             return ProviderSession(backend, self.file(MODEL), self.manifest.signature, options)
         if lacking := self.lacking:
             raise MissingComponentError(lacking)
-        work = self.manifest.flops["deployed"]
+        work = self.manifest.flops["deployed"] // 2  # multiply-adds, of a row of the usual length
         return Session(self.file(MODEL), self.manifest.signature, options, self.plugins, work)
 
     def stream(

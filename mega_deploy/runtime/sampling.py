@@ -58,7 +58,10 @@ class Sampling:
         if self.top_k is not None and self.top_k < len(scores):
             tokens = np.flatnonzero(scores >= np.partition(scores, -self.top_k)[-self.top_k])
             tokens = tokens[_likeliest_first(scores[tokens])[: self.top_k]]
-        likely = np.exp(log_softmax(scores[tokens].astype(np.float64) / self.temperature))
+        distance = scores[tokens].astype(np.float64)
+        distance -= distance.max()
+        with np.errstate(over="ignore"):  # minus infinity is what a tiny temperature makes of all others
+            likely = np.exp(log_softmax(distance / self.temperature))
         if self.top_p is not None:
             # All that are rarer than this have together less than is left over: most need no sorting.
             common = np.flatnonzero(likely >= (1 - self.top_p) / len(likely))

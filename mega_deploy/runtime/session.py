@@ -77,7 +77,8 @@ class Session:
         signature: what it takes and gives.
         options: how it uses the machine.
         plugins: names of the operators in it that a native kernel may serve, as the bundle's manifest has them.
-        work: multiply-adds of one row of a batch, by which is decided what is split; None: nothing is.
+        work: multiply-adds of one row of a batch at the usual length, by which is decided what is split; None: nothing
+            is.
 
     Raises:
         MissingComponentError: onnxruntime is not installed.

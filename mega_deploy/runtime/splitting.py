@@ -58,7 +58,8 @@ class Split:
     def _pays(self, batch: int) -> bool:
         """Whether the parts are large enough, and of about the same size."""
         most = -(-batch // self._threads)
-        return most * self._work >= LEAST_WORK and batch >= EVEN * most * self._threads
+        even = batch >= EVEN * most * self._threads
+        return batch >= self._threads and even and most * self._work >= LEAST_WORK
 
 
 def rows_are_apart(signature: Signature) -> bool:

@@ -243,7 +243,12 @@ class StreamSession:
     def another(self, batch: int | None = None) -> StreamSession:
         """Further streams on the same loaded model, which another thread may step at the same time."""
         return StreamSession(
-            self._model, self.signature, batch or self.batch, self._identity, self._prefill, encoder=self._encoder
+            self._model,
+            self.signature,
+            self.batch if batch is None else batch,
+            self._identity,
+            self._prefill,
+            encoder=self._encoder,
         )
 
     def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:

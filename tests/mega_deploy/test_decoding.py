@@ -19,6 +19,7 @@ from mega_deploy.models.paper import build_model
 from mega_deploy.paper import MegaConfig
 from mega_deploy.paper.tasks import EmbeddingConfig, HuggingFaceConfig, LanguageModelConfig, OutputConfig
 from mega_deploy.runtime.sampling import log_softmax
+from mega_deploy.runtime.stream import StreamSession
 
 CASES, PLANS = models("fairseq", "model_lm_"), plans()
 DECODERS = {name: models("huggingface", "clm_")[name] for name in ("clm_laplace_simple", "clm_chunk_laplace_simple")}
@@ -218,6 +219,19 @@ def test_a_seed_gives_a_row_the_same_tokens_whatever_the_others_do(session):
     assert texts([[4, 4, 4], [7]], sampling)[1] == first[1]
     ended = texts([[7], [7], [9]], sampling, end=first[0][0])
     assert len(ended[0]) == 1 and all(text == one[: len(text)] for text, one in zip(ended, first, strict=True))
+
+
+def test_the_coldest_draw_is_the_most_likely_token():
+    scores = np.random.default_rng(0).standard_normal((50, 31), dtype=np.float32)
+    sampling = md.Sampling(temperature=1e-310)
+    drawn = [sampling.draw(row, random) for row, random in zip(scores, sampling.generators(50), strict=True)]
+    assert drawn == scores.argmax(axis=1).tolist()
+
+
+def test_a_stream_without_a_prefill_reads_prompts_step_by_step(session):
+    alone = StreamSession(session._model, session.signature, 4)
+    texts = [[one.tokens.tolist() for one in md.generate(one, PROMPTS, 6)] for one in (session.another(), alone)]
+    assert not alone.prefills and texts[0] == texts[1]
 
 
 def test_log_probs_are_the_models_whatever_the_sampling(model, session):

@@ -118,3 +118,11 @@ def test_a_session_never_mixes_in_a_model_that_took_its_files_place(bundle, eage
     other.replace(bundle / "model.onnx")
     np.testing.assert_array_equal(session.run(frames), want)
     assert eager == []
+
+
+@pytest.mark.parametrize("threads", [2, 5, 8, 16])
+def test_no_part_of_a_batch_is_empty(threads):
+    model = Model()
+    split = Split(lambda: model, threads, LEAST_WORK)
+    found = [split.run(["a", "b"], batch(size)) for size in range(1, 3 * threads)]
+    assert found[threads - 1] is not None and min(model.parts) >= 1
