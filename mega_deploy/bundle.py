@@ -27,7 +27,8 @@ import fastjsonschema
 
 from mega_deploy.config import Precision
 from mega_deploy.errors import BundleError, InputError
-from mega_deploy.signature import Signature, StreamForm
+from mega_deploy.signature import Signature
+from mega_deploy.stream_form import StreamForm
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -20,7 +20,8 @@ from mega_deploy.exporters.streams.step import StreamGraph
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.stepping import judging_stream
 from mega_deploy.runtime.validate import compare_stream
-from mega_deploy.signature import Encoding, Range, StreamForm
+from mega_deploy.signature import Range
+from mega_deploy.stream_form import Encoding, StreamForm
 
 
 def assemble_stream(

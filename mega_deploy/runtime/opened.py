@@ -19,7 +19,8 @@ from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
 from mega_deploy.runtime.source import Encoder
 from mega_deploy.runtime.stepping import CONFIG, SteppedSession, judging_stream
 from mega_deploy.runtime.stream import StreamSession
-from mega_deploy.signature import Signature, StreamForm
+from mega_deploy.signature import Signature
+from mega_deploy.stream_form import StreamForm
 
 
 class OpenBundle(Bundle):

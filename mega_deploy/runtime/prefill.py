@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.runtime.session import Session
-from mega_deploy.signature import LARGEST_SIZE, Range, Signature, StreamForm
+from mega_deploy.signature import LARGEST_SIZE, Range, Signature
+from mega_deploy.stream_form import StreamForm
 
 Array = npt.NDArray[Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from mega_deploy.runtime.session import Session
-from mega_deploy.signature import Encoding
+from mega_deploy.stream_form import Encoding
 
 Array = npt.NDArray[Any]
 

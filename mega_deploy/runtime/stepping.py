@@ -17,7 +17,8 @@ from mega_deploy.runtime.prefill import Prefill
 from mega_deploy.runtime.session import Session, SessionOptions
 from mega_deploy.runtime.source import Encoder
 from mega_deploy.runtime.stream import StreamSession
-from mega_deploy.signature import Signature, StreamForm
+from mega_deploy.signature import Signature
+from mega_deploy.stream_form import StreamForm
 
 Array = npt.NDArray[Any]
 # onnxruntime multiplies by weights in blocks as 8-bit integers only where it is told to: exporters.quantise.

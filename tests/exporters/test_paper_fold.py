@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from hypothesis import given, settings
 from onnxscript import ir
 from paper_graphs import evaluated, float64_graph, trained
+from random_models import randomised
 from strategies import relative_l2
 
 from mega_deploy.errors import InputError, OptionError
@@ -18,7 +18,7 @@ from mega_deploy.exporters.family import family_of
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper import attention
 from mega_deploy.exporters.paper.steps import Steps
-from mega_deploy.models.paper import MegaEncoder, build_model
+from mega_deploy.models.paper import MegaEncoder
 from mega_deploy.paper import MegaConfig
 from mega_deploy.paper.tasks import (
     ClassifierConfig,
@@ -59,17 +59,6 @@ def stacks(draw, **fixed):
         "activation": draw(st.sampled_from(["silu", "relu", "gelu", "gelu_accurate", "tanh", "linear"])),
     }
     return MegaConfig(**{**options, **fixed})
-
-
-def randomised(config, seed):
-    """A model in float64 whose every weight and buffer is random."""
-    generator = torch.Generator().manual_seed(seed)
-    model = build_model(config).double().eval()
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.5)
-        if name.endswith("running_var"):
-            tensor.abs_().add_(0.1)
-    return model
 
 
 def tokens(random, length, padding):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from paper_goldens import close, models
 from paper_streams import BATCH, DoubleStream, plans, stream
+from random_models import randomised
 from strategies import relative_l2
 
 from mega_deploy.checkpoints import load_checkpoint
@@ -86,17 +87,6 @@ def language_models(draw):
         tied=tied, cutoffs=bands, factor=2, tied_projections=tied and bool(bands) and draw(st.booleans())
     )
     return LanguageModelConfig(decoder=decoder, embedding=embedding, output=output), chunk or capacity
-
-
-def randomised(config, seed):
-    """A model in float64 whose every weight and buffer is random."""
-    generator = torch.Generator().manual_seed(seed)
-    model = build_model(config).double().eval()
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.5)
-        if name.endswith("running_var"):
-            tensor.abs_().add_(0.1)
-    return model
 
 
 @settings(max_examples=20, deadline=None)

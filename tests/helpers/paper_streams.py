@@ -15,7 +15,8 @@ from mega_deploy.exporters.streams.paper.tasks import StreamWriter
 from mega_deploy.runtime import Session, StreamSession
 from mega_deploy.runtime.prefill import Prefill
 from mega_deploy.runtime.source import Encoder
-from mega_deploy.signature import Encoding, Range
+from mega_deploy.signature import Range
+from mega_deploy.stream_form import Encoding
 
 BATCH = Range(1, 1, 8)
 

@@ -20,7 +20,7 @@ SOURCES = {
 FLOORS = [
     {"errors", "config", "signature", "arrays", "cores", "machine"},
     # The op lies below the models: they are trained with its torch form.
-    {"plugins", "paper"},
+    {"plugins", "paper", "stream_form"},
     {"models", "bundle", "parity", "engines"},
     {"runtime", "checkpoints"},
     {"doctor"},

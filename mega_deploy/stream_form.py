@@ -1,0 +1,81 @@
+"""What a bundle says of its stream: a step, many of them at once, and a source where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mega_deploy.errors import InputError
+from mega_deploy.signature import Signature, StateSpec, TensorSpec
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How streams get what their steps read and never change: the source of a translation."""
+
+    signature: Signature
+    """Inputs: sources, [batch, source_len, ...]; outputs: the state that no step changes, by its names."""
+    seen: str
+    """The bool state [batch, source_len] that tells which steps a source has; none where a stream has no source."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it; the outputs stand in its `signature.state`."""
+        return {"inputs": self.signature.to_json()["inputs"], "seen": self.seen}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], state: tuple[StateSpec, ...]) -> Encoding:
+        """From what `to_json` gave, and the state."""
+        inputs = Signature.from_json({**value, "outputs": ()}).inputs
+        outputs = tuple(spec.tensor for spec in state if spec.output is None)
+        if not any(spec.name == value["seen"] and spec.dtype == "bool" for spec in outputs):
+            raise InputError(f'there is no state "{value["seen"]}" of bool that no step changes')
+        return cls(Signature(inputs, outputs), value["seen"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamForm:
+    """What a bundle says of its stream."""
+
+    step: Signature
+    """Of one step, with the state."""
+    prefill: Signature
+    """Of many frames in one call: the step's, with an axis of frames behind the batch of each input."""
+    window: int
+    """Frames that attention reaches back, the present one included."""
+    moving_average: str
+    """How far back that reaches."""
+    flops: int
+    """Of one step of one stream."""
+    parity: Mapping[str, Any]
+    """Summary of stream_parity.json."""
+    encode: Encoding | None = None
+    """Of a model that reads a source."""
+
+    @property
+    def length(self) -> int:
+        """Steps that a stream, and its source, can have; of one without an end those of its window."""
+        return next((spec.limit for spec in self.step.state if spec.limit is not None), self.window)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it; the state stands in its `signature`."""
+        return {
+            "inputs": self.step.to_json()["inputs"],
+            "outputs": self.step.to_json()["outputs"],
+            "prefill": {"inputs": self.prefill.to_json()["inputs"]},
+            "window": self.window,
+            "moving_average": self.moving_average,
+            "flops": self.flops,
+            "parity": dict(self.parity),
+        } | ({} if self.encode is None else {"encode": self.encode.to_json()})
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], state: tuple[StateSpec, ...]) -> StreamForm:
+        """From what `to_json` gave, and the state."""
+        step = replace(Signature.from_json(value), state=state)
+        prefill = replace(step, inputs=tuple(map(TensorSpec.from_json, value["prefill"]["inputs"])))
+        names = ("window", "moving_average", "flops", "parity")
+        encode = Encoding.from_json(value["encode"], state) if "encode" in value else None
+        if encode is None and any(spec.output is None for spec in state):
+            raise InputError("no step changes a part of the state, and nothing tells where it comes from")
+        return cls(step=step, prefill=prefill, encode=encode, **{name: value[name] for name in names})
