@@ -1,0 +1,45 @@
+"""A bundle: the folder that holds a deployed model and everything needed to trust it.
+
+manifest.json names every other file with its SHA-256 and size. A bundle appears whole under its name or not at all, and
+nothing in it is executed when it is opened.
+"""
+
+from mega_deploy.bundle.manifest import (
+    ENCODE,
+    FORMAT_VERSION,
+    MANIFEST,
+    MODEL,
+    PARITY,
+    PREFILL,
+    REFERENCE,
+    STEP,
+    STREAM_PARITY,
+    STREAM_REFERENCE,
+    TRAINED,
+    Manifest,
+)
+from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, sha256_of
+from mega_deploy.bundle.staging import add_engine, check_target, describe_files, write_json, writing
+
+__all__ = [
+    "ENCODE",
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "MAX_MANIFEST_BYTES",
+    "MODEL",
+    "PARITY",
+    "PREFILL",
+    "REFERENCE",
+    "STEP",
+    "STREAM_PARITY",
+    "STREAM_REFERENCE",
+    "TRAINED",
+    "Bundle",
+    "Manifest",
+    "add_engine",
+    "check_target",
+    "describe_files",
+    "sha256_of",
+    "write_json",
+    "writing",
+]

@@ -1,0 +1,117 @@
+"""Opening a bundle: its manifest is read, and every file that it names is held against its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from mega_deploy.bundle.manifest import MANIFEST, Manifest
+from mega_deploy.errors import BundleError
+
+# A manifest is read before anything in the bundle is trusted.
+MAX_MANIFEST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and manifest, with the hashes of all its files verified."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a folder and verify every file that its manifest names.
+
+        Raises:
+            BundleError: it is no bundle, a file is missing or differs from its hash, or the version is another one.
+        """
+        folder = Path(path)
+        try:
+            is_folder = folder.is_dir()
+        except OSError as error:
+            raise BundleError(f"{folder} cannot be opened: {error.strerror}") from error
+        if not is_folder:
+            raise BundleError(f"{folder} is not a folder; a bundle is what `mega-deploy export` writes")
+        try:
+            check_regular(folder / MANIFEST)
+            with (folder / MANIFEST).open("rb") as file:
+                raw = file.read(MAX_MANIFEST_BYTES + 1)
+        except FileNotFoundError:
+            raise BundleError(
+                f"{folder} holds no {MANIFEST}: it is not a bundle; make one with `mega-deploy export`"
+            ) from None
+        except OSError as error:
+            raise BundleError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error
+        if len(raw) > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{folder / MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
+        try:
+            manifest = Manifest.from_json(json.loads(raw, parse_constant=_no_constant))
+        except BundleError as error:
+            raise BundleError(f"{folder / MANIFEST} cannot be used: {error}") from error
+        except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, huge integers
+            remedy = "copy the bundle again, or make it anew"
+            raise BundleError(f"{folder / MANIFEST} is damaged: {error}; {remedy}") from error
+        for name, entry in manifest.files.items():
+            _verify(folder, name, entry)
+        # An engine may load files that lie beside its own: what no hash covers has no place here.
+        for found in folder.rglob("*"):
+            name = found.relative_to(folder).as_posix()
+            if name not in manifest.files and name != MANIFEST and (found.is_symlink() or not found.is_dir()):
+                raise BundleError(f"{found} is not in the bundle's manifest; remove it")
+        return cls(folder, manifest)
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest names.
+
+        Raises:
+            BundleError: the bundle does not hold it.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path} holds no {name}; export the model anew")
+        return self.path / name
+
+
+def _verify(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in name:
+        raise BundleError(f"{folder / MANIFEST} names a file outside of the bundle: {name!r}")
+    path = folder / relative
+    try:
+        check_regular(path)
+        size = path.stat().st_size
+        digest = sha256_of(path) if size == entry["bytes"] else None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{path!s:.300} cannot be read: {reason}; copy the bundle again") from error
+    if digest != entry["sha256"]:
+        found = (
+            f"{size} bytes instead of {entry['bytes']}"
+            if digest is None
+            else f"SHA-256 {digest[:12]} instead of {entry['sha256'][:12]}"
+        )
+        raise BundleError(
+            f"{path} is not the file that the manifest names: {found}; copy the bundle again, or make it anew"
+        )
+
+
+def check_regular(path: Path) -> None:
+    """Refuse links, which lead out of the bundle, and pipes, which wait for ever."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise BundleError(f"{path} is not a regular file")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}, which is no JSON")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
