@@ -1,4 +1,4 @@
-"""fairseq's checkpoints of Mega: the training run's arguments as a configuration, and the names of its weights.
+"""fairseq's checkpoints of Mega: the training run's arguments as a configuration.
 
 What the arguments do not say (sizes of vocabularies, of a classifier's layers) the weights do. Arguments that older
 checkpoints lack have the official code's defaults.
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.checkpoints.fairseq_arguments import Arguments
-from mega_deploy.checkpoints.paper_names import rename
+from mega_deploy.checkpoints.fairseq_names import named_as_ours
 from mega_deploy.errors import CheckpointError, OptionError
 from mega_deploy.paper.config import MegaConfig
 from mega_deploy.paper.tasks import (
@@ -29,34 +28,6 @@ Array = npt.NDArray[Any]
 Weights = Mapping[str, Array]
 
 PAD = 1  # in every dictionary of fairseq's
-_CLASSIFIER = [
-    (r"^encoder\.encoder\.embed_tokens\.(embed\.)?", "table."),
-    (r"^encoder\.encoder\.embed_norm\.", "embedding.norm."),
-    (r"^encoder\.encoder\.", "encoder."),
-    (r"^classifier\.(\d+)\.0\.", r"hidden.\1."),
-    (r"^sentence_projection_layer\.", "output."),
-]
-_DECODER = [
-    (r"^decoder\.adaptive_softmax\.head\.class_proj\.", "output.bands."),
-    (r"^decoder\.adaptive_softmax\.tail\.(\d+)\.0\.", r"output.projections.\1."),
-    (r"^decoder\.adaptive_softmax\.tail\.(\d+)\.2\.", r"output.tails.\1."),
-    (r"^decoder\.output_projection\.", "output.linear."),
-]
-_LANGUAGE_MODEL = [
-    (r"^decoder\.embed_tokens\.embeddings\.(\d+)\.0\.", r"table.tables.\1."),
-    (r"^decoder\.embed_tokens\.embeddings\.(\d+)\.1\.", r"table.projections.\1."),
-    (r"^decoder\.embed_tokens\.", "table."),
-    (r"^decoder\.embed_norm\.", "embedding.norm."),
-    (r"^decoder\.project_in_dim\.", "embedding.projection."),
-    *_DECODER,
-]
-_TRANSLATION = [
-    (r"^encoder\.embed_tokens\.", "source_table."),
-    (r"^decoder\.embed_tokens\.", "target_table."),
-    (r"^encoder\.embed_norm\.", "source_embedding.norm."),
-    (r"^decoder\.embed_norm\.", "target_embedding.norm."),
-    *_DECODER,
-]
 
 
 def is_fairseq(header: Mapping[str, Any]) -> bool:
@@ -81,18 +52,15 @@ def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig
     try:
         if "sentence_projection_layer.weight" in tensors:
             config: PaperConfig = _classifier(told, tensors)
-            patterns = _CLASSIFIER
         elif "encoder.embed_tokens.weight" in tensors:
-            config, patterns = _translation(told, tensors), _TRANSLATION
+            config = _translation(told, tensors)
         elif any(name.startswith("decoder.embed_tokens.") for name in tensors):
-            config, patterns = _language_model(told, tensors), _LANGUAGE_MODEL
+            config = _language_model(told, tensors)
         else:
             raise CheckpointError(f"its architecture is {told.text('arch', 'unnamed')}, none of fairseq's Mega models")
     except OptionError as error:
         raise CheckpointError(f"its arguments make an impossible model: {error}") from error
-    weights, names = rename(_untied_head(tensors, config), patterns)
-    _take_aliases_out(config, weights, names)
-    return config, weights, names
+    return config, *named_as_ours(config, tensors)
 
 
 # What an option is called, which differs between the tasks. Without a default it must be there: the classifiers' differ
@@ -293,36 +261,3 @@ def _translation(told: Arguments, tensors: Weights) -> TranslationConfig:
         output=_output(told, target.vocab_size),
         shared=told.flag("share_all_embeddings"),
     )
-
-
-def _untied_head(tensors: Weights, config: PaperConfig) -> dict[str, Array]:
-    """The weights, with the head of an adaptive softmax parted: its last rows are the bands."""
-    found = dict(tensors)
-    head = found.pop("decoder.adaptive_softmax.head.weight", None)
-    if head is not None and isinstance(config, LanguageModelConfig | TranslationConfig) and config.output.cutoffs:
-        words = config.output.cutoffs[0]
-        found["output.words.weight"] = head[:words]
-        found["decoder.adaptive_softmax.head.class_proj.weight"] = head[words:]
-    return found
-
-
-def _take_aliases_out(config: PaperConfig, weights: dict[str, Array], names: dict[str, str]) -> None:
-    """Weights that are one in the model stand in the file once for each name; they must not differ."""
-    if not isinstance(config, LanguageModelConfig | TranslationConfig):
-        return
-    table = "table" if isinstance(config, LanguageModelConfig) else "target_table"
-    aliases = {}
-    if isinstance(config, TranslationConfig) and config.shared:
-        aliases["source_table.weight"] = f"{table}.weight"
-    if config.output.tied and not config.output.cutoffs:
-        aliases["output.linear.weight"] = f"{table}.weight"
-    if config.output.tied and config.output.cutoffs:
-        aliases["decoder.adaptive_softmax.head.word_proj.weight"] = f"{table}.tables.0.weight"
-        for band in range(len(config.output.cutoffs)):
-            aliases[f"output.tails.{band}.weight"] = f"{table}.tables.{band + 1}.weight"
-            if config.output.tied_projections:
-                aliases[f"output.projections.{band}.weight"] = f"{table}.projections.{band + 1}.weight"
-    for alias, name in aliases.items():
-        tensor = weights.pop(alias, None)
-        if tensor is not None and name in weights and not np.array_equal(tensor, weights[name], equal_nan=True):
-            raise CheckpointError(f"the tensors {names[alias]} and {names[name]} are one in the model, but differ here")
