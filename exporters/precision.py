@@ -1,7 +1,7 @@
 """A float32 graph -> the same graph in a lower precision, with float32 islands where rounding would hurt.
 
 The precision stands in the graph itself, as casts and constants, so that every engine computes what parity was measured
-for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT below name them):
+for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT in islands.py name them):
 
 1. Matrix products take and give the lower precision; int8 (exporters.quantise) lowers those with a constant factor.
 2. Float32 islands are: norms, softmax with the mask before it, Laplace attention as a whole, sums over many numbers,
@@ -21,8 +21,7 @@ for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT below name them):
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,30 +31,11 @@ from onnxscript import ir
 
 from mega_deploy.config import Precision
 from mega_deploy.errors import InputError, OptionError
+from mega_deploy.exporters.islands import MOVEMENT, PRODUCTS, Islands, has_numbers, is_float, label, labels
 from mega_deploy.parity import UNIT_ROUNDOFF
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 
-SUMS = frozenset({"LogSoftmax", "Pow", "ReduceMean", "ReduceSum"})
-ISLANDS = frozenset({"LayerNormalization", "Softmax", LAPLACE, "Add", "Where", "Cast"}) | SUMS
 ROUNDED_AT_ONCE = frozenset({"LayerNormalization", "Softmax", LAPLACE})
-PRODUCTS = frozenset({"Gemm", "MatMul"})
-MOVEMENT = frozenset(
-    {
-        "Concat",
-        "Gather",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "ScatterND",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
-LAYER_CONSTANTS = ("weight", "gamma", "weight_and_bias")
-MOVING_AVERAGE = "ema"
 DTYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 FLOAT32 = ir.DataType.FLOAT
 LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: (2 - 2.0**-7) * 2.0**127}
@@ -107,47 +87,10 @@ def lower(
         from mega_deploy.exporters.quantise import quantise, quantise_in_blocks
 
         lowered = (quantise_in_blocks if stream else quantise)(model, islands.holds)
-        return Lowered(model, _labels(node for node in islands.nodes if node not in lowered))
+        return Lowered(model, labels(node for node in islands.nodes if node not in lowered))
     writer = _Casts(model.graph, DTYPES[precision], islands)
     advice = writer.run(half_io)
-    return Lowered(model, _labels(writer.in_float32), advice)
-
-
-def has(model: ir.Model, name: str) -> bool:
-    """Whether something in a model is called so, as a further float32 island."""
-    return any(_called(node, name) for node in model.graph)
-
-
-def label(node: ir.Node) -> str:
-    """What a node is called in the list of islands: its layer if it has weights, otherwise its scope and operator.
-
-    "blocks.0.ffn.down", "final_norm", "blocks.0.attention.Softmax"; the nodes of a kind in a scope share a label.
-    """
-    for value in node.inputs:
-        if value is not None and value.is_initializer():
-            layer, _, constant = (value.name or "").rpartition(".")
-            if layer and constant in LAYER_CONSTANTS:
-                return layer
-    return ".".join((*_scope(node), node.op_type))
-
-
-def _scope(node: ir.Node) -> list[str]:
-    return (node.name or "").split("/")[:-1]
-
-
-def _labels(nodes: Iterable[ir.Node]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(label(node) for node in nodes))
-
-
-def _is_float(value: ir.Value) -> bool:
-    """Whether a value is of numbers that a precision applies to; sizes and indices are not."""
-    assert value.dtype is not None, value.name
-    return value.dtype.is_floating_point()
-
-
-def _has_numbers(node: ir.Node) -> bool:
-    """Whether a precision applies to what a node reads, such as a comparison, or to what it gives."""
-    return any(map(_is_float, (*filter(None, node.inputs), *node.outputs)))
+    return Lowered(model, labels(writer.in_float32), advice)
 
 
 def lint(name: str, array: npt.NDArray[np.float32], dtype: ir.DataType, node: str) -> tuple[list[str], list[str]]:
@@ -178,47 +121,6 @@ def lint(name: str, array: npt.NDArray[np.float32], dtype: ir.DataType, node: st
     return [], []
 
 
-class Islands:
-    """Which nodes of a graph stay float32: rules 2, 3 and 7.
-
-    Raises:
-        OptionError: nothing in the graph is called as something in `keep`.
-    """
-
-    def __init__(self, graph: ir.Graph, keep: Collection[str] = ()) -> None:
-        self.nodes = [node for node in graph if node.op_type not in MOVEMENT and any(map(_is_float, node.outputs))]
-        """All that compute with floating-point numbers, in the graph's order."""
-        self._keep = tuple(keep)
-        self._raw: set[ir.Value] = set(graph.inputs)
-        for node in graph:
-            if node.op_type in MOVEMENT and node.inputs[0] in self._raw:
-                self._raw.update(node.outputs)
-        for name in self._keep:
-            if not any(_called(node, name) for node in self.nodes):
-                labels = _labels(self.nodes)
-                parts = ", ".join(dict.fromkeys(re.sub(r"(\.\d+)\..*", r"\1", label) for label in labels))
-                raise OptionError(
-                    f"the graph has nothing called {name!r} to keep in float32; it has {parts}, and what is in them, "
-                    f"such as {max(labels, key=len)}"
-                )
-
-    def kept(self, node: ir.Node) -> bool:
-        """Whether the caller keeps it."""
-        return any(_called(node, name) for name in self._keep)
-
-    def holds(self, node: ir.Node) -> bool:
-        """Whether a node stays float32, or may: what only moves numbers follows its inputs all the same."""
-        if node.op_type in ISLANDS or self.kept(node):
-            return True
-        if node.op_type in PRODUCTS and any(value in self._raw for value in node.inputs):
-            return True
-        return MOVING_AVERAGE in _scope(node) and node.op_type != "Gemm"
-
-
-def _called(node: ir.Node, name: str) -> bool:
-    return f"{label(node)}.".startswith(f"{name}.") or ".".join((*_scope(node), "")).startswith(f"{name}.")
-
-
 class _Casts:
     """Gives each node its precision, and puts casts where values of another one come in."""
 
@@ -236,21 +138,21 @@ class _Casts:
         if half_io:
             for given in self.graph.inputs:
                 given.type = ir.TensorType(self.dtype)
-        for node in [node for node in self.graph if _has_numbers(node)]:
+        for node in [node for node in self.graph if has_numbers(node)]:
             dtype, name = self._dtype(node), label(node)
             for index, value in enumerate(node.inputs):
-                if value is not None and _is_float(value):
+                if value is not None and is_float(value):
                     node.replace_input_with(index, self._as(value, dtype, name))
-            for output in filter(_is_float, node.outputs):
+            for output in filter(is_float, node.outputs):
                 output.type = ir.TensorType(dtype)  # a type may be shared with the model that this is a clone of
-            if dtype == FLOAT32 and node.op_type not in MOVEMENT and any(map(_is_float, node.outputs)):
+            if dtype == FLOAT32 and node.op_type not in MOVEMENT and any(map(is_float, node.outputs)):
                 self.in_float32.append(node)
             if node.op_type in ROUNDED_AT_ONCE and not self.islands.kept(node) and self._feeds_products(node):
                 self._rounded[node.outputs[0]] = self._convert(node.outputs[0], self.dtype)
         if self._overflows:
             raise InputError("; ".join(self._overflows))
         for index, output in enumerate(self.graph.outputs):
-            if not _is_float(output):
+            if not is_float(output):
                 continue
             self._give(index, output, self.dtype if half_io else FLOAT32)
         self._drop_what_nobody_reads()

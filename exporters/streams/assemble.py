@@ -12,7 +12,8 @@ from mega_deploy.errors import MegaDeployError, QualityGateError
 from mega_deploy.exporters import onnx as onnx_file
 from mega_deploy.exporters.family import Model
 from mega_deploy.exporters.flops import graph_flops
-from mega_deploy.exporters.precision import Lowered, has, lower
+from mega_deploy.exporters.islands import has
+from mega_deploy.exporters.precision import Lowered, lower
 from mega_deploy.exporters.streams.family import streamed
 from mega_deploy.exporters.streams.paper.source import SEEN
 from mega_deploy.exporters.streams.reference import SAMPLES

@@ -18,7 +18,8 @@ from mega_deploy.exporters import onnx as onnx_file
 from mega_deploy.exporters.edifice import mega_graph
 from mega_deploy.exporters.family import family_of
 from mega_deploy.exporters.fold import fold
-from mega_deploy.exporters.precision import MOVEMENT, lint, lower
+from mega_deploy.exporters.islands import MOVEMENT
+from mega_deploy.exporters.precision import lint, lower
 from mega_deploy.exporters.reference import record
 from mega_deploy.runtime import judging_session
 from mega_deploy.runtime.validate import compare
