@@ -133,7 +133,7 @@ def save_case(bundle: OpenBundle, batch: int, seq_len: int, folder: Path, form: 
     reference = bundle.reference()
     arrays = _recorded(reference, bundle.manifest.signature.inputs, batch, seq_len)
     if arrays is None:
-        from mega_deploy.bench.peers import run_trained
+        from mega_deploy.bench.torch_peers import run_trained
 
         arrays = run_trained(bundle, batch, seq_len)
     save_arrays(folder / CASE, arrays)
