@@ -27,7 +27,7 @@ FLOORS = [
     {"exporters"},
     {"deploy", "validation", "bisection", "inspection"},
     {"bench"},
-    {"demo"},
+    {"demo", "facts"},
     {"show"},
     {"cli"},
     {"__main__"},
