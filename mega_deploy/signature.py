@@ -62,6 +62,8 @@ SOURCE_AXIS = "source_len"
 SEQUENCE_AXES = ("seq_len", "src_len", "src1_len", "tgt_len", "encoder_len", SOURCE_AXIS)
 # The option of `export` that widens an axis.
 _WIDENS = {"batch": "--batch-range"} | dict.fromkeys(SEQUENCE_AXES, "--seq-range") | {SOURCE_AXIS: "--seq-len"}
+# Kinds of numbers (numpy's letters) that are converted to a kind.
+_TAKEN = {"f": "iuf", "i": "iu", "u": "iu"}
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,21 @@ class TensorSpec:
     def check(self, array: Array) -> Array:
         """The array as the backend takes it: of this dtype, contiguous.
 
-        Other floating-point and whole-number arrays are converted where the target is floating-point, for numpy makes
-        float64 by default; nothing else is.
+        Whole numbers of any type are taken for whole numbers, where they fit, and any numbers for floating-point ones:
+        numpy makes float64 and int64 by default, data sets hold uint8. Nothing else is converted.
 
         Raises:
-            InputError: the dtype, the number of axes or a size does not fit, or a value is NaN, infinite or not among
-                `values`.
+            InputError: the dtype, the number of axes or a size does not fit, or a value is NaN, infinite, not among
+                `values` or beyond the dtype.
         """
-        dtype = np.dtype(self.dtype)
-        if array.dtype.kind != dtype.kind and not (dtype.kind == "f" and array.dtype.kind in "iu"):
-            remedy = f'; convert it with .astype("{self.dtype}")' if array.dtype.kind in "biuf" else ""
-            raise InputError(f'input "{self.name}" must be {self.dtype}, got {array.dtype}{remedy}')
+        dtype, given = np.dtype(self.dtype), array.dtype
+        if given.kind not in _TAKEN.get(dtype.kind, dtype.kind):
+            remedy = f'; convert it with .astype("{self.dtype}")' if given.kind in "biuf" else ""
+            raise InputError(f'input "{self.name}" must be {self.dtype}, got {given}{remedy}')
         self.check_shape(array.shape)
-        if array.dtype != dtype:
+        if dtype.kind in "iu":
+            self._check_values(array)  # before they are converted, which would let a large one wrap
+        if given != dtype:
             with np.errstate(over="ignore", invalid="ignore"):
                 array = array.astype(dtype)
         array = np.ascontiguousarray(array)
@@ -103,13 +107,13 @@ class TensorSpec:
             bad = ~finite
             first = [int(index) for index in np.argwhere(bad)[0]]
             raise InputError(f'input "{self.name}" holds {int(bad.sum())} NaN or infinite values, the first at {first}')
-        self._check_values(array)
         return array
 
     def _check_values(self, array: Array) -> None:
-        if self.values is None or not array.size:
+        if not array.size or (self.values is None and array.dtype == self.dtype):
             return
-        low, high = self.values
+        whole = np.iinfo(self.dtype)
+        low, high = self.values or (int(whole.min), int(whole.max))
         if low <= array.min() and array.max() <= high:
             return
         first = [int(index) for index in np.argwhere((array < low) | (array > high))[0]]

@@ -26,6 +26,21 @@ def test_what_is_left_out_is_filled_in_its_shape_and_type():
     assert np.array_equal(SIGNATURE.feeds({"input_ids": IDS, "attention_mask": mask})["attention_mask"], mask)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "int32", "uint64"])
+def test_whole_numbers_of_every_type_are_taken_alike(dtype):
+    ids = SIGNATURE.feeds(IDS.astype(dtype))["input_ids"]
+    assert ids.dtype == np.int64 and np.array_equal(ids, IDS)
+
+
+def test_a_whole_number_beyond_the_type_is_refused_before_it_wraps():
+    beyond = np.full((2, 3), 2**63, np.uint64)
+    with pytest.raises(InputError, match=r'"attention_mask" holds 9223372036854775808 at \[0, 0\]'):
+        SIGNATURE.feeds({"input_ids": IDS, "attention_mask": beyond})
+    small = TensorSpec("count", "uint8", (BATCH,), ("batch",))
+    with pytest.raises(InputError, match=r'"count" holds -1 at \[1\]; its values go from 0 to 255'):
+        small.check(np.array([3, -1]))
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
