@@ -1,0 +1,141 @@
+"""All inputs and outputs of a model, and the check of a call's arrays against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mega_deploy.errors import InputError
+from mega_deploy.signature.ranges import Dim
+from mega_deploy.signature.tensors import StateSpec, TensorSpec
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """All inputs and outputs of a model, and the state that it carries where it is a stream."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    state: tuple[StateSpec, ...] = ()
+
+    @property
+    def with_state(self) -> Signature:
+        """The state as inputs and outputs among the others: what the graph itself has."""
+        old = (spec.tensor for spec in self.state)
+        new = (replace(spec.tensor, name=spec.output) for spec in self.state if spec.output is not None)
+        return Signature((*self.inputs, *old), (*self.outputs, *new))
+
+    def dim(self, *axes: str) -> Dim:
+        """The size or the range of the first axis of an input that is called by one of these names."""
+        return next(dim for spec in self.inputs for axis, dim in zip(spec.axes, spec.dims, strict=True) if axis in axes)
+
+    def feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """Checked inputs by name, from one array where there is one that must be there, or from a mapping.
+
+        Raises:
+            InputError: a name is missing or unknown, an array does not fit, or axes of one name differ in size.
+        """
+        inputs = self.named(inputs)
+        given = [spec for spec in self.inputs if spec.name in inputs]
+        feeds = {spec.name: spec.check(_as_array(spec.name, inputs[spec.name])) for spec in given}
+        sizes = _sizes(given, feeds)
+        return {spec.name: feeds[spec.name] if spec in given else _filled(spec, sizes) for spec in self.inputs}
+
+    def named(self, inputs: Any) -> Mapping[str, Any]:
+        """Inputs by name: every one that must be there, and no unknown one.
+
+        Raises:
+            InputError: a name is missing or unknown.
+        """
+        if not isinstance(inputs, Mapping):
+            if sum(spec.default is None for spec in self.inputs) != 1:
+                raise InputError(
+                    f"this bundle has {len(self.inputs)} inputs ({_names(self.inputs)}); pass a dict by name"
+                )
+            inputs = {next(spec.name for spec in self.inputs if spec.default is None): inputs}
+        known = {spec.name for spec in self.inputs}
+        for name in inputs:
+            if name not in known:
+                raise InputError(f'this bundle has no input "{name}"; it takes {_names(self.inputs)}')
+        for spec in self.inputs:
+            if spec.name not in inputs and spec.default is None:
+                raise InputError(f'input "{spec.name}" is missing; this bundle takes {_names(self.inputs)}')
+        return inputs
+
+    def in_float16(self) -> Signature:
+        """The same with float16 in the place of float32."""
+        return self._with("float32", "float16")
+
+    def in_float32(self) -> Signature:
+        """The same with float32 in the place of float16."""
+        return self._with("float16", "float32")
+
+    def _with(self, old: str, new: str) -> Signature:
+        def changed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(replace(spec, dtype=new) if spec.dtype == old else spec for spec in specs)
+
+        return replace(self, inputs=changed(self.inputs), outputs=changed(self.outputs))
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        sides = {
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+        }
+        return sides | ({"state": [spec.to_json() for spec in self.state]} if self.state else {})
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Signature:
+        """From what `to_json` gave."""
+        inputs, outputs = (tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs"))
+        found = cls(inputs, outputs, tuple(StateSpec.from_json(spec) for spec in value.get("state", ())))
+        for specs in (found.with_state.inputs, found.with_state.outputs):
+            names = [spec.name for spec in specs]
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise InputError(f'two tensors are called "{min(twice)}"')
+        required = {axis for spec in inputs if spec.default is None for axis in spec.axes}
+        for spec in inputs:
+            if spec.default is not None and not (len(spec.axes) == len(spec.dims) and required >= set(spec.axes)):
+                raise InputError(
+                    f'the input "{spec.name}" has a default, but nothing tells its size where it is left out'
+                )
+        return found
+
+
+def _sizes(specs: Iterable[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, int]:
+    """The size of each axis by its name.
+
+    Raises:
+        InputError: two inputs differ in it.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        for axis, size in zip(spec.axes, feeds[spec.name].shape, strict=False):
+            known, by = sizes.setdefault(axis, (size, spec.name))
+            if known != size:
+                raise InputError(
+                    f'{axis} is {known} in input "{by}" and {size} in "{spec.name}"; give the same to both'
+                )
+    return {axis: size for axis, (size, _) in sizes.items()}
+
+
+def _filled(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
+    """What stands for an input that was left out; its axes are named, and stand in an input that was not."""
+    return np.full([sizes[axis] for axis in spec.axes], spec.default, spec.dtype)
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # a ragged list, or a tensor that lives elsewhere
+        raise InputError(f'input "{name}" is no array: {error}') from error
+
+
+def _names(specs: Iterable[TensorSpec]) -> str:
+    return ", ".join(f'"{spec.name}" {spec}' for spec in specs)
