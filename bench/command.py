@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
-import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from mega_deploy.arrays import replacing
 from mega_deploy.bench import against, suite, sweep
 from mega_deploy.bench.benchmark import Case, Report, cases, run
 from mega_deploy.bench.rounds import QUICK, Options
@@ -180,7 +178,8 @@ def _write(report: Report, outputs: Mapping[str, Path | None]) -> None:
     makers: dict[str, Callable[[Report], str]] = {"json": json.dumps, "csv": table, "html": page}
     for kind, path in outputs.items():
         if path is not None:
-            _replace(path, makers[kind](report))
+            with replacing(path) as partial:
+                partial.write_text(makers[kind](report), "utf-8", newline="")
 
 
 def table(report: Report) -> str:
@@ -206,15 +205,3 @@ def without_samples(report: Report) -> Report:
         **report,
         "results": [{key: row[key] for key in row if key != "samples_ms"} for row in report["results"]],
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.write_text(text, "utf-8", newline="")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {os.strerror(error.errno or 0)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

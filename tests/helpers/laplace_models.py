@@ -7,10 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnxscript import GraphBuilder, ir
 
 from mega_deploy.plugins.laplace import MU, SIGMA
 from mega_deploy.plugins.laplace.function import erf_function, l1_function
+
+# What options go together, and whether the optional inputs are there.
+FORMS = (
+    {"kernel": "l1"},
+    {"kernel": "l1", "causal": True},
+    {"kernel": "erf"},
+    {"kernel": "erf", "causal": True, "bias": True},
+    {"kernel": "erf", "row_scale": True, "mu": 0.1, "sigma": 1.5},
+    {"kernel": "erf", "causal": True, "bias": True, "row_scale": True},
+)
+each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: ",".join(map(str, form)) + f" {form['kernel']}")
 
 OPSET = 20
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from hypothesis import given, settings
-from laplace_models import arrays, op_model
+from laplace_models import FORMS, arrays, each_form, op_model
 from onnxscript import ir
 
 from mega_deploy.errors import BundleError, InputError, MissingComponentError
@@ -24,14 +24,6 @@ from mega_deploy.signature import Range, Signature, TensorSpec
 
 FLOAT32_RATIO = 2e-6
 LEVELS = ("portable", "avx2", "avx512")
-FORMS = (
-    {"kernel": "l1"},
-    {"kernel": "l1", "causal": True},
-    {"kernel": "erf"},
-    {"kernel": "erf", "causal": True, "bias": True},
-    {"kernel": "erf", "row_scale": True, "mu": 0.1, "sigma": 1.5},
-    {"kernel": "erf", "causal": True, "bias": True, "row_scale": True},
-)
 SIZES = (  # batch, M, N, D, Dv
     (1, 1, 1, 1, 1),
     (2, 3, 17, 1, 3),
@@ -105,7 +97,7 @@ def level(request, library, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: ",".join(map(str, form)) + f" {form['kernel']}")
+@each_form
 def test_every_instruction_set_computes_the_reference(level, form):
     for shared, sizes in enumerate(SIZES):
         feeds = make(sizes, form, shared=bool(shared % 2))
@@ -122,7 +114,7 @@ def test_the_kernel_is_the_reference_for_any_sizes(library, batch, m, n, d, dv, 
     assert served and np.abs(got - exact(feeds, **form)).max() <= limit(feeds, form["kernel"])
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: ",".join(map(str, form)) + f" {form['kernel']}")
+@each_form
 def test_float16_is_converted_and_accumulates_in_float32(library, form):
     feeds = {name: x.astype(np.float16) for name, x in make((2, 60, 61, 256, 33), form, shared=True).items()}
     got, served = run(feeds, dtype=ir.DataType.FLOAT16, **form)

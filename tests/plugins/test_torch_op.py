@@ -8,23 +8,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from laplace_models import arrays
+from laplace_models import FORMS, arrays, each_form
 
 from mega_deploy.errors import InputError
 from mega_deploy.models.edifice import Mega
 from mega_deploy.plugins.laplace.reference import laplace_attention as reference
 from mega_deploy.plugins.laplace.torch_op import laplace_attention, naive_laplace_attention, operator
 
-FORMS = (
-    {"kernel": "l1"},
-    {"kernel": "l1", "causal": True},
-    {"kernel": "erf"},
-    {"kernel": "erf", "causal": True, "bias": True},
-    {"kernel": "erf", "row_scale": True, "mu": 0.1, "sigma": 1.5},
-    {"kernel": "erf", "causal": True, "bias": True, "row_scale": True},
-)
 SIZES = st.tuples(st.integers(1, 4), *(st.integers(1, 9) for _ in range(4)))
-each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: ",".join(map(str, form)) + f" {form['kernel']}")
 
 
 def make(sizes, form, *, shared=False, dtype=torch.float64):
