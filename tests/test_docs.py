@@ -1,4 +1,4 @@
-"""The commands and scripts in README run as they stand, in a fresh folder."""
+"""The commands and scripts in README and docs run as they stand, in a fresh folder; links lead somewhere."""
 
 import os
 import re
@@ -12,19 +12,22 @@ import pytest
 from laplace_models import for_tensorrt, op_model
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(
-    r"<!-- tested[^>]*-->\n```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL
-)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "bench/README.md", "plugins/README.md")]
+BLOCK = re.compile(r"<!-- tested[^>]*-->\n```(bash|python)\n(.*?)```", re.DOTALL)
+BLOCKS = [
+    pytest.param(language, block, id=f"{page.stem}-{language}{at}")
+    for page in PAGES
+    for at, (language, block) in enumerate(BLOCK.findall(page.read_text("utf-8")))
+]
 
 
-def test_readme_has_commands_and_a_script_to_run():
-    assert [language for language, _ in BLOCKS] == ["bash", *["python"] * 4]
+def test_the_pages_have_commands_and_scripts_to_run():
+    assert {"README-bash0", "README-python1", "paper-python0", "streams-python0"} <= {block.id for block in BLOCKS}
 
 
-@pytest.mark.parametrize(
-    ("language", "block"), BLOCKS, ids=[f"{language}{at}" for at, (language, _) in enumerate(BLOCKS)]
-)
-def test_what_readme_shows_runs(language, block, tmp_path):
+@pytest.mark.parametrize(("language", "block"), BLOCKS)
+def test_what_the_pages_show_runs(language, block, tmp_path):
     shutil.copy(ROOT / "tests/data/paper/fairseq/model_lm_enwik8/checkpoint.pt", tmp_path)
     command = ["bash", "-euo", "pipefail", "-c", block] if language == "bash" else [sys.executable, "-c", block]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -34,9 +37,14 @@ def test_what_readme_shows_runs(language, block, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-def test_every_file_that_readme_links_to_is_there():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text("utf-8"))
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_and_heading_that_a_page_links_to_is_there(page):
+    for file, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text("utf-8")):
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles], heading
 
 
 def test_the_model_as_the_plugins_readme_changes_it_has_plugin_nodes_alone(tmp_path):
@@ -47,8 +55,3 @@ def test_the_model_as_the_plugins_readme_changes_it_has_plugin_nodes_alone(tmp_p
         assert len(changed.functions) == 0 and len(node.input) == inputs and "" not in node.input
         assert (attributes["plugin_version"], attributes["plugin_namespace"]) == (b"1", b"mega.deploy")
         assert (attributes["kernel"], attributes["inputs"]) == (b"erf", mask)
-
-
-def test_every_file_that_the_plugins_readme_links_to_is_there():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", (ROOT / "plugins/README.md").read_text("utf-8"))
-    assert links and [link for link in links if not (ROOT / "plugins" / link).exists()] == []
