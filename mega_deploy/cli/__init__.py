@@ -6,18 +6,29 @@ import io
 import os
 import signal
 import sys
+from importlib import metadata
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from mega_deploy.cli import bench, making, using
 from mega_deploy.errors import MegaDeployError
 
+USAGE = 2
+# As one meets them, from a checkpoint on.
+ORDER = ("export", "validate", "run", "inspect", "build", "bench", "plugins", "doctor", "demo")
+
+
+class _InOrder(TyperGroup):
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return sorted(self.commands, key=ORDER.index)
+
+
 app = typer.Typer(
     name="mega-deploy",
-    help="Take trained Mega models to production: verified ONNX bundles, sessions and benchmarks.",
-    no_args_is_help=True,
+    cls=_InOrder,
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,7 +37,24 @@ app = typer.Typer(
 for commands in (making, using, bench):
     app.add_typer(commands.app)
 
-USAGE = 2
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"mega-deploy {metadata.version('mega-deploy')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True, epilog="Example:  mega-deploy demo")
+def mega_deploy(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take trained Mega models to production: verified ONNX bundles, sessions and benchmarks."""
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(USAGE)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,9 @@ from mega_deploy.cli.shared import Json, print_report
 
 app = typer.Typer()
 
-SweepAxis = Annotated[
-    str | None, typer.Option(metavar="V,...", help="Time models with random weights of these values.")
-]
+
+def _axis(what: str) -> Any:
+    return typer.Option(metavar="V,...", help=f"Time models with random weights, for each value: {what}.")
 
 
 @app.command(epilog="Example:  mega-deploy bench game.mega --batch 1,8 --quick")
@@ -48,13 +48,13 @@ def bench(
     sweep: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Configurations with random weights, in TOML or YAML.")
     ] = None,
-    embed_dim: SweepAxis = None,
-    hidden_size: SweepAxis = None,
-    ema_dim: SweepAxis = None,
-    layers: SweepAxis = None,
-    window: SweepAxis = None,
-    attention: SweepAxis = None,
-    precision: SweepAxis = None,
+    embed_dim: Annotated[str | None, _axis("features of a frame")] = None,
+    hidden_size: Annotated[str | None, _axis("the width")] = None,
+    ema_dim: Annotated[str | None, _axis("states of the moving average")] = None,
+    layers: Annotated[str | None, _axis("blocks")] = None,
+    window: Annotated[str | None, _axis("frames of a window")] = None,
+    attention: Annotated[str | None, _axis("softmax or laplace")] = None,
+    precision: Annotated[str | None, _axis("float32, float16, bfloat16 or int8")] = None,
     form: Annotated[
         str | None, typer.Option(metavar="F,...", help="Of bundles and models: window, stream (default: the first).")
     ] = None,
@@ -72,9 +72,10 @@ def bench(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell the latency of bundles, or of models with random weights, beside other ways and the machine's limit.
+    """Time bundles, beside peers and the machine's limit.
 
-    Of a stream a call is one step; beside it stand the window, a prefill and, with --peers, PyTorch with a cache.
+    Models with random weights are timed as bundles are. Of a stream a call is one step; beside it stand the window, a
+    prefill and, with --peers, PyTorch with a cache.
     """
     from mega_deploy.bench import against as gate
     from mega_deploy.bench import benchmark, command, terminal

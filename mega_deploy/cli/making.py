@@ -71,7 +71,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a trained checkpoint into a bundle that is proven equal to it."""
+    """Turn a trained checkpoint into a bundle, proven equal to it."""
     from mega_deploy import deploy, inspection
 
     started = time.perf_counter()
@@ -145,7 +145,7 @@ def build(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Build an engine for GPUs from a bundle, and add it to the bundle."""
+    """Build an engine for NVIDIA GPUs, and add it to the bundle."""
     from mega_deploy.exporters.tensorrt import engine, options
     from mega_deploy.inspection import engine_report
 
@@ -163,7 +163,10 @@ def build(
     print_report(engine_report(bundle, built), as_json, show.built_engine_table)
 
 
-plugins = typer.Typer(help="Native kernels of our operators.", no_args_is_help=True)
+plugins = typer.Typer(
+    help="Build and list native kernels of our operators.",
+    epilog="Example:  mega-deploy plugins list",
+)
 app.add_typer(plugins, name="plugins")
 
 
@@ -172,7 +175,10 @@ def plugins_build(
     target: Annotated[PluginTarget, typer.Argument(help="Whose plugin to build.")],
     as_json: Json = False,
 ) -> None:
-    """Build native kernels into this user's cache; needs a C++ compiler, for tensorrt the extra `plugins` too."""
+    """Build native kernels into this user's cache.
+
+    That needs a C++ compiler, for tensorrt the extra `plugins` too.
+    """
     from mega_deploy.plugins.listing import build
 
     with show.progress() as on_step:
@@ -195,7 +201,7 @@ def demo(
     ] = Path("speakers.mega"),
     as_json: Json = False,
 ) -> None:
-    """Export the shipped trained checkpoint, verify it, score it on held-out data and time it."""
+    """Export, verify, score and time the shipped trained checkpoint."""
     from mega_deploy import demo as demonstration
 
     with show.progress() as on_step:

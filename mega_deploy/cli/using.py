@@ -70,7 +70,10 @@ def validate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Hold a bundle on this machine against the trained model. Exit code 3 where it fails."""
+    """Hold a bundle on this machine against the trained model.
+
+    Exit code 3 where it fails.
+    """
     if bisect:
         _bisect(bundle, backend, native_ops, [inputs, samples, seed], as_json)
         return
@@ -117,7 +120,10 @@ def inspect(
     ] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Tell what a path is, what it needs, and whether it can be used here; an engine is not loaded for it."""
+    """Tell what a path is, what it needs, and whether it works here.
+
+    Nothing is run or loaded for that, not even an engine.
+    """
     from mega_deploy import inspection
 
     print_report(inspection.inspect(path, source), as_json, show.inspect_table)
@@ -125,7 +131,7 @@ def inspect(
 
 @app.command(epilog="Example:  mega-deploy doctor")
 def doctor(as_json: Json = False) -> None:
-    """Tell what works on this machine, what is missing, and the command that mends it."""
+    """Tell what works on this machine, and what mends the rest."""
     from mega_deploy.doctor import examine
 
     print_report({"components": [component.to_json() for component in examine()]}, as_json, show.doctor_table)
