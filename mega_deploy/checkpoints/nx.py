@@ -150,7 +150,7 @@ def _array(raw: bytes, dtype: str, shape: tuple[int, ...], order: str) -> Array:
 def _exactly(source: _Source, count: int) -> bytes:
     data = source.read(count)
     if len(data) != count:
-        raise CheckpointError(f"the file is truncated: {count} bytes wanted, {len(data)} there")
+        raise CheckpointError(f"the file is truncated: {count} bytes wanted, {len(data)} there; copy it again")
     return data
 
 
@@ -168,7 +168,7 @@ class _Inflater:
                 given = self._compressed[:_STEP]
                 piece = self._inflate.decompress(given, _STEP)
             except zlib.error as error:
-                raise CheckpointError(f"the compressed body is damaged: {error}") from None
+                raise CheckpointError(f"the compressed body is damaged ({error}); copy it again") from None
             left = len(self._inflate.unconsumed_tail) + len(self._inflate.unused_data)
             self._compressed = self._compressed[len(given) - left :]
             self._ready += piece
@@ -181,6 +181,6 @@ class _Inflater:
     def finish(self) -> None:
         """Refuses a stream whose checksum is missing, or that is not the end of the file."""
         if not self._inflate.eof:
-            raise CheckpointError("the compressed body is truncated")
+            raise CheckpointError("the compressed body is truncated; copy it again")
         if self._compressed:
             raise CheckpointError(f"{len(self._compressed)} bytes follow the compressed body")

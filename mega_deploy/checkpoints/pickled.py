@@ -83,7 +83,7 @@ def _check_archive(data: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
     except Exception as error:  # zipfile raises struct.error, ValueError and others besides its own
-        raise CheckpointError(f"it is a damaged zip archive: {error}") from None
+        raise CheckpointError(f"it is a damaged zip archive ({error}); copy it again") from None
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(f"its entry {entry.filename} is compressed, which torch.save never does")
@@ -95,7 +95,7 @@ def _check_archive(data: bytes) -> None:
                 try:
                     content = archive.read(entry)
                 except Exception as error:
-                    raise CheckpointError(f"its entry {entry.filename} is damaged: {error}") from None
+                    raise CheckpointError(f"its entry {entry.filename} is damaged ({error}); copy it again") from None
                 _check_pickle(content)
 
 
@@ -133,4 +133,4 @@ def _check_pickle(content: bytes) -> None:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"its pickle is damaged: {error}") from None
+        raise CheckpointError(f"its pickle is damaged ({error}); copy it again") from None

@@ -32,7 +32,7 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
                 raise CheckpointError(f"takes {size} bytes, more than the {limit} that this version reads")
             data = file.read(size)
     except FileNotFoundError:
-        raise CheckpointError("does not exist") from None
+        raise CheckpointError("does not exist; look for a slip in the path") from None
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path

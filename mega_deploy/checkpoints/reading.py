@@ -123,7 +123,7 @@ def _read_folder(path: Path) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"its config.json {error}") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"its config.json is no JSON: {error}") from None
+        raise CheckpointError(f"its config.json is no JSON ({error}); copy the folder again") from None
     if not isinstance(options, dict):
         raise CheckpointError("its config.json holds no object of options by name")
     for name in ("model.safetensors", "pytorch_model.bin"):

@@ -102,7 +102,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{path} cannot be read as JSON: {reason}; --config takes one object of options by name"
+        ) from error
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold one JSON object of hyperparameters by name")
     return value
