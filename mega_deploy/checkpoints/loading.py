@@ -90,7 +90,7 @@ def resolve(
         if options.setdefault("laplace_attention", attention == "laplace") != (attention == "laplace"):
             other = "laplace" if options["laplace_attention"] else "softmax"
             told = "checkpoint" if "laplace_attention" in checkpoint.options else "config"
-            raise OptionError(f"attention {attention} was asked for, but the {told} says {other}")
+            raise OptionError(f"attention {attention} was asked for, but the {told} says {other}; leave the option out")
     if seq_len is not None:
         if config.get("seq_len") not in (None, seq_len):
             raise OptionError(f"seq_len is {config['seq_len']!r} in the config, but {seq_len} was asked for")

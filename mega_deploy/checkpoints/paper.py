@@ -75,7 +75,7 @@ def agree(
             raise OptionError(f"{name} is {value!r} in the config, but the checkpoint says {told[name]!r}")
     if attention is not None and attention not in {stack.attention for stack in stacks(config)}:
         said = stacks(config)[0].attention
-        raise OptionError(f"attention {attention} was asked for, but the checkpoint says {said}")
+        raise OptionError(f"attention {attention} was asked for, but the checkpoint says {said}; leave the option out")
     if output is not None:
         raise OptionError("output is for checkpoints of Edifice; this model has the outputs of its source")
     if seq_len is not None:
