@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/mega-deploy demo
 
 test: build/ready
-	PYTHONPATH=$(INSTALLED) $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	PYTHONPATH=$(INSTALLED) $(BIN)/pytest -n $(WORKERS) --dist loadscope
 
 lint: build/ready
 	$(BIN)/ruff format --check .
