@@ -158,10 +158,8 @@ def fold(model: edifice.Mega, *, one_row: bool = False) -> FoldedMega:
 
 def _fold_block(block: edifice.MegaBlock, config: EdificeConfig, *, last_row: bool) -> FoldedBlock:
     alpha = as_array(block.ema.alpha)
-    decay, weight = (
-        np.exp(-np.logaddexp(0, -alpha)),
-        np.exp(-np.logaddexp(0, alpha)),
-    )  # sigmoid(alpha), 1 - sigmoid(alpha)
+    # sigmoid(alpha) and 1 - sigmoid(alpha), neither of which loses digits or overflows.
+    decay, weight = np.exp(-np.logaddexp(0, -alpha)), np.exp(-np.logaddexp(0, alpha))
     return FoldedBlock(
         ema=FoldedEMA(
             proj=_behind(block.ema_norm, block.ema.proj),
