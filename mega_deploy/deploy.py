@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,10 +157,18 @@ def _own_model(model: Model, seq_len: int | None, for_checkpoints: Mapping[str, 
 
 @contextmanager
 def _workspace() -> Iterator[Path]:
-    """A folder for files on their way into a bundle, elsewhere than its place: a killed export leaves nothing there."""
+    """A folder for files on their way into a bundle, elsewhere than its place: a killed export leaves nothing there.
+
+    Named before it is made, unlike tempfile's, which a signal right behind the making would leave to nobody.
+    """
+    folder = None
     try:
-        with tempfile.TemporaryDirectory(prefix="mega-deploy-") as folder:
-            yield Path(folder)
+        folder = Path(tempfile.gettempdir()) / f"mega-deploy-{uuid.uuid4().hex}"
+        folder.mkdir(mode=0o700)
+        yield folder
     except OSError as error:
         where = tempfile.tempdir or "no folder for temporary files"
         raise InputError(f"{where} cannot hold the bundle on its way: {error}; name another place in TMPDIR") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -267,6 +268,23 @@ def test_two_inputs_of_one_name_are_refused(bundle):
     edit(bundle, signature={**signature, "inputs": signature["inputs"] * 2})
     with pytest.raises(BundleError, match="frames"):
         md.open_bundle(bundle).session()
+
+
+def test_a_signal_right_behind_the_making_of_the_work_folder_leaves_nothing_in_it(model, tmp_path, monkeypatch):
+    """What the race of the next test comes to once in a few hundred runs."""
+    make, work = os.mkdir, tmp_path / "work"
+    work.mkdir()
+
+    def make_and_end(path, *options, **named):
+        make(path, *options, **named)
+        if Path(path).parent == work:
+            raise SystemExit(128 + signal.SIGHUP)
+
+    monkeypatch.setattr(os, "mkdir", make_and_end)
+    monkeypatch.setattr(tempfile, "tempdir", str(work))
+    with pytest.raises(SystemExit):
+        md.export(model, tmp_path / "x.mega")
+    assert list(work.iterdir()) == []
 
 
 def end_when(process, moment, number):
