@@ -19,7 +19,7 @@ class BoundStep:
     """`batch` streams on an onnxruntime session.
 
     Every state has a buffer of its own, on the GPU where the session runs there, bound once as the step's input and as
-    its output, so that nothing is copied in or out: the graph writes into what it read (exporters.streams.step tells
+    its output, so that nothing is copied in or out: the graph writes into what it read (exporters.streams.state tells
     why it may). onnxruntime's TensorRT provider hands the graph to TensorRT, which promises nothing of outputs that lie
     where inputs do: there each state has two buffers, which take turns.
 

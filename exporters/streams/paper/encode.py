@@ -9,7 +9,7 @@ from mega_deploy.exporters.paper.elements import remembered
 from mega_deploy.exporters.paper.tasks import Task
 from mega_deploy.exporters.streams.paper.ends import StreamModel, source_inputs, stack_of
 from mega_deploy.exporters.streams.paper.source import KEYS, SEEN, VALUES
-from mega_deploy.exporters.streams.step import BATCH, StreamGraph
+from mega_deploy.exporters.streams.state import BATCH, StreamGraph
 from mega_deploy.signature import SOURCE_AXIS, Range, Signature, TensorSpec
 
 
