@@ -22,7 +22,7 @@ class Encoder:
     """
 
     def __init__(self, load: Callable[[], Session], encoding: Encoding) -> None:
-        self._load, self.signature, self.seen = load, encoding.signature, encoding.seen
+        self._load, self.encoding, self.signature = load, encoding, encoding.signature
         self._session: Session | None = None
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
