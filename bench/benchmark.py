@@ -17,6 +17,7 @@ from mega_deploy.bench.process import ContenderError
 from mega_deploy.bench.rounds import Options, Rounds
 from mega_deploy.bench.rows import limit_row, method, ratio_rows, result_row
 from mega_deploy.bench.streams import CACHED, PREFILL, WINDOW
+from mega_deploy.bundle import MODEL, STEP
 from mega_deploy.config import Form
 from mega_deploy.cores import cores_for
 from mega_deploy.engines import TARGETS
@@ -113,7 +114,7 @@ def run(
     cores = cores_for(options.threads)
     for case in cases:
         for backend in options.backends:
-            _check_backend(case.bundle, backend)
+            _check_backend(case, backend)
     named = _configurations(cases)
     report: Report = {"machine": describe(cores), "method": method(options, cores), "results": [], "ratios": []}
     report |= {"limit": [], "failures": []}
@@ -147,12 +148,12 @@ def _add(report: Report, rounds: Rounds, counted: dict[str, Any] | None) -> None
         report["machine"] = describe(report["machine"]["cores"], gpus[0])
 
 
-def _check_backend(bundle: OpenBundle, backend: str) -> None:
+def _check_backend(case: Case, backend: str) -> None:
     """Refuse an engine that is not there or cannot run here, before anything is timed."""
     if backend in TARGETS:
         from mega_deploy.engines import refuse
 
-        engine = find_engine(bundle, backend)
+        engine = find_engine(case.bundle, backend, STEP if case.form == "stream" else MODEL)
         refuse(engine, here(engine))
 
 

@@ -109,7 +109,7 @@ def inspect_table(report: Report) -> None:
             "parity": _verdict(report["parity"]),
             **_stream(report.get("stream"), report["signature"].get("state", [])),
             **_served(report),
-            "engines": ", ".join(_engine_name(engine) for engine in report["engines"]) or "none",
+            "engines": ", ".join(dict.fromkeys(_engine_name(engine) for engine in report["engines"])) or "none",
             "made with": ", ".join(f"{name} {version}" for name, version in report["tools"].items()),
         }
     elif report["kind"] == "engine":
@@ -136,7 +136,11 @@ def inspect_table(report: Report) -> None:
 def built_engine_table(report: Report) -> None:
     """Of `build`."""
     facts = {"engine": _engine_name(report), **_engine(report), "size": f"{report['bytes'] / 1e6:.1f} MB"}
-    _facts(f"{report['bundle']}/{report['file']}", {**facts, "took": f"{report['seconds']:.1f} s"})
+    facts["took"] = f"{report['seconds']:.1f} s"
+    for other in report["engines"]:
+        told = f"{other['layers']} layers, {other['bytes'] / 1e6:.1f} MB, {other['seconds']:.1f} s: {other['file']}"
+        facts[f"of {other['graph']}"] = told
+    _facts(f"{report['bundle']}/{report['file']}", facts)
 
 
 def plugins_table(report: Report) -> None:

@@ -87,5 +87,4 @@ class Counters:
 
     def _seen(self, arrays: Mapping[str, Array]) -> Array:
         assert self._source is not None
-        found: Array = arrays[self._source.seen].any(axis=1)
-        return found
+        return np.asarray(arrays[self._source.seen].any(axis=1))

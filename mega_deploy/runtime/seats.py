@@ -38,7 +38,8 @@ class Seats:
         self.batch = batch
         self._everyone = np.arange(batch)
         self._place = self._everyone.copy()
-        self._seated, self._order = self._everyone, None
+        self._seated = self._everyone
+        self._order: Order = None
 
     def rows(self, rows: Rows | None, *, distinct: bool = True) -> Numbers:
         """Numbers of streams, all by default.

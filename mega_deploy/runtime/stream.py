@@ -170,11 +170,7 @@ class StreamSession:
         with self._lock:
             steps = next(iter(feeds.values())).shape[1]
             chosen, order = self._gather(rows, feeds, steps)
-            state = {name: buffer.read()[: len(chosen)] for name, buffer in self._step.state.items()}
-            outputs = self._prefill.run(in_places(feeds, order), state)
-            for spec in self.signature.state:
-                if spec.output is not None:
-                    self._step.state[spec.name].write(state[spec.name], slice(0, len(chosen)))
+            outputs = self._prefill.run(in_places(feeds, order), self._step, len(chosen))
             self._counters.step(chosen, steps)
         return as_asked(outputs, order)
 
