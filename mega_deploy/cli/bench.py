@@ -74,7 +74,8 @@ def bench(
 ) -> None:
     """Tell the latency of bundles, or of models with random weights, beside other ways and the machine's limit.
 
-    Of a stream a call is one step; beside it stand the window, a prefill and, with --peers, PyTorch with a cache.
+    Of a stream a call is one step; beside it stand the window, a prefill, what takes a source where the model reads
+    one, and with --peers PyTorch with a cache.
     """
     from mega_deploy.bench import against as gate
     from mega_deploy.bench import benchmark, command, terminal
