@@ -13,7 +13,7 @@ first frame on, and its last output was the trained model's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from mega_deploy.errors import InputError, require
 from mega_deploy.parity import Case, Reference
 from mega_deploy.runtime import OpenBundle, StreamSession
 from mega_deploy.signature import usual
+
+if TYPE_CHECKING:
+    from mega_deploy.exporters.streams.paper.ends import StreamModel
 
 Array = npt.NDArray[Any]
 WINDOW, CACHED, PREFILL, ENCODE = "window-session", "torch-cached", "prefill", "encode"
@@ -145,14 +148,13 @@ def _cached(task: Task, sequences: Mapping[str, Array]) -> Contender:
     bundle = OpenBundle.open(task.bundle)
     form, model = bundle.stream_form, load_checkpoint(bundle.file(TRAINED))
     own, source = parted(form.step, sequences)
+    tensors = {name: torch.from_numpy(array) for name, array in source.items()}
     with torch.inference_mode():
-        cached: Any
-        if isinstance(model, Mega):
-            cached = CachedMega(model, task.batch)
-        else:
-            cached = CachedDecoder(
-                model, form.length, {name: torch.from_numpy(array) for name, array in source.items()}
-            )
+        cached = (
+            CachedMega(model, task.batch)
+            if isinstance(model, Mega)
+            else CachedDecoder(cast("StreamModel", model), form.length, tensors)
+        )
 
     def step(frame: Mapping[str, Array]) -> Outputs:
         with torch.inference_mode():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class CachedDecoder:
             memory, keep = model.encode(source["src_tokens"])
         elif source:
             memory, keep = source["encoder_hidden_states"], source["encoder_attention_mask"] != 0
-        self.layers = [_CachedLayer(layer, length, memory, keep) for layer in stack.layers]
+        self.layers = [_CachedLayer(cast(MegaLayer, layer), length, memory, keep) for layer in stack.layers]
 
     def reset(self) -> None:
         """Begin anew, with the same source."""
