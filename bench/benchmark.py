@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.bench import floor, peers
-from mega_deploy.bench.contenders import OURS, TOLERANCE, Task, check_fits, lengths, save_case
+from mega_deploy.bench.contenders import OURS, TOLERANCE, Task, check_fits, lengths, load_case, save_case
 from mega_deploy.bench.host import describe
 from mega_deploy.bench.process import ContenderError
 from mega_deploy.bench.rounds import Options, Rounds
 from mega_deploy.bench.rows import limit_row, method, ratio_rows, result_row
-from mega_deploy.bench.streams import CACHED, PREFILL, WINDOW
+from mega_deploy.bench.streams import CACHED, ENCODE, NO_STEPS, PREFILL, WINDOW, frames_of, takes_whole
+from mega_deploy.bundle import MODEL, STEP
 from mega_deploy.config import Form
 from mega_deploy.cores import cores_for
 from mega_deploy.engines import TARGETS
-from mega_deploy.errors import BundleError, OptionError
+from mega_deploy.errors import BundleError
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.library import find_engine, here
 from mega_deploy.signature import Range
@@ -73,8 +74,6 @@ def cases(
                 raise BundleError(
                     f"{path} holds only a stream; export it with --form both, or time it with --form stream"
                 )
-            if form == "stream" and bundle.stream_form.encode is not None:
-                raise OptionError(f"the streams of {path} read a source, which this benchmark does not give them yet")
             for seq_len in seq_lens or (_usual_length(bundle, form),):
                 for batch in batches:
                     check_fits(bundle, batch, seq_len, form)
@@ -84,7 +83,7 @@ def cases(
 
 def _usual_length(bundle: OpenBundle, form: Form) -> int:
     if form == "stream":
-        return bundle.stream_form.window
+        return frames_of(bundle)
     own = lengths(bundle)
     return own.opt if isinstance(own, Range) else own or 1
 
@@ -113,7 +112,7 @@ def run(
     cores = cores_for(options.threads)
     for case in cases:
         for backend in options.backends:
-            _check_backend(case.bundle, backend)
+            _check_backend(case, backend)
     named = _configurations(cases)
     report: Report = {"machine": describe(cores), "method": method(options, cores), "results": [], "ratios": []}
     report |= {"limit": [], "failures": []}
@@ -147,12 +146,12 @@ def _add(report: Report, rounds: Rounds, counted: dict[str, Any] | None) -> None
         report["machine"] = describe(report["machine"]["cores"], gpus[0])
 
 
-def _check_backend(bundle: OpenBundle, backend: str) -> None:
+def _check_backend(case: Case, backend: str) -> None:
     """Refuse an engine that is not there or cannot run here, before anything is timed."""
     if backend in TARGETS:
         from mega_deploy.engines import refuse
 
-        engine = find_engine(bundle, backend)
+        engine = find_engine(case.bundle, backend, STEP if case.form == "stream" else MODEL)
         refuse(engine, here(engine))
 
 
@@ -174,7 +173,7 @@ def _tasks(case: Case, options: Options, cores: Sequence[int], folder: Path) -> 
     """All contenders on one case."""
 
     def task(contender: str, backend: str, *, cuda_graph: bool = False) -> Task:
-        limit = case.parity_limit if contender in (OURS, WINDOW, PREFILL) else TOLERANCE
+        limit = case.parity_limit if contender in (OURS, WINDOW, *NO_STEPS) else TOLERANCE
         return Task(
             contender,
             backend,
@@ -197,9 +196,7 @@ def _tasks(case: Case, options: Options, cores: Sequence[int], folder: Path) -> 
         if case.form == "window":
             yield task(OURS, backend, cuda_graph=True)
     if case.form == "stream" and "onnxruntime" in on_cpu:
-        yield task(PREFILL, "onnxruntime")
-        if "window" in case.bundle.forms:
-            yield task(WINDOW, "onnxruntime")
+        yield from (task(name, "onnxruntime") for name in _beside_a_stream(case, folder))
     if options.limit and on_cpu:
         for name in floor.BUILD:
             yield task(name, "onnxruntime")
@@ -211,6 +208,15 @@ def _tasks(case: Case, options: Options, cores: Sequence[int], folder: Path) -> 
             yield task(name, name.partition("-")[0])
         for name in peers.available("cuda") if on_gpu else ():
             yield task(name, "tensorrt" if name == "tensorrt-naive" else "torch-cuda")
+
+
+def _beside_a_stream(case: Case, folder: Path) -> Iterator[str]:
+    """What else of the bundle is timed: what streams are begun with, and the window that stands for a step."""
+    if case.bundle.stream_form.encode is not None:
+        yield ENCODE
+    yield PREFILL
+    if takes_whole(case.bundle, load_case(folder)[0]):
+        yield WINDOW
 
 
 def check_ours(report: Report) -> None:

@@ -48,7 +48,7 @@ class Task:
     cuda_graph: bool = False
     """Of engines: whether the launches are recorded once and replayed."""
     form: Form = "window"
-    """Of the bundle; a stream's `seq_len` is the window of its attention, and its batch the number of streams."""
+    """Of the bundle; of a stream `seq_len` is what streams.frames_of gives, and the batch the number of streams."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Task:
@@ -128,7 +128,7 @@ def save_case(bundle: OpenBundle, batch: int, seq_len: int, folder: Path, form: 
     if form == "stream":
         from mega_deploy.bench.streams import recorded
 
-        save_arrays(folder / CASE, recorded(bundle.reference(form), seq_len, batch))
+        save_arrays(folder / CASE, recorded(bundle.reference(form), bundle, batch))
         return
     reference = bundle.reference()
     arrays = _recorded(reference, bundle.manifest.signature.inputs, batch, seq_len)
@@ -179,11 +179,14 @@ def check_fits(bundle: OpenBundle, batch: int, seq_len: int, form: Form = "windo
     Raises:
         InputError: the message names the bundle, its range and the option of `export` that widens it.
     """
-    if form == "stream" and seq_len != bundle.stream_form.window:
-        raise InputError(
-            f"the attention of {bundle.path} reaches back {bundle.stream_form.window} frames, not {seq_len}; a stream "
-            "is exported for its window, with --seq-len"
-        )
+    if form == "stream":
+        from mega_deploy.bench.streams import frames_of
+
+        if seq_len != (own := frames_of(bundle)):
+            raise InputError(
+                f"streams of {bundle.path} are timed over their own {own} frames, not {seq_len}; a stream is exported "
+                "for so many, with --seq-len"
+            )
     for spec in bundle.stream_form.step.inputs if form == "stream" else bundle.manifest.signature.inputs:
         for axis, wanted in (("batch", batch), *((axis, seq_len) for axis in SEQUENCE_AXES)):
             dim = spec.dims[spec.axes.index(axis)] if axis in spec.axes else wanted

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.bench.contenders import Contender, Task, load_case
+from mega_deploy.bench.course import frame_by_frame, parted
 from mega_deploy.bench.latency import sample
 from mega_deploy.bench.profile import Node, by_block, by_op, profile
-from mega_deploy.bench.streams import frame_by_frame
 from mega_deploy.errors import MegaDeployError, require
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.session import OPTIMISED
@@ -53,15 +53,17 @@ def prepare(task: Task) -> None:
     onnx = require("onnx", "bench", "the limit")
     bundle, (feeds, _) = OpenBundle.open(task.bundle), load_case(task.place)
     state: dict[str, Array] = {}
+    given = feeds
     if task.form == "stream":
-        feeds = frame_by_frame(feeds)[0]
-        state = {spec.name: np.zeros(spec.shape(task.batch), spec.dtype) for spec in bundle.stream_form.step.state}
+        step = bundle.stream_form.step
+        given = frame_by_frame(parted(step, feeds)[0])[0]
+        state = {spec.name: np.zeros(spec.shape(task.batch), spec.dtype) for spec in step.state}
     if _splits(task):
         (task.place / PART).mkdir(exist_ok=True)
         part = {name: array[: task.batch // task.threads] for name, array in feeds.items()}
         _write_products(onnx, profile(bundle, part, 1, task.place / PART, task.form), part, task.place / PART)
     nodes = profile(bundle, feeds, task.threads, task.place, task.form)
-    model, products, shapes = _write_products(onnx, nodes, {**feeds, **state}, task.place)
+    model, products, shapes = _write_products(onnx, nodes, {**given, **state}, task.place)
     counted = {
         "flop": sum(_flop(node, shapes) for node in products),
         "bytes": _bytes_to_read(model, products, shapes, state),

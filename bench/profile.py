@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mega_deploy.bench.course import along
 from mega_deploy.bench.latency import sample, warm_up
-from mega_deploy.bundle import MODEL, STEP
+from mega_deploy.bundle import ENCODE, MODEL, STEP
 from mega_deploy.config import Form
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.session import Session, SessionOptions
+from mega_deploy.runtime.source import Encoder
 from mega_deploy.runtime.stepping import CONFIG
 from mega_deploy.runtime.stream import StreamSession
 
@@ -47,23 +49,31 @@ def profile(
 
     Args:
         bundle: that holds the form.
-        feeds: by name: of a window, or of one frame of each stream.
+        feeds: by name: of a window, or what was recorded of streams, a frame of which is a call.
         threads: for the work within one call.
         folder: for what onnxruntime writes.
         form: of the bundle.
     """
     inputs = dict(feeds)
+    call: Callable[[], object]
     if form == "stream":
-        batch, step = len(next(iter(inputs.values()))), bundle.stream_form.step
+        told, batch = bundle.stream_form, len(next(iter(inputs.values())))
         options = SessionOptions(threads=threads, profile=folder, config=CONFIG)
-        session = Session(bundle.file(STEP), step.with_state, options)
-        run: Callable[[Any], object] = StreamSession(session, step, batch).step_named
+        session = Session(bundle.file(STEP), told.step.with_state, options)
+        encoder = None
+        if told.encode is not None:
+            source = told.encode.signature
+            encoder = Encoder(lambda: Session(bundle.file(ENCODE), source), told.encode)
+        call = along(StreamSession(session, told.step, batch, encoder=encoder), inputs).call
     else:
         options = SessionOptions(threads=threads, profile=folder)
         session = Session(bundle.file(MODEL), bundle.manifest.signature, options, bundle.plugins)
-        run = session.run_named
-    warm_up(lambda: run(inputs), limit=2.0)
-    sample(lambda: run(inputs), CALLS)
+
+        def call() -> object:
+            return session.run_named(inputs)
+
+    warm_up(call, limit=2.0)
+    sample(call, CALLS)
     return read_trace(json.loads(session.stop_profiling().read_text("utf-8")), CALLS)
 
 

@@ -12,7 +12,7 @@ from mega_deploy.bench.contenders import OURS, Task
 from mega_deploy.bench.latency import Latency
 from mega_deploy.bench.process import Process
 from mega_deploy.bench.statistics import jitter, mean, noise, over_rounds, quantile, ratio
-from mega_deploy.bench.streams import PREFILL, WINDOW
+from mega_deploy.bench.streams import NO_STEPS, WINDOW
 from mega_deploy.bench.worker import RETURN_CALLS
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits
         )
     }
     others = float(np.median(one.others)) if one.others else 0.0
-    of_bundle = one.task.contender in (OURS, WINDOW, PREFILL)
+    of_bundle = one.task.contender in (OURS, WINDOW, *NO_STEPS)
     row = {
         "contender": one.task.contender,
         "backend": one.task.backend,
@@ -88,7 +88,7 @@ def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits
         "warm_up": facts["warm_up"],
         "others_share": others,
         "noise": noise(one.rounds, others=others, converged=facts["warm_up"]["converged"]),
-        "limit_share": limit_share(one.rounds, latency, limit, limits),
+        "limit_share": None if one.task.contender in NO_STEPS else limit_share(one.rounds, latency, limit, limits),
         "samples_ms": [[round(second * 1e3, 5) for second in turn] for turn in one.rounds],
     }
     if one.device:
@@ -116,7 +116,7 @@ def ratio_rows(contenders: Sequence[Timed], about: Row) -> list[Row]:
     rows = []
     for one in ours:
         for peer in contenders:
-            if peer.task.contender in (OURS, PREFILL) or bool(peer.facts.get("gpu")) != bool(one.facts.get("gpu")):
+            if peer.task.contender in (OURS, *NO_STEPS) or bool(peer.facts.get("gpu")) != bool(one.facts.get("gpu")):
                 continue
             found = ratio(peer.rounds, one.rounds)
             row = {"contender": OURS, "backend": one.task.backend, "baseline": peer.task.contender, **about}

@@ -51,6 +51,8 @@ class Engine:
     target: str
     file: str
     """In the bundle, with forward slashes."""
+    graph: str = "model.onnx"
+    """The bundle's file that it was built of."""
     library_version: str
     compute_capabilities: tuple[str, ...]
     """Those that it was built for, such as ("8.0", "8.9")."""
@@ -102,7 +104,7 @@ class Engine:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """From an entry that the manifest's schema has passed."""
-        entries = {name: value[name] for name in cls.__dataclass_fields__}
+        entries = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
         for name in ("compute_capabilities", "profiles", "plugins"):
             entries[name] = tuple(value[name])
         for name in ("inputs", "outputs"):

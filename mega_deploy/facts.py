@@ -110,7 +110,7 @@ def bundle(report: Report) -> dict[str, object]:
         "parity": verdict(report["parity"]),
         **stream(report.get("stream"), report["signature"].get("state", [])),
         **served(report),
-        "engines": ", ".join(map(_engine_name, report["engines"])) or "none",
+        "engines": ", ".join(dict.fromkeys(map(_engine_name, report["engines"]))) or "none",
         "made with": ", ".join(f"{name} {version}" for name, version in report["tools"].items()),
     }
 

@@ -10,7 +10,7 @@ from mega_deploy.doctor import missing
 from mega_deploy.engines import FOLDER, Engine, lacks, read_header
 from mega_deploy.errors import InputError
 from mega_deploy.runtime import OpenBundle
-from mega_deploy.runtime.library import find_engine, here
+from mega_deploy.runtime.library import engines_of, find_engine, here
 from mega_deploy.runtime.session import native_ops
 
 
@@ -51,7 +51,7 @@ def _engine(path: Path) -> dict[str, Any] | None:
         bundle = OpenBundle.open(folder)
         entry = next((entry for entry in bundle.manifest.engines if entry["file"] == name), None)
         if entry is not None:
-            engine = find_engine(bundle, entry["target"])
+            engine = find_engine(bundle, entry["target"], entry.get("graph"))
             lacking = [lack.text for lack in lacks(engine, here(engine))]
             found = {**engine.to_json(), **bundle.manifest.files[name], "bundle": str(folder)}
             return {"kind": "engine", "path": str(path), **found, "runs_here": not lacking, "missing": lacking}
@@ -103,5 +103,11 @@ def export_report(bundle: OpenBundle, seconds: float) -> dict[str, Any]:
 
 
 def engine_report(bundle: Path, engine: Engine) -> dict[str, Any]:
-    """What `build` tells of the engine that it added, as JSON values."""
-    return {"bundle": str(bundle), "bytes": (bundle / engine.file).stat().st_size, **engine.to_json()}
+    """What `build` tells of the engine that it added, as JSON values; `engines` are of the bundle's other graphs."""
+    opened = OpenBundle.open(bundle)
+
+    def told(one: Engine) -> dict[str, Any]:
+        return {"bytes": opened.manifest.files[one.file]["bytes"], **one.to_json()}
+
+    others = [told(one) for one in engines_of(opened, engine.target) if one.file != engine.file]
+    return {"bundle": str(bundle), **told(engine), "engines": others}

@@ -111,6 +111,9 @@ def inspect_table(report: Report) -> None:
 def built_engine_table(report: Report) -> None:
     """Of `build`."""
     told = {**facts.engine(report), "size": facts.megabytes(report), "took": f"{report['seconds']:.1f} s"}
+    for other in report["engines"]:
+        size, seconds = facts.megabytes(other), f"{other['seconds']:.1f} s"
+        told[f"of {other['graph']}"] = f"{other['layers']} layers, {size}, {seconds}: {other['file']}"
     _facts(f"{report['bundle']}/{report['file']}", told)
 
 

@@ -104,8 +104,7 @@ def _fresh_stream(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
     from mega_deploy.checkpoints import load_checkpoint
-    from mega_deploy.exporters.streams.family import streamed
-    from mega_deploy.exporters.streams.reference import SAMPLES
+    from mega_deploy.exporters.streams.family import SAMPLES, streamed
 
     form, precision = bundle.stream_form, bundle.manifest.precision
     stream = streamed(load_checkpoint(bundle.file(files.TRAINED)), form.length)

@@ -14,10 +14,9 @@ from mega_deploy.exporters.family import Model
 from mega_deploy.exporters.flops import graph_flops
 from mega_deploy.exporters.islands import has
 from mega_deploy.exporters.precision import Lowered, lower
-from mega_deploy.exporters.streams.family import streamed
+from mega_deploy.exporters.streams.family import SAMPLES, streamed
 from mega_deploy.exporters.streams.paper.source import SEEN
-from mega_deploy.exporters.streams.reference import SAMPLES
-from mega_deploy.exporters.streams.step import StreamGraph
+from mega_deploy.exporters.streams.state import StreamGraph
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.stepping import judging_stream
 from mega_deploy.runtime.validate import compare_stream

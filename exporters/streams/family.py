@@ -16,11 +16,15 @@ from mega_deploy.exporters.streams.paper.reference import record, record_for
 from mega_deploy.exporters.streams.paper.tasks import StreamWriter, check_stream, reach
 from mega_deploy.exporters.streams.prefill import prefill_graph
 from mega_deploy.exporters.streams.reference import record_stream, record_stream_for
-from mega_deploy.exporters.streams.step import StreamGraph, step_graph
+from mega_deploy.exporters.streams.state import StreamGraph
+from mega_deploy.exporters.streams.step import step_graph
 from mega_deploy.models.edifice import Mega
 from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaTranslation
 from mega_deploy.parity import Reference
 from mega_deploy.signature import Range
+
+SAMPLES = 3
+"""Shorter random sequences of a parity reference, where nobody says how many."""
 
 
 @dataclass(frozen=True, kw_only=True)

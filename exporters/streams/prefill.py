@@ -16,15 +16,8 @@ from onnxscript import ir
 from mega_deploy.exporters.edifice import END, feed_forward
 from mega_deploy.exporters.fold import FoldedAttention, FoldedBlock, FoldedMega
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.streams.step import (
-    BATCH,
-    OPSET,
-    State,
-    StreamGraph,
-    check_causal,
-    stream_signature,
-    weighted_input,
-)
+from mega_deploy.exporters.streams.state import BATCH, OPSET, State, StreamGraph
+from mega_deploy.exporters.streams.step import check_causal, stream_signature, weighted_input
 from mega_deploy.signature import Range
 
 FRAMES = "frames"

@@ -29,7 +29,6 @@ BEYOND = 1000
 """Frames behind the first window, over which an error would add up."""
 SHORT = 16
 """As many, in the cases that are about the inputs and not about the length."""
-SAMPLES = 3
 NEARBY = 2
 """Runs on inputs a last place apart, besides the one on the inputs themselves; see mega_deploy.parity."""
 QUERIES = 256
@@ -37,7 +36,7 @@ QUERIES = 256
 
 
 def record_stream(
-    model: Mega, most: int, *, samples: int = SAMPLES, seed: int = 0, precision: Precision = "float32"
+    model: Mega, most: int, *, samples: int, seed: int = 0, precision: Precision = "float32"
 ) -> Reference:
     """The reference for a sequence of the window and BEYOND frames more, and for shorter ones of many kinds.
 

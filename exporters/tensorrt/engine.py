@@ -1,14 +1,14 @@
-"""One call from a bundle to the same bundle with an engine in it."""
+"""One call from a bundle to the same bundle with engines of its graphs in it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from mega_deploy.bundle import MODEL, STEP, Bundle, add_engine, sha256_of
+from mega_deploy.bundle import MODEL, Bundle, add_engines, sha256_of
 from mega_deploy.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_plan
 from mega_deploy.errors import InputError, MissingComponentError, OptionError, require
 from mega_deploy.exporters.tensorrt import library, network, refitting, timing
@@ -31,7 +31,7 @@ def build(
     refit_from: Bundle | str | os.PathLike[str] | None = None,
     on_step: OnStep = lambda step: None,
 ) -> Engine:
-    """Build an engine from a bundle's graph and add it to the bundle, where it replaces an earlier one of its target.
+    """Build an engine of each of a bundle's graphs and add them to it, where they replace earlier ones of their target.
 
     TensorRT-RTX builds without a GPU; TensorRT builds on the GPU that the engine is for.
 
@@ -44,7 +44,8 @@ def build(
         on_step: called with the name of each step as it begins.
 
     Returns:
-        What the manifest now says of the engine.
+        What the manifest now says of the first one's engine: of the window's, or in a bundle that is a stream the
+        step's. A stream has others, of what takes many frames at once and of what takes a source.
 
     Raises:
         OptionError: an option is impossible, or not for this target.
@@ -56,7 +57,7 @@ def build(
         if options not in (None, EngineOptions()):
             raise OptionError("an engine that is refitted is as it was built; leave the other options out")
         old = refit_from if isinstance(refit_from, Bundle) else Bundle.open(refit_from)
-        return _add(opened, *refitting.refit(opened, old, target, on_step), on_step)
+        return _add(opened, refitting.refit(opened, old, target, on_step), on_step)
     options = options or EngineOptions()
     options.check(target, opened.manifest.precision)
     trt = load(TARGETS[target], f"building a {TARGETS[target].title} engine")
@@ -73,20 +74,28 @@ def build(
             f"machine has no usable GPU: {machine.lacks}; {REMEDY}"
         )
     maker = _for_tensorrt if target == "tensorrt" else _for_rtx
-    engine, plan = maker(_Job(opened, TARGETS[target], trt, machine, options, Listener(trt, on_step), on_step))
-    return _add(opened, engine, plan, on_step)
+    made = []
+    for graph in opened.graphs:
+        told = _telling(graph, on_step) if len(opened.graphs) > 1 else on_step
+        made.append(maker(_Job(opened, TARGETS[target], trt, machine, options, Listener(trt, told), told, graph)))
+    return _add(opened, made, on_step)
 
 
-def _add(opened: Bundle, engine: Engine, plan: bytes, on_step: OnStep) -> Engine:
-    """Put the engine into its bundle.
+def _telling(graph: str, on_step: OnStep) -> OnStep:
+    return lambda step: on_step(f"{graph}: {step}")
+
+
+def _add(opened: Bundle, made: Sequence[tuple[Engine, bytes]], on_step: OnStep) -> Engine:
+    """Put engines into their bundle; the first one.
 
     Raises:
-        BundleError: its file is not what the manifest is to say of it, or the bundle cannot be written.
+        BundleError: a file is not what the manifest is to say of it, or the bundle cannot be written.
     """
-    check_plan(plan, engine)
+    for engine, plan in made:
+        check_plan(plan, engine)
     on_step("add the engine to the bundle")
-    add_engine(opened, engine.to_json(), plan)
-    return engine
+    add_engines(opened, [(engine.to_json(), plan) for engine, plan in made])
+    return made[0][0]
 
 
 @dataclass(frozen=True)
@@ -98,17 +107,13 @@ class _Job:
     options: EngineOptions
     listener: Listener
     on_step: OnStep
-
-    @property
-    def model(self) -> str:
-        """The file that is built: of a bundle that is only a stream its step, with the state as inputs and outputs."""
-        return MODEL if MODEL in self.bundle.manifest.files else STEP
+    graph: str = MODEL
+    """The file that is built."""
 
     @property
     def signature(self) -> Signature:
-        """Of that file."""
-        manifest = self.bundle.manifest
-        return manifest.signature.with_state if self.model == STEP else replace(manifest.signature, state=())
+        """Of that file, with the state as inputs and outputs."""
+        return self.bundle.signature(self.graph).with_state
 
     def run(self, configure: Callable[[Any, Any], None], plugin: Mapping[str, Any] | None) -> _Built:
         """Build from the bundle's graph.
@@ -118,7 +123,7 @@ class _Job:
             plugin: that serves LaplaceAttention, where there is one, as the manifest has it.
         """
         self.on_step("read the graph")
-        path, signature = self.bundle.file(self.model), self.signature
+        path, signature = self.bundle.file(self.graph), self.signature
         model, called = parsed.read(path, plugin=plugin is not None)
 
         def configured(config: Any, network: Any) -> None:
@@ -134,9 +139,11 @@ class _Job:
     def engine(self, built: _Built, capabilities: tuple[str, ...], gpu: str | None) -> Engine:
         """What is to be known of an engine."""
         manifest = self.bundle.manifest
+        part = "" if self.graph == self.bundle.graphs[0] else f".{self.graph.removesuffix('.onnx')}"
         return Engine(
             target=self.target.name,
-            file=f"{FOLDER}/{self.target.name}.engine",
+            file=f"{FOLDER}/{self.target.name}{part}.engine",
+            graph=self.graph,
             library_version=self.trt.__version__,
             compute_capabilities=capabilities,
             precision=manifest.precision,
@@ -144,7 +151,7 @@ class _Job:
             inputs=self.signature.inputs,
             outputs=self.signature.outputs,
             plugins=built.plugins,
-            source={"model": manifest.files[self.model]["sha256"], "checkpoint": manifest.source["sha256"]},
+            source={"model": manifest.files[self.graph]["sha256"], "checkpoint": manifest.source["sha256"]},
             options={
                 "strongly_typed": True,
                 "tf32": False,
@@ -211,7 +218,7 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
 
 def _load_plugin(job: _Job) -> dict[str, Any] | None:
     """Load the plugin's library, where the model has its operator and there is one; what the manifest says of it."""
-    called = any(plugin["name"] == NAME for plugin in job.bundle.manifest.plugins)
+    called = job.graph == MODEL and any(plugin["name"] == NAME for plugin in job.bundle.manifest.plugins)
     path = (job.options.plugin_library or listing.built_library(job.target.name)) if called else None
     if path is None:
         if called and job.options.plugin == EMBED:

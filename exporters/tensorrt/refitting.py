@@ -1,4 +1,4 @@
-"""An engine for a new checkpoint of the same architecture: an old one's with its weights replaced."""
+"""Engines for a new checkpoint of the same architecture: an old one's with their weights replaced."""
 
 from __future__ import annotations
 
@@ -9,35 +9,41 @@ from pathlib import Path
 
 import onnx
 
-from mega_deploy.bundle import MODEL, Bundle
+from mega_deploy.bundle import Bundle
 from mega_deploy.engines import TARGETS, Engine, refuse
 from mega_deploy.errors import BundleError, OptionError
 from mega_deploy.exporters.tensorrt import network
 from mega_deploy.exporters.tensorrt.library import Listener, OnStep
-from mega_deploy.runtime.library import find_engine, here, load, plugin_libraries
+from mega_deploy.runtime.library import engines_of, find_engine, here, load, plugin_libraries
 from mega_deploy.runtime.refit import fill
 
 _NUMBERS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
 
-def refit(new: Bundle, old: Bundle, target: str, on_step: OnStep) -> tuple[Engine, bytes]:
-    """The engine of `old` with the weights of `new`, and what the manifest is to say of it.
+def refit(new: Bundle, old: Bundle, target: str, on_step: OnStep) -> list[tuple[Engine, bytes]]:
+    """The engines of `old` with the weights of `new`, and what the manifest is to say of each.
 
     Raises:
-        OptionError: the old engine was not built for it.
-        BundleError: the two graphs differ in more than their weights, or the library refuses.
+        OptionError: an old engine was not built for it.
+        BundleError: two graphs differ in more than their weights, or the library refuses.
         MissingComponentError: the library or the GPU is missing.
     """
     if target not in TARGETS:
         raise OptionError(f"there is no target {target!r}; this version builds for {', '.join(TARGETS)}")
-    engine = find_engine(old, target)
+    graphs = [engine.graph for engine in engines_of(old, target)] or [old.graphs[0]]
+    return [_refit(new, find_engine(old, target, graph), old, on_step) for graph in graphs]
+
+
+def _refit(new: Bundle, engine: Engine, old: Bundle, on_step: OnStep) -> tuple[Engine, bytes]:
+    """One of them."""
+    target, graph = engine.target, engine.graph
     if not engine.options.get("refittable"):
         raise OptionError(
             f"{old.path / engine.file} was built for one set of weights; build it with: "
             f"mega-deploy build {old.path} --target {target} --refit"
         )
     on_step("compare the graphs")
-    if difference := next(differences(old.file(MODEL), new.file(MODEL)), None):
+    if difference := next(differences(old.file(graph), new.file(graph)), None):
         raise BundleError(
             f"{new.path} has another graph than {old.path}: {difference}; build an engine of its own: "
             f"mega-deploy build {new.path} --target {target} --refit"
@@ -56,7 +62,7 @@ def refit(new: Bundle, old: Bundle, target: str, on_step: OnStep) -> tuple[Engin
     if loaded is None:
         raise BundleError(f"{old.path / engine.file} does not load: {listener.reason()}; build it anew")
     on_step("replace the weights")
-    fill(trt, loaded, listener.logger, new.file(MODEL), plugin=bool(engine.plugins))
+    fill(trt, loaded, listener.logger, new.file(graph), plugin=bool(engine.plugins))
     config = loaded.create_serialization_config()
     flag = trt.SerializationFlag.EXCLUDE_WEIGHTS
     (config.set_flag if engine.options["stripped"] else config.clear_flag)(flag)
@@ -64,11 +70,11 @@ def refit(new: Bundle, old: Bundle, target: str, on_step: OnStep) -> tuple[Engin
     shapes = {
         name: {kind: list(shape) for kind, shape in ranges.items()} for name, ranges in engine.profiles[0].items()
     }
-    network.check_engine(trt, plan, manifest.signature, shapes, listener, host_code=engine.host_code)
+    network.check_engine(trt, plan, new.signature(graph).with_state, shapes, listener, host_code=engine.host_code)
     refitted = dataclasses.replace(
         engine,
-        source={"model": manifest.files[MODEL]["sha256"], "checkpoint": manifest.source["sha256"]},
-        options={**engine.options, "refitted_from": old.manifest.files[MODEL]["sha256"]},
+        source={"model": manifest.files[graph]["sha256"], "checkpoint": manifest.source["sha256"]},
+        options={**engine.options, "refitted_from": old.manifest.files[graph]["sha256"]},
         seconds=time.perf_counter() - started,
     )
     return refitted, plan

@@ -19,7 +19,7 @@ from mega_deploy.bundle.manifest import (
     Manifest,
 )
 from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, sha256_of
-from mega_deploy.bundle.staging import add_engine, check_target, describe_files, write_json, writing
+from mega_deploy.bundle.staging import add_engines, check_target, describe_files, write_json, writing
 
 __all__ = [
     "ENCODE",
@@ -36,7 +36,7 @@ __all__ = [
     "TRAINED",
     "Bundle",
     "Manifest",
-    "add_engine",
+    "add_engines",
     "check_target",
     "describe_files",
     "sha256_of",

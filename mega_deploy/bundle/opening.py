@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from mega_deploy.bundle.manifest import MANIFEST, Manifest
+from mega_deploy.bundle.manifest import ENCODE, MANIFEST, MODEL, PREFILL, STEP, Manifest
 from mega_deploy.errors import BundleError
+from mega_deploy.signature import Signature
 
 # A manifest is read before anything in the bundle is trusted.
 MAX_MANIFEST_BYTES = 16 << 20
@@ -66,6 +68,27 @@ class Bundle:
             if name not in manifest.files and name != MANIFEST and (found.is_symlink() or not found.is_dir()):
                 raise BundleError(f"{found} is not in the bundle's manifest; remove it")
         return cls(folder, manifest)
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Files of its graphs; the first one is what the manifest's signature is of."""
+        return tuple(name for name in (MODEL, STEP, PREFILL, ENCODE) if name in self.manifest.files)
+
+    def signature(self, graph: str) -> Signature:
+        """What a graph takes and gives, with the state where it is one of a stream that has it.
+
+        Raises:
+            BundleError: the bundle does not hold it.
+        """
+        manifest = self.manifest
+        if graph == MODEL and MODEL in manifest.files:
+            return dataclasses.replace(manifest.signature, state=())
+        if (stream := manifest.stream) is not None and graph != MODEL:
+            encode = None if stream.encode is None else stream.encode.signature
+            found = {STEP: stream.step, PREFILL: stream.prefill, ENCODE: encode}[graph]
+            if found is not None:
+                return found
+        raise BundleError(f"{self.path} holds no {graph}; export the model anew")
 
     def file(self, name: str) -> Path:
         """The path of a file that the manifest names.

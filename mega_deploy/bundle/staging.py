@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,30 +77,33 @@ def writing(path: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def add_engine(bundle: Bundle, engine: Mapping[str, Any], plan: bytes) -> None:
-    """Put an engine into a bundle, in the place of an earlier one for the same target, in one step.
+def add_engines(bundle: Bundle, engines: Sequence[tuple[Mapping[str, Any], bytes]]) -> None:
+    """Put engines into a bundle, in the place of all earlier ones for the same targets, in one step.
 
     Args:
         bundle: as it was opened.
-        engine: the entry of the manifest's `engines`; its `file` says where the plan goes.
-        plan: the engine itself.
+        engines: of each the entry of the manifest's `engines`, whose `file` says where it goes, and the engine itself.
 
     Raises:
         BundleError: the bundle has changed since it was opened, or the file system refuses.
     """
     manifest = bundle.manifest
-    old = {entry["file"] for entry in manifest.engines if entry["target"] == engine["target"]}
+    targets = {engine["target"] for engine, _ in engines}
+    others = [entry for entry in manifest.engines if entry["target"] not in targets]
+    old = {entry["file"] for entry in manifest.engines if entry["target"] in targets}
     kept = {name: entry for name, entry in manifest.files.items() if name not in old}
     with writing(bundle.path, force=True) as staging:
         for name in kept:
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             _share(bundle.path / name, staging / name)
-        place = staging / engine["file"]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(plan)
-        entry = {"sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)}
-        others = (other for other in manifest.engines if other["target"] != engine["target"])
-        changed = dataclasses.replace(manifest, engines=(*others, engine), files={**kept, engine["file"]: entry})
+        added = {}
+        for engine, plan in engines:
+            place = staging / engine["file"]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(plan)
+            added[engine["file"]] = {"sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)}
+        entries = (*others, *(engine for engine, _ in engines))
+        changed = dataclasses.replace(manifest, engines=entries, files={**kept, **added})
         write_json(staging / MANIFEST, changed.to_json())
         if type(bundle).open(bundle.path).manifest != manifest:
             raise BundleError(f"{bundle.path} has changed while an engine was built for it; build it again")

@@ -75,7 +75,7 @@ def bench(
     """Time bundles, beside peers and the machine's limit.
 
     Models with random weights are timed as bundles are. Of a stream a call is one step; beside it stand the window, a
-    prefill and, with --peers, PyTorch with a cache.
+    prefill, what takes a source where the model reads one, and with --peers PyTorch with a cache.
     """
     from mega_deploy.bench import against as gate
     from mega_deploy.bench import benchmark, command, terminal

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.runtime.buffers import Buffer
+from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.session import Session
 from mega_deploy.signature import Signature
 
@@ -19,7 +20,7 @@ class BoundStep:
     """`batch` streams on an onnxruntime session.
 
     Every state has a buffer of its own, on the GPU where the session runs there, bound once as the step's input and as
-    its output, so that nothing is copied in or out: the graph writes into what it read (exporters.streams.step tells
+    its output, so that nothing is copied in or out: the graph writes into what it read (exporters.streams.state tells
     why it may). onnxruntime's TensorRT provider hands the graph to TensorRT, which promises nothing of outputs that lie
     where inputs do: there each state has two buffers, which take turns.
 
@@ -61,6 +62,26 @@ class BoundStep:
             for name, buffer in self.state.items():
                 if (new := self._sides[after][name]) is not buffer:
                     buffer.write(new.read()[:count], slice(0, count))
+        return outputs
+
+    def many(
+        self, model: Session | EngineSession, count: int, parts: Iterable[Mapping[str, Array]]
+    ) -> dict[str, Array]:
+        """Many steps of the first `count` streams: inputs [count, steps, ...] by name, outputs of the last one.
+
+        Args:
+            model: on the graph that takes them, loaded as the step's.
+            count: streams.
+            parts: the inputs, as many as it takes at once each.
+        """
+        state = {name: buffer.read()[:count] for name, buffer in self.state.items()}
+        changing = {spec.name: spec.output for spec in self._signature.state if spec.output is not None}
+        outputs: dict[str, Array] = {}
+        for part in parts:
+            outputs = model.run_named({**part, **state})
+            state |= {name: outputs.pop(output) for name, output in changing.items()}
+        for name in changing:
+            self.state[name].write(state[name], slice(0, count))
         return outputs
 
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.runtime.sampling import Sampling, log_softmax
-from mega_deploy.runtime.stream import Rows, StreamSession
+from mega_deploy.runtime.seats import Rows
+from mega_deploy.runtime.stream import StreamSession
 from mega_deploy.signature import LARGEST_SIZE, Range, TensorSpec
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from mega_deploy.bundle import MODEL, Bundle
+from mega_deploy.bundle import Bundle
 from mega_deploy.engines import TARGETS, Engine, refuse
 from mega_deploy.errors import InputError, require
 from mega_deploy.runtime.execution import Execution
@@ -26,17 +26,19 @@ class EngineSession:
     Args:
         bundle: that holds the engine.
         target: "tensorrt" or "tensorrt-rtx".
+        graph: which of the bundle's graphs; the first one by default. Of a stream's, the state is not in `signature`'s
+            inputs and outputs: see runtime.engine_step.
 
     Raises:
         BundleError: the bundle holds no engine for the target, or none for this machine.
         MissingComponentError: the library, the driver, the GPU or the plugin is missing.
     """
 
-    def __init__(self, bundle: Bundle, target: str) -> None:
-        engine = find_engine(bundle, target)
+    def __init__(self, bundle: Bundle, target: str, graph: str | None = None) -> None:
+        engine = find_engine(bundle, target, graph)
         refuse(engine, here(engine))
         self.backend = target
-        self.signature = bundle.manifest.signature
+        self.signature = bundle.signature(engine.graph)
         trt = load(TARGETS[target], f"the {target} backend")
         for library in plugin_libraries(engine):
             trt.get_plugin_registry().load_library(str(library))
@@ -104,7 +106,7 @@ class EngineSession:
 
 def _filler(trt: ModuleType, bundle: Bundle, engine: Engine) -> Callable[[Any, Any], None]:
     """What gives a stripped engine the weights of its bundle's graph."""
-    require("onnx", "export", f"{engine.file} holds no weights, and reading them from {MODEL}")
+    require("onnx", "export", f"{engine.file} holds no weights, and reading them from {engine.graph}")
     from mega_deploy.runtime.refit import fill
 
-    return lambda loaded, logger: fill(trt, loaded, logger, bundle.file(MODEL), plugin=bool(engine.plugins))
+    return lambda loaded, logger: fill(trt, loaded, logger, bundle.file(engine.graph), plugin=bool(engine.plugins))

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mega_deploy.bundle import MODEL, STEP, Bundle, sha256_of
+from mega_deploy.bundle import Bundle, sha256_of
 from mega_deploy.engines import TARGETS, Engine, Here, Target, check_file
 from mega_deploy.errors import BundleError, require
 from mega_deploy.machine import look
@@ -58,22 +58,34 @@ def first(errors: list[str]) -> str:
     return " ".join(errors[0].split())[:400] if errors else "it gives no reason"
 
 
-def find_engine(bundle: Bundle, target: str) -> Engine:
-    """The engine of a bundle for a target, its file and its origin compared with the manifest.
+def find_engine(bundle: Bundle, target: str, graph: str | None = None) -> Engine:
+    """The engine of one of a bundle's graphs for a target, its file and its origin compared with the manifest.
+
+    Args:
+        bundle: opened.
+        target: "tensorrt" or "tensorrt-rtx".
+        graph: file of the graph; the first one of `bundle.graphs` by default.
 
     Raises:
         BundleError: there is none, or it is not the engine of this bundle's model.
     """
     command = f"mega-deploy build {bundle.path} --target {target}"
-    entry = next((entry for entry in bundle.manifest.engines if entry["target"] == target), None)
-    if entry is None:
-        raise BundleError(f"{bundle.path} holds no engine for {target}; add one: {command}")
-    engine = Engine.from_json(entry)
+    found = engines_of(bundle, target)
+    graph = graph or bundle.graphs[0]
+    engine = next((engine for engine in found if engine.graph == graph), None)
+    if engine is None:
+        of_graph = f" of {graph}" if found else ""
+        raise BundleError(f"{bundle.path} holds no engine{of_graph} for {target}; add one: {command}")
     check_file(bundle.file(engine.file), engine)
-    model = MODEL if MODEL in bundle.manifest.files else STEP
-    if engine.source["model"] != bundle.manifest.files[model]["sha256"]:
-        raise BundleError(f"{bundle.path / engine.file} was built from another {model}; build it anew: {command}")
+    if engine.source["model"] != bundle.manifest.files[graph]["sha256"]:
+        raise BundleError(f"{bundle.path / engine.file} was built from another {graph}; build it anew: {command}")
     return engine
+
+
+def engines_of(bundle: Bundle, target: str) -> list[Engine]:
+    """What a bundle's manifest says of its engines for a target."""
+    first_graph = {"graph": bundle.graphs[0]}  # of bundles from before engines told theirs
+    return [Engine.from_json({**first_graph, **e}) for e in bundle.manifest.engines if e["target"] == target]
 
 
 def here(engine: Engine) -> Here:

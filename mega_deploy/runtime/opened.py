@@ -13,13 +13,13 @@ from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.emulation import EmulatedSession
 from mega_deploy.runtime.engine import EngineSession
+from mega_deploy.runtime.library import engines_of, find_engine
 from mega_deploy.runtime.prefill import Prefill
 from mega_deploy.runtime.providers import PROVIDERS, ProviderSession
 from mega_deploy.runtime.session import BACKENDS, Session, SessionOptions
 from mega_deploy.runtime.source import Encoder
 from mega_deploy.runtime.stepping import CONFIG, SteppedSession, judging_stream
 from mega_deploy.runtime.stream import StreamSession
-from mega_deploy.signature import Signature
 from mega_deploy.stream_form import StreamForm
 
 
@@ -75,7 +75,7 @@ class OpenBundle(Bundle):
         )
         if backend in TARGETS:
             _check_no_options(backend, options)
-            return EngineSession(self, backend)
+            return EngineSession(self, backend, MODEL)
         if backend in PROVIDERS:
             return ProviderSession(backend, self.file(MODEL), self.manifest.signature, options)
         if lacking := self.lacking:
@@ -97,7 +97,8 @@ class OpenBundle(Bundle):
 
         Args:
             batch: streams that are served at once.
-            backend: see `session`; engines are of streams where the bundle holds nothing else.
+            backend: see `session`; the bundle must hold an engine of its step, and of what takes a source where it
+                reads one. Without one that takes many frames at once, as of earlier releases, frames are stepped.
             threads: as the rest: see SessionOptions.
             spinning: whether idle threads spin.
             memory_arena: whether memory is kept between calls.
@@ -110,37 +111,31 @@ class OpenBundle(Bundle):
                 bundle's precision.
         """
         _check_backend(backend)
-        form, identity = self.stream_form, self.manifest.files[STEP]["sha256"]
+        form = self.stream_form
         options = SessionOptions(
             threads=threads, spinning=spinning, memory_arena=memory_arena, config=dict(config or {})
         )
         if backend in TARGETS:
             _check_no_options(backend, options)
-            if MODEL in self.manifest.files:
-                raise BundleError(
-                    f"an engine of {self.path} is of its window; one of a step is built of a bundle that is a stream "
-                    "and no more: export it with --form stream"
-                )
             if form.encode is not None:
-                raise BundleError(f"streams that read a source, as {self.path} has, run on onnxruntime, not on engines")
-            return StreamSession(EngineSession(self, backend), form.step, batch, identity)
-        options = dataclasses.replace(options, config={**CONFIG, **options.config})
-        if backend in PROVIDERS:
+                find_engine(self, backend, ENCODE)  # refuses before anything is loaded
+        elif backend not in PROVIDERS and (lacking := self.lacking):
+            raise MissingComponentError(lacking)
 
-            def load(file: str, signature: Signature) -> Session:
-                return ProviderSession(backend, self.file(file), signature.with_state, options)
-        else:
-            if lacking := self.lacking:
-                raise MissingComponentError(lacking)
+        def load(graph: str) -> Session | EngineSession:
+            if backend in TARGETS:
+                return EngineSession(self, backend, graph)
+            signature = self.signature(graph).with_state
+            if backend in PROVIDERS:
+                return ProviderSession(backend, self.file(graph), signature, tuned)
+            return Session(self.file(graph), signature, tuned)
 
-            def load(file: str, signature: Signature) -> Session:
-                return Session(self.file(file), signature.with_state, options)
-
-        prefill = Prefill(lambda: load(PREFILL, form.prefill), form.prefill)
-        encoder = None
-        if (source := form.encode) is not None:
-            encoder = Encoder(lambda: load(ENCODE, source.signature), source)
-        return StreamSession(load(STEP, form.step), form.step, batch, identity, prefill, encoder=encoder)
+        tuned = dataclasses.replace(options, config={**CONFIG, **options.config})
+        many = backend not in TARGETS or any(e.graph == PREFILL for e in engines_of(self, backend))
+        prefill = Prefill(lambda: load(PREFILL), form.prefill) if many else None
+        encoder = None if form.encode is None else Encoder(lambda: load(ENCODE), form.encode)
+        identity = self.manifest.files[STEP]["sha256"]
+        return StreamSession(load(STEP), form.step, batch, identity, prefill, encoder=encoder)
 
     def runner(
         self, form: Form | None, backend: str = "onnxruntime", *, threads: int | None = None
@@ -195,8 +190,12 @@ class OpenBundle(Bundle):
         return SteppedSession(self.stream(backend=backend))
 
     def forms_on(self, backend: str) -> tuple[Form, ...]:
-        """The forms that a backend serves: an engine is of the first one alone."""
-        return self.forms[:1] if backend in TARGETS else self.forms
+        """The forms that a backend serves: of a bundle's engines those that it holds, as earlier releases built one."""
+        if backend not in TARGETS:
+            return self.forms
+        graphs = {engine.graph for engine in engines_of(self, backend)}
+        found = tuple(form for form in self.forms if {"window": MODEL, "stream": STEP}[form] in graphs)
+        return found or self.forms[:1]
 
     def reference(self, form: Form = "window") -> Reference:
         """The parity reference that was recorded at export for a form.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mega_deploy.runtime.bound import BoundStep
+from mega_deploy.runtime.engine import EngineSession
+from mega_deploy.runtime.engine_step import EngineStep
 from mega_deploy.runtime.session import Session
 from mega_deploy.signature import LARGEST_SIZE, Range, Signature
 from mega_deploy.stream_form import StreamForm
@@ -20,36 +23,31 @@ class Prefill:
     """A graph that takes up to so many frames at once, and the state as the step has it.
 
     Args:
-        load: gives the session on that graph, which is asked for on the first use.
+        load: gives the session on that graph, or on its engine, which is asked for on the first use.
         signature: of the graph, with the state: inputs [batch, frames, ...], outputs of the last frame.
     """
 
-    def __init__(self, load: Callable[[], Session], signature: Signature) -> None:
-        self._load, self._graph = load, signature
-        self._session: Session | None = None
+    def __init__(self, load: Callable[[], Session | EngineSession], signature: Signature) -> None:
+        self._load = load
+        self._session: Session | EngineSession | None = None
         frames = signature.inputs[0].dims[1]
         assert isinstance(frames, Range)
-        self.most = frames.max
-        """Frames of one call of the graph; `run` takes any number."""
-
-    @property
-    def signature(self) -> Signature:
+        self._most = frames.max
+        self.signature = any_number_of_frames(signature)
         """What `run` takes: any number of frames."""
-        return any_number_of_frames(self._graph)
 
-    def run(self, feeds: Mapping[str, Array], state: dict[str, Array]) -> dict[str, Array]:
-        """The outputs of the last frame; the arrays of `state` are replaced by new ones."""
+    def run(self, feeds: Mapping[str, Array], streams: BoundStep | EngineStep, count: int) -> dict[str, Array]:
+        """Take the frames of the first `count` of some streams; the outputs of the last one."""
         if self._session is None:
             self._session = self._load()
+        return streams.many(self._session, count, self._parts(feeds))
+
+    def _parts(self, feeds: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """As many frames as the graph takes at once each."""
         frames = next(iter(feeds.values())).shape[1]
-        outputs: dict[str, Array] = {}
-        for start in range(0, frames, self.most):
-            part = {name: np.ascontiguousarray(array[:, start : start + self.most]) for name, array in feeds.items()}
-            outputs = self._session.run_named({**part, **state})
-            for spec in self._graph.state:
-                if spec.output is not None:
-                    state[spec.name] = outputs.pop(spec.output)
-        return outputs
+        for start in range(0, frames, self._most):
+            end = start + self._most
+            yield {name: np.ascontiguousarray(array[:, start:end]) for name, array in feeds.items()}
 
 
 def whole_sequences(form: StreamForm) -> Signature:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.session import Session
 from mega_deploy.stream_form import Encoding
 
@@ -17,13 +18,13 @@ class Encoder:
     """A graph that gives what the steps of a stream read of its source.
 
     Args:
-        load: gives the session on that graph, which is asked for on the first use.
+        load: gives the session on that graph, or on its engine, which is asked for on the first use.
         encoding: what it takes and gives.
     """
 
-    def __init__(self, load: Callable[[], Session], encoding: Encoding) -> None:
-        self._load, self.signature, self.seen = load, encoding.signature, encoding.seen
-        self._session: Session | None = None
+    def __init__(self, load: Callable[[], Session | EngineSession], encoding: Encoding) -> None:
+        self._load, self.encoding, self.signature = load, encoding, encoding.signature
+        self._session: Session | EngineSession | None = None
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """The state that no step changes, by name, of checked sources."""

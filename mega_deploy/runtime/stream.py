@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,16 @@ import numpy.typing as npt
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.runtime import state_file
 from mega_deploy.runtime.bound import BoundStep
+from mega_deploy.runtime.counters import Counters
 from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.engine_step import EngineStep
 from mega_deploy.runtime.prefill import Prefill
+from mega_deploy.runtime.seats import Numbers, Order, Rows, Seats, as_asked, in_places
 from mega_deploy.runtime.session import Session
 from mega_deploy.runtime.source import Encoder
 from mega_deploy.signature import Range, Signature
 
 Array = npt.NDArray[Any]
-Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
-Order = npt.NDArray[np.intp] | None
 
 
 class StreamSession:
@@ -74,13 +74,8 @@ class StreamSession:
         self._step = (
             BoundStep(model, signature, batch) if isinstance(model, Session) else EngineStep(model, signature, batch)
         )
-        self._everyone = np.arange(batch)
-        self._place = self._everyone.copy()
-        """Where in the buffers each stream lies: those that are stepped are kept together, at the front."""
-        self._seated: npt.NDArray[np.intp] = self._everyone
-        self._order: Order = None
-        """Those that lie at the front since the last call, and for each place there whose frame it takes; see _gather.
-        A call for the same ones, as nearly all are, has nothing to find out: that took longer than a small model."""
+        self._seats = Seats(batch)
+        self._counters = Counters(signature.state, None if encoder is None else encoder.encoding, batch)
         self._known: tuple[tuple[int, ...], np.dtype[Any]] | None = None
         """Shape and type of the last array that was found to fit."""
         self.reset()
@@ -118,14 +113,12 @@ class StreamSession:
         if self._encoder is None:
             raise InputError("this bundle's streams read no source; step through them without one")
         feeds = self._encoder.signature.feeds(inputs)
-        chosen = self._rows(rows)
+        chosen = self._seats.rows(rows)
         _check_count(chosen, feeds, "begun")
         given = self._encoder.run(feeds)
         with self._lock:
-            places = self._place[chosen]
-            for spec in self.signature.state:
-                new = given[spec.name] if spec.output is None else np.asarray(spec.initial, spec.dtype)
-                self._step.state[spec.name].write(new, places)
+            self._begin(chosen, given)
+            self._counters.begin(chosen, given)
 
     def step(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
         """The outputs for the next frame of each stream.
@@ -148,9 +141,10 @@ class StreamSession:
         """As `step`, but always a dict by name."""
         feeds = self._feeds(inputs)
         with self._lock:
-            count, order = self._gather(rows, feeds, 1)
-            outputs = self._step.run(count, _seated(feeds, order))
-            return {name: _reordered(array, order) for name, array in outputs.items()}
+            chosen, order = self._gather(rows, feeds, 1)
+            outputs = self._step.run(len(chosen), in_places(feeds, order))
+            self._counters.step(chosen, 1)
+            return as_asked(outputs, order)
 
     def prefill(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
         """Take many frames in one call, which leaves the state that stepping through them would, to rounding.
@@ -174,46 +168,41 @@ class StreamSession:
             raise InputError("this stream has no graph that takes many frames at once; step through them")
         feeds = self._prefill.signature.feeds(inputs)
         with self._lock:
-            count, order = self._gather(rows, feeds, next(iter(feeds.values())).shape[1])
-            state = {name: buffer.read()[:count] for name, buffer in self._step.state.items()}
-            outputs = self._prefill.run(_seated(feeds, order), state)
-            for spec in self.signature.state:
-                if spec.output is not None:
-                    self._step.state[spec.name].write(state[spec.name], slice(0, count))
-        return {name: _reordered(array, order) for name, array in outputs.items()}
+            steps = next(iter(feeds.values())).shape[1]
+            chosen, order = self._gather(rows, feeds, steps)
+            outputs = self._prefill.run(in_places(feeds, order), self._step, len(chosen))
+            self._counters.step(chosen, steps)
+        return as_asked(outputs, order)
 
     def reset(self, rows: Rows | None = None) -> None:
         """Let streams begin anew: those of `rows`, or all; where they read a source, they need another one then."""
+        chosen = self._seats.rows(rows)
         with self._lock:
-            places = self._place[self._rows(rows)]
-            for spec in self.signature.state:
-                self._step.state[spec.name].write(np.asarray(spec.initial, spec.dtype), places)
+            self._begin(chosen, {})
+            self._counters.begin(chosen)
 
     def room(self, rows: Rows | None = None) -> Array | None:
         """The steps that streams can have before they are reset, [rows]: of `rows`, or all; None where none ends."""
         with self._lock:
-            places = self._place[self._rows(rows)]
-            left = [
-                spec.limit - self._step.state[spec.name].read()[places]
-                for spec in self.signature.state
-                if spec.limit is not None
-            ]
-        return np.min(left, axis=0) if left else None
+            return self._counters.room(self._seats.rows(rows))
 
     def reorder(self, rows: Rows) -> None:
         """Let stream i go on from the state of stream `rows[i]`, for every i, as a beam search does."""
+        chosen = self._seats.rows(rows, distinct=False)
+        if len(chosen) != self.batch:
+            raise InputError(f"reorder takes a row for each of the {self.batch} streams, got {len(chosen)}")
         with self._lock:
-            chosen = self._rows(rows, distinct=False)
-            if len(chosen) != self.batch:
-                raise InputError(f"reorder takes a row for each of the {self.batch} streams, got {len(chosen)}")
+            old, new = self._seats.places(chosen), self._seats.places(self._seats.rows(None))
             for buffer in self._step.state.values():
-                buffer.write(buffer.read()[self._place[chosen]], self._place)
+                buffer.write(buffer.read()[old], new)
+            self._counters.follow(chosen)
 
     @property
     def state(self) -> dict[str, Array]:
         """A copy of the state by name, [batch, ...] in the order of the streams, for `load`."""
         with self._lock:
-            return {name: buffer.read()[self._place].copy() for name, buffer in self._step.state.items()}
+            places = self._seats.places(self._seats.rows(None))
+            return {name: buffer.read()[places] for name, buffer in self._step.state.items()}
 
     def load(self, state: Mapping[str, Array] | str | os.PathLike[str]) -> None:
         """Go on from a state that `state` gave, or that `save` wrote.
@@ -229,8 +218,10 @@ class StreamSession:
             for name, array in arrays.items():
                 if len(array) != self.batch:
                     raise InputError(f'the state "{name}" is of {len(array)} streams, this session has {self.batch}')
+            places = self._seats.places(self._seats.rows(None))
             for name, array in arrays.items():
-                self._step.state[name].write(array, self._place)
+                self._step.state[name].write(array, places)
+            self._counters.load(arrays)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file (.npz) that tells whose it is, with the hashes of all that it holds.
@@ -261,91 +252,26 @@ class StreamSession:
             self._known = inputs.shape, inputs.dtype
         return feeds
 
-    def _rows(self, rows: Rows | None, *, distinct: bool = True) -> npt.NDArray[np.intp]:
-        if rows is None:
-            return np.arange(self.batch)
-        chosen = np.asarray(rows)
-        if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu":
-            raise InputError(f"rows must be a list of the streams' numbers, got {rows!r:.100}")
-        if chosen.min() < 0 or chosen.max() >= self.batch:
-            raise InputError(f"rows must be from 0 to {self.batch - 1}, got {int(chosen[np.argmax(abs(chosen))])}")
-        if distinct and len(np.unique(chosen)) != len(chosen):
-            raise InputError(f"rows must differ from each other, got {chosen.tolist()!r:.100}")
-        return chosen.astype(np.intp)
-
-    def _check_source(self, rows: npt.NDArray[np.intp]) -> None:
-        """Refuse streams that have no source yet."""
-        if self._encoder is None:
-            return
-        has = self._step.state[self._encoder.seen].read()[self._place[rows]].any(axis=1)
-        if not has.all():
-            names = ", ".join(f'"{spec.name}": ...' for spec in self._encoder.signature.inputs)
-            raise InputError(
-                f"stream {rows[np.argmin(has)]} has no source yet; give it one first: stream.encode({{{names}}}, "
-                f"rows=[{rows[np.argmin(has)]}])"
-            )
-
-    def _check_room(self, rows: npt.NDArray[np.intp], steps: int) -> None:
-        """Refuse steps beyond what a stream can have."""
+    def _begin(self, rows: Numbers, given: Mapping[str, Array]) -> None:
+        """Put the state of a stream's beginning in place, of which an encode graph may have given a part."""
+        places = self._seats.places(rows)
         for spec in self.signature.state:
-            if spec.limit is None:
-                continue
-            had = self._step.state[spec.name].read()[self._place[rows]]
-            if (had > spec.limit - steps).any():
-                first = int(np.argmax(had > spec.limit - steps))
-                raise InputError(
-                    f"stream {rows[first]} has had {had[first]} steps, and {steps} more are beyond the {spec.limit} "
-                    f"that this bundle's streams hold; reset it, or export with --seq-len {had[first] + steps} or more"
-                )
+            new = given.get(spec.name, np.asarray(spec.initial, spec.dtype))
+            self._step.state[spec.name].write(new, places)
 
-    def _gather(self, rows: Rows | None, feeds: Mapping[str, Array], steps: int) -> tuple[int, Order]:
-        """Bring the streams of `rows` to the front of the buffers; how many they are, and whose frame each place takes.
+    def _gather(self, rows: Rows | None, feeds: Mapping[str, Array], steps: int) -> tuple[Numbers, Order]:
+        """The streams of `rows`, brought to the front of the buffers, and whose frame each place takes.
 
-        The latter is None where the frames come in the order of the places.
+        Raises:
+            InputError: the inputs are not one for each, or a stream cannot have so many steps.
         """
-        chosen = self._everyone if rows is None else np.asarray(rows)
-        same = chosen is self._seated or (chosen.dtype.kind in "iu" and np.array_equal(chosen, self._seated))
-        if not same:
-            chosen = self._rows(rows)
+        chosen = self._seats.stepped(rows)
         _check_count(chosen, feeds, "stepped")
-        self._check_source(chosen)
-        self._check_room(chosen, steps)
-        if not same:
-            self._seat(chosen)
-        return len(chosen), self._order
-
-    def _seat(self, rows: npt.NDArray[np.intp]) -> None:
-        """Let the streams of `rows` trade places with those that lie at the front and rest."""
-        count = len(rows)
-        places = self._place[rows]
-        free = np.setdiff1d(np.arange(count), places)  # places at the front whose streams rest
-        behind = rows[places >= count]
-        if len(free):
-            resting = np.array([np.flatnonzero(self._place == place)[0] for place in free])
-            old = self._place[behind]
-            for buffer in self._step.state.values():
-                buffer.swap(free, old)
-            self._place[behind], self._place[resting] = free, old
-            places = self._place[rows]
-        order = np.argsort(places)
-        self._seated, self._order = rows, None if (order[1:] > order[:-1]).all() else order
+        self._counters.check(chosen, steps)
+        return chosen, self._seats.seat(chosen, self._step.state.values())
 
 
-def _check_count(rows: npt.NDArray[np.intp], feeds: Mapping[str, Array], called: str) -> None:
+def _check_count(rows: Numbers, feeds: Mapping[str, Array], called: str) -> None:
     for name, array in feeds.items():
         if len(array) != len(rows):
             raise InputError(f'input "{name}" is for {len(array)} streams, but {len(rows)} are {called}')
-
-
-def _seated(feeds: Mapping[str, Array], order: Order) -> Mapping[str, Array]:
-    """The inputs in the order of the places; `order` tells for each of them whose frame it takes."""
-    return feeds if order is None else {name: array[order] for name, array in feeds.items()}
-
-
-def _reordered(array: Array, order: Order) -> Array:
-    """The outputs in the caller's order, in an array of his own."""
-    if order is None:
-        return array.copy()
-    result = np.empty_like(array)
-    result[order] = array
-    return result

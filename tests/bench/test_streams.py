@@ -3,16 +3,19 @@
 import csv
 import json
 import os
+import time
 
 import numpy as np
 import pytest
 import torch
 from benching import FAST, bench
+from paper_goldens import models
 
 import mega_deploy as md
 from mega_deploy.bench import floor, streams
 from mega_deploy.bench.command import plan
 from mega_deploy.bench.contenders import Task, build, load_case, relative_error, save_case
+from mega_deploy.bench.course import Course
 from mega_deploy.bench.sweep import AXES
 from mega_deploy.errors import BundleError, InputError, OptionError
 from mega_deploy.models.edifice import Mega
@@ -28,11 +31,12 @@ def causal(tmp_path_factory):
 
 
 def task_of(bundle, folder, contender="mega-deploy", batch=3):
-    save_case(bundle, batch, WINDOW, folder, "stream")
-    return Task(contender, "onnxruntime", os.fspath(bundle.path), batch, WINDOW, (0,), os.fspath(folder), form="stream")
+    frames = streams.frames_of(bundle)
+    save_case(bundle, batch, frames, folder, "stream")
+    return Task(contender, "onnxruntime", os.fspath(bundle.path), batch, frames, (0,), os.fspath(folder), form="stream")
 
 
-@pytest.mark.parametrize("name", streams.BUILD)
+@pytest.mark.parametrize("name", [name for name in streams.BUILD if name != streams.ENCODE])
 def test_a_contender_ends_a_window_with_what_the_trained_model_gives(causal, tmp_path, name):
     task = task_of(causal, tmp_path, name)
     sequences, want = load_case(tmp_path)
@@ -42,6 +46,90 @@ def test_a_contender_ends_a_window_with_what_the_trained_model_gives(causal, tmp
         contender.call()
     outputs = contender.call() if contender.check is None else contender.check()
     assert relative_error(outputs, want) < 1e-5 and contender.settings
+
+
+SOURCE, LIMITED, CHUNKED = "model_nmt_laplace_rotary_chunk", "model_lm_softmax_nochunk", "model_lm_enwik8"
+CROSSED, TRUNCATED = "clm_cross_softmax_rotary", "model_lm_relu2_chunk_trunc"
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def of_tokens(tmp_path_factory):
+    """Bundles of both forms of the paper's models, as they are asked for."""
+    found = models("fairseq", "model_") | models("huggingface", "clm_")
+    folder, made = tmp_path_factory.mktemp("tokens"), {}
+
+    def get(name):
+        if name not in made:
+            made[name] = md.export(
+                found[name].checkpoint, folder / f"{name}.mega", form="both", seq_len=STEPS, batch_range="1:1:4"
+            )
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("name", "contender"),
+    [
+        (name, contender)
+        for name in (SOURCE, LIMITED, CHUNKED, CROSSED)
+        for contender in streams.BUILD
+        if contender != streams.ENCODE or name in (SOURCE, CROSSED)
+    ],
+)
+def test_streams_of_tokens_end_and_begin_anew_with_their_source(of_tokens, tmp_path, name, contender):
+    bundle = of_tokens(name)
+    task = task_of(bundle, tmp_path, contender)
+    sequences, want = load_case(tmp_path)
+    assert streams.takes_whole(bundle, sequences) and want["logits"].shape[0] == 3
+    one = build(task, sequences)
+    for _ in range(2 * STEPS + 3):  # a stream that ends has to begin anew
+        one.call()
+    for outputs in (one.call() if one.check is None else one.check(), one.check()):
+        assert relative_error(outputs, want) < 2e-5
+    seconds, _ = one.sample(STEPS + 1)
+    assert len(seconds) == STEPS + 1 and min(seconds) > 0 and one.settings
+
+
+def test_a_window_that_truncates_its_average_stands_for_no_step(of_tokens, tmp_path):
+    bundle = of_tokens(TRUNCATED)
+    task_of(bundle, tmp_path)
+    assert not streams.takes_whole(bundle, load_case(tmp_path)[0])
+
+
+def test_what_lies_between_calls_is_in_no_calls_time():
+    begun = []
+    course = Course([1, 2], lambda part: part, lambda: (time.sleep(0.05), begun.append(1)), ends=True)
+    seconds, more = course.measure(7)
+    assert len(begun) == 3 and max(seconds) < 0.04 and more["processor_seconds"] < 0.04
+    assert course.call() == (2,) and course.check() == (2,) and course.call() == (1,)
+
+
+def test_the_products_of_a_step_with_a_source_are_counted(of_tokens, tmp_path):
+    bundle = of_tokens(SOURCE)
+    floor.prepare(task_of(bundle, tmp_path, "gemm-floor"))
+    counted = json.loads((tmp_path / floor.COUNTED).read_text())
+    state = sum(array.nbytes for array in bundle.stream(3).state.values())
+    assert counted["bytes"] > state and counted["products"] > 0  # keys and values of the source among them
+
+
+def test_a_report_has_a_row_for_the_source(of_tokens, tmp_path):
+    files = ("--html", "r.html", "--frames", "120", "--no-limit")
+    done = bench(
+        of_tokens(SOURCE).path, "--form", "stream", "--batch", "2", "--peers", *files, *FAST, "--json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [row["contender"] for row in report["results"]] == [
+        "mega-deploy",
+        "encode",
+        "prefill",
+        "window-session",
+        "torch-cached",
+    ]
+    assert [row["baseline"] for row in report["ratios"]] == ["window-session", "torch-cached"]
+    assert report["failures"] == [] and "encode" in (tmp_path / "r.html").read_text()
 
 
 def test_calls_take_one_frame_after_the_other_and_then_the_first_again(causal, tmp_path):
@@ -92,7 +180,7 @@ def test_a_report_of_streams_has_the_keys_of_windows(causal, made, tmp_path):
     ("options", "error", "word"),
     [
         ({"form": "streams"}, OptionError, "stream"),
-        ({"form": "stream", "seq_len": "5"}, InputError, "reaches back 6 frames, not 5"),
+        ({"form": "stream", "seq_len": "5"}, InputError, "their own 6 frames, not 5"),
         ({"form": "stream", "batch": "5"}, InputError, "--batch-range"),
     ],
 )

@@ -18,7 +18,7 @@ import tensorrt_rtx
 import torch
 
 import mega_deploy as md
-from mega_deploy.bundle import add_engine
+from mega_deploy.bundle import add_engines
 from mega_deploy.engines import Engine
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.exporters.tensorrt import engine as building
@@ -76,7 +76,7 @@ def with_engine(path, **options):
         layers=100,
         seconds=1.0,
     )
-    add_engine(opened, engine.to_json(), HEADER + b"old weights")
+    add_engines(opened, [(engine.to_json(), HEADER + b"old weights")])
     return md.open_bundle(path)
 
 
@@ -300,7 +300,7 @@ def test_a_plugin_is_named_by_hash_or_held_by_the_engine(laplace, registry, tmp_
     assert (len(by_hash.outside_plugins), len(held.outside_plugins)) == (1, 0)
     library.unlink()  # the engine that holds it needs nothing else
     for one, lacking in ((by_hash, True), (held, False)):
-        add_engine(md.open_bundle(laplace), one.to_json(), HEADER)
+        add_engines(md.open_bundle(laplace), [(one.to_json(), HEADER)])
         told = inspect(laplace / one.file)
         assert any(NAME in text for text in told["missing"]) is lacking
         assert told["plugins"][0]["embedded"] is not lacking and told["plugins"][0]["namespace"] == DOMAIN

@@ -29,13 +29,15 @@ CAPACITY = 30
         ("model_lm_wiki103_adaptive", "step", "float16"),  # adaptive input and softmax, tied
         ("model_lm_wiki103_adaptive", "prefill", "float32"),
         ("model_nmt_wmt_base", "step", "float32"),  # cross attention
+        ("model_nmt_wmt_base", "encode", "float16"),
     ],
 )
 def test_rtx_takes_the_graphs_of_streams(name, form, precision, tmp_path):
-    step, prefill = streamed(load_checkpoint(CASES[name].checkpoint), CAPACITY).graphs(BATCH)
-    graph = step if form == "step" else prefill
+    stream = streamed(load_checkpoint(CASES[name].checkpoint), CAPACITY)
+    step, prefill = stream.graphs(BATCH)
+    graph = {"step": step, "prefill": prefill}.get(form) or stream.encode(BATCH)
     path = tmp_path / f"{form}.onnx"
-    onnx_file.save(lower(graph.model, precision, stream=True).model, path)
+    onnx_file.save(lower(graph.model, precision, stream=form != "encode").model, path)
     # compile_graph compares the names, types and shapes of all inputs and outputs with the signature.
     compiled = compile_graph(
         tensorrt_rtx,
@@ -47,7 +49,8 @@ def test_rtx_takes_the_graphs_of_streams(name, form, precision, tmp_path):
         on_step=lambda step: None,
     )
     assert set(compiled.shapes) == {spec.name for spec in graph.signature.with_state.inputs} and compiled.plan
-    assert compiled.shapes["steps_seen"] == {"min": [1], "opt": [1], "max": [8]}
+    counted = {"encode": "src_lengths"}.get(form, "steps_seen")
+    assert compiled.shapes[counted] == {"min": [1], "opt": [1], "max": [8]}
 
 
 def test_build_adds_the_engine_of_a_step_to_a_bundle_that_is_a_stream(tmp_path):

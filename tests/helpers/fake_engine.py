@@ -11,7 +11,7 @@ import tensorrt_rtx
 
 RECORDED = {}
 """By the number of a captured graph: the context that recorded it, shapes and addresses."""
-DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 
 
 class Validity(enum.IntEnum):
@@ -79,6 +79,27 @@ def memory(address, shape, dtype=np.float32):
     return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
 
 
+class Engine:
+    """Of a graph of its own; what runs it is kept in `contexts`."""
+
+    def __init__(self, model, driver):
+        self.model, self.driver, self.contexts = model, driver, []
+
+    def create_execution_context(self):
+        self.contexts.append(Context(self.model, self.driver))
+        return self.contexts[-1]
+
+
+def install_all(monkeypatch, driver, bundle):
+    """The library with an engine for each of a bundle's, in `by_graph` by the file that it was built of."""
+    module = install(monkeypatch, driver, bundle.path / bundle.graphs[0])
+    module.by_graph = {}
+    for entry in bundle.manifest.engines:
+        engine = module.by_graph[entry["graph"]] = Engine(bundle.path / entry["graph"], driver)
+        module.engines[(bundle.path / entry["file"]).read_bytes()] = engine
+    return module
+
+
 def install(monkeypatch, driver, model):
     """The library in the place of the real one; its `validity`, `context` and what the runtime gives can be set."""
     module = types.ModuleType("tensorrt_rtx")
@@ -96,7 +117,7 @@ def install(monkeypatch, driver, model):
         def deserialize_cuda_engine(self, plan):
             assert plan[:4] == b"vtrt"
             self.logger.log(tensorrt_rtx.ILogger.Severity.ERROR, "a reason of the\nlibrary's own")
-            return module.engine
+            return module.engines.get(plan, module.engine)
 
     module.__dict__.update(
         __version__=tensorrt_rtx.__version__,
@@ -108,6 +129,7 @@ def install(monkeypatch, driver, model):
         context=Context(model, driver),
     )
     module.engine = types.SimpleNamespace(create_execution_context=lambda: module.context)
+    module.engines = {}
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
     for place in ("mega_deploy.machine", "mega_deploy.runtime.cuda"):
         monkeypatch.setattr(f"{place}.DRIVER_LIBRARY", str(driver))

@@ -5,6 +5,7 @@ The GPU is host memory, and the engine onnxruntime: see fake_engine, which refus
 
 import ctypes
 import gc
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import mega_deploy as md
+from mega_deploy.bundle import MANIFEST
 from mega_deploy.errors import BundleError, MegaDeployError, OptionError
 
 FEATURES, STATES = 6, 5  # frames_seen, and two of each of two blocks
@@ -27,15 +29,9 @@ def alone(model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def library(monkeypatch, driver, alone):
-    """The library, whose contexts are kept in `contexts`."""
-    module = fake_engine.install(monkeypatch, driver, alone / "step.onnx")
-    module.contexts = []
-
-    def create_execution_context():
-        module.contexts.append(fake_engine.Context(alone / "step.onnx", driver))
-        return module.contexts[-1]
-
-    module.engine.create_execution_context = create_execution_context
+    """The library, whose contexts for the step are kept in `contexts`."""
+    module = fake_engine.install_all(monkeypatch, driver, md.open_bundle(alone))
+    module.contexts = module.by_graph["step.onnx"].contexts
     return module
 
 
@@ -127,18 +123,41 @@ def test_validate_and_run_take_an_engine_of_a_stream(library, alone, sequences):
     np.testing.assert_allclose(got["features"], want["features"], atol=1e-6)
 
 
-def test_what_no_stream_on_an_engine_can_do_is_refused(library, alone, model, tmp_path, sequences):
+def test_what_no_stream_on_an_engine_can_do_is_refused(library, alone, tmp_path):
     bundle = md.open_bundle(alone)
     with pytest.raises(OptionError, match="takes none"):
         bundle.stream(backend="tensorrt-rtx", threads=1)
     with pytest.raises(OptionError, match="no backend 'abacus'"):
         bundle.stream(backend="abacus")
-    with pytest.raises(md.InputError, match="step through them"):
-        bundle.stream(3, backend="tensorrt-rtx").prefill(sequences)
-    both = md.export(model, tmp_path / "both.mega", form="both")
-    with pytest.raises(BundleError, match="--form stream"):
-        both.stream(backend="tensorrt-rtx")
     without = shutil.copytree(alone, tmp_path / "other.mega")
     shutil.rmtree(without / "engines")
     with pytest.raises(BundleError):
         md.open_bundle(without).stream(backend="tensorrt-rtx")
+
+
+def test_a_bundle_of_both_forms_has_engines_of_both(model, tmp_path, monkeypatch, driver, sequences):
+    path = md.export(model, tmp_path / "both.mega", form="both").path
+    assert md.build(path, target="tensorrt-rtx").graph == "model.onnx"
+    bundle = md.open_bundle(path)
+    fake_engine.install_all(monkeypatch, driver, bundle)
+    assert [entry["graph"] for entry in bundle.manifest.engines] == ["model.onnx", "step.onnx", "prefill.onnx"]
+    window = sequences[:, :8]
+    want = bundle.session("tensorrt-rtx").run(window)
+    np.testing.assert_allclose(bundle.stream(3, backend="tensorrt-rtx").prefill(window), want, atol=1e-5)
+    cases = [case.name for case in md.validate(path, backend="tensorrt-rtx").cases]
+    assert any(name.startswith("stream: ") for name in cases) and len(cases) > len(bundle.reference("stream").cases)
+
+
+def test_a_bundle_with_an_engine_of_its_step_alone_steps_through_many_frames(library, alone, tmp_path, sequences):
+    """As earlier releases built them: without a name for the graph."""
+    path = shutil.copytree(alone, tmp_path / "old.mega")
+    manifest = json.loads((path / MANIFEST).read_text())
+    of_step, of_prefill = manifest["engines"]
+    del of_step["graph"], manifest["files"][of_prefill["file"]]
+    (path / of_prefill["file"]).unlink()
+    (path / MANIFEST).write_text(json.dumps({**manifest, "engines": [of_step]}))
+    stream = md.open_bundle(path).stream(3, backend="tensorrt-rtx")
+    assert not stream.prefills and stream.step(sequences[:, 0]).shape == (3, 16)
+    with pytest.raises(md.InputError, match="step through them"):
+        stream.prefill(sequences)
+    assert md.validate(path, backend="tensorrt-rtx").passed

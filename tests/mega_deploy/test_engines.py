@@ -8,7 +8,7 @@ import struct
 import pytest
 
 import mega_deploy as md
-from mega_deploy.bundle import add_engine
+from mega_deploy.bundle import add_engines
 from mega_deploy.engines import TARGETS, Engine, Here, check_file, lacks, read_header, refuse
 from mega_deploy.errors import BundleError, MissingComponentError
 from mega_deploy.inspection import inspect
@@ -174,7 +174,8 @@ def test_a_damaged_engine_in_a_bundle_is_refused_by_its_hash(engine, change):
 def put(engine, plan=None, **entries):
     """Another engine in the place of the bundle's, hash and all."""
     bundle = md.open_bundle(engine.parents[1])
-    add_engine(bundle, {**bundle.manifest.engines[0], **entries}, engine.read_bytes() if plan is None else plan)
+    entry = {**bundle.manifest.engines[0], **entries}
+    add_engines(bundle, [(entry, engine.read_bytes() if plan is None else plan)])
 
 
 def test_a_foreign_engine_is_refused_though_its_hash_fits(engine):
@@ -233,7 +234,7 @@ def test_a_bundle_that_changed_meanwhile_is_left_alone(engine):
     put(engine, compute_capabilities=["8.9"])
     before = (bundle.path / "manifest.json").read_bytes()
     with pytest.raises(BundleError, match="has changed"):
-        add_engine(bundle, {**bundle.manifest.engines[0]}, engine.read_bytes())
+        add_engines(bundle, [({**bundle.manifest.engines[0]}, engine.read_bytes())])
     assert (bundle.path / "manifest.json").read_bytes() == before
     assert [path.name for path in bundle.path.parent.iterdir()] == [bundle.path.name]
 

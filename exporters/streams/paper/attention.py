@@ -16,7 +16,7 @@ from onnxscript import ir
 
 from mega_deploy.exporters.fold import Array
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.streams.step import OPSET
+from mega_deploy.exporters.streams.state import OPSET
 from mega_deploy.models.paper.activation import LAPLACE_MU, LAPLACE_SIGMA
 from mega_deploy.paper.config import Attention
 from mega_deploy.plugins.laplace.function import erf_function

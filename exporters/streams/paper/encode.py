@@ -9,7 +9,7 @@ from mega_deploy.exporters.paper.elements import remembered
 from mega_deploy.exporters.paper.tasks import Task
 from mega_deploy.exporters.streams.paper.ends import StreamModel, source_inputs, stack_of
 from mega_deploy.exporters.streams.paper.source import KEYS, SEEN, VALUES
-from mega_deploy.exporters.streams.step import BATCH, StreamGraph
+from mega_deploy.exporters.streams.state import BATCH, StreamGraph
 from mega_deploy.signature import SOURCE_AXIS, Range, Signature, TensorSpec
 
 
@@ -38,9 +38,10 @@ def encode_graph(
     given: list[TensorSpec] = []
 
     def give(called: str, value: ir.Value, dtype: ir.DataType, **sizes: int) -> None:
-        """A value [batch, steps, ...], filled up to the capacity."""
+        """A value [batch, steps, ...], filled up to the capacity; TensorRT's parser has to be told that it is."""
+        full = op.Pad(value, op.Concat(graph.sizes(0), missing, axis=0), None, [1])
         graph.output(
-            op.Pad(value, op.Concat(graph.sizes(0), missing, axis=0), None, [1]),
+            op.Reshape(full, graph.sizes(0, capacity, *sizes.values())),
             called,
             [BATCH, capacity, *sizes.values()],
             dtype,

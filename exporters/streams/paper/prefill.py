@@ -22,7 +22,7 @@ from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.exporters.streams.paper.attention import attend, causal, every_count
 from mega_deploy.exporters.streams.paper.average import PARTS, carried, last
-from mega_deploy.exporters.streams.step import State
+from mega_deploy.exporters.streams.state import State
 from mega_deploy.paper.config import MegaConfig
 
 MOST_STEPS = 64

@@ -18,7 +18,7 @@ from mega_deploy.exporters.fold import Array
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.exporters.streams.paper.attention import attend
-from mega_deploy.exporters.streams.step import State
+from mega_deploy.exporters.streams.state import State
 from mega_deploy.paper.config import MegaConfig
 from mega_deploy.signature import SOURCE_AXIS
 

@@ -10,7 +10,7 @@
 - `padding` [batch, window], of models of tokens with softmax: which slots hold a token that pads. Elsewhere it is
   enough that its values are zero.
 
-As in exporters.streams.step every state has one reader, on which its new value depends, so that it may take its place.
+As in exporters.streams.state every state has one reader, on which its new value depends, to take its place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.exporters.streams.paper.attention import attend, causal, every_count
 from mega_deploy.exporters.streams.paper.average import PARTS, carried
-from mega_deploy.exporters.streams.step import State
+from mega_deploy.exporters.streams.state import State
 from mega_deploy.paper.config import MegaConfig
 
 

@@ -20,7 +20,7 @@ from mega_deploy.exporters.streams.paper.layers import LayerWriter
 from mega_deploy.exporters.streams.paper.prefill import MOST_STEPS, ManySteps
 from mega_deploy.exporters.streams.paper.source import Source
 from mega_deploy.exporters.streams.paper.step import OneStep
-from mega_deploy.exporters.streams.step import BATCH, OPSET, State, StreamGraph
+from mega_deploy.exporters.streams.state import BATCH, OPSET, State, StreamGraph
 from mega_deploy.paper.config import MegaConfig
 from mega_deploy.paper.signatures import signature as whole_signature
 from mega_deploy.signature import Dim, Range, Signature, TensorSpec

@@ -66,9 +66,9 @@ class MegaHuggingFace(nn.Module):
         if (encoder_hidden_states is None) != (self.config.encoder.cross_positions is None):
             raise OptionError("encoder_hidden_states go with cross attention, and only with it")
         x = self.encoder(x, keep, encoder_hidden_states, memory_keep)
-        return self._headed(x, shape)
+        return self.headed(x, shape)
 
-    def _headed(self, x: Tensor, shape: torch.Size) -> dict[str, Tensor]:
+    def headed(self, x: Tensor, shape: torch.Size) -> dict[str, Tensor]:
         """What the class returns, of the last layer's output [rows, L, D] for ids of `shape`."""
         match self.config.head:
             case "masked_lm" | "causal_lm":
