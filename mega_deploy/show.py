@@ -71,6 +71,8 @@ def parity_table(report: Report) -> None:
     console.print(table)
     if left_out := report["left_out"]:
         console.print(_plain(f"left out, for PyTorch's own {report['precision']} fails there: {', '.join(left_out)}"))
+    if sampled := report["sampled"]:
+        console.print(_plain(f"sampled, for this is a large model: {', '.join(sampled)}"))
     console.print(_verdict(report))
 
 
@@ -326,4 +328,5 @@ def _served(report: Report) -> dict[str, object]:
 def _verdict(parity: Report) -> Text:
     error = "not finite" if parity["relative_l2"] is None else f"{parity['relative_l2']:.1e}"
     beside = f"PyTorch's own {parity['floor']:.1e}, limit {parity['limit']:.1e}"
-    return _passed(parity["passed"]) + f": relative error {error} against float64 in the worst case, {beside}"
+    sampled = "; sampled, for this is a large model" if parity.get("sampled") else ""
+    return _passed(parity["passed"]) + f": relative error {error} against float64 in the worst case, {beside}{sampled}"
