@@ -35,7 +35,7 @@ ADVERSARIAL_ELEMENTS = 1 << 18
 
 
 def make_cases(
-    kinds: Kinds, signature: Signature, row_width: Callable[[int], int], samples: int
+    kinds: Kinds, signature: Signature, row_width: Callable[[int], int], samples: int, most: int
 ) -> tuple[dict[str, Inputs], Cases]:
     """Pools of inputs by name, and the cases that are made of them.
 
@@ -44,6 +44,7 @@ def make_cases(
         signature: of the model.
         row_width: numbers that a model holds at once for each step of a row of so many steps.
         samples: random rows of the usual length, at least 1.
+        most: rows of a batch, and adversarial ones of a kind; at least 1.
 
     Raises:
         OptionError: so many samples are too much to hold.
@@ -55,12 +56,12 @@ def make_cases(
     if elements > LARGEST_POOL:
         remedy = "ask for fewer" if samples > 1 else "export for shorter windows"
         raise OptionError(f"samples {samples} make {elements} numbers, more than {LARGEST_POOL}; {remedy}")
-    few = min(4, max(1, ADVERSARIAL_ELEMENTS // _row_elements(signature)))
+    few = min(4, most, max(1, ADVERSARIAL_ELEMENTS // _row_elements(signature)))
     pools = {name: draw(samples if name == RANDOM else few, usual(lengths)) for name, draw in kinds.items()}
     for other in _other_lengths(lengths):
         pools[f"{RANDOM}, length {other}"] = kinds[RANDOM](2, other)
     fits = LARGEST_ACTIVATION // max(longest * row_width(longest), _row_elements(signature))
-    most = max(batch.min, min(batch.max, LARGEST_BATCH, fits))
+    most = max(batch.min, min(batch.max, LARGEST_BATCH, fits, most))
     cases: Cases = {}
     for name, inputs in pools.items():
         count = len(next(iter(inputs.values())))

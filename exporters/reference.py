@@ -26,13 +26,18 @@ from mega_deploy.parity import (
     median,
     worst,
 )
-from mega_deploy.signature import Signature
+from mega_deploy.signature import SEQUENCE_AXES, Signature, usual
 
 Array = npt.NDArray[Any]
 
 SAMPLES = 8
 NEARBY = 4
 ROWS_AT_ONCE = 16
+# Numbers of an activation, or of attention's scores, in one run: 128 MB in float64, of which a run holds several.
+LARGEST_RUN = 1 << 24
+# Floating-point operations of one run over a case, beyond which a large model has fewer of them: two cores take some
+# three seconds for so many in float32, and five in float64.
+MOST_WORK = 1 << 38
 # A floor is taken of all rows, in the batches of the case, which changes float32's last places, while the activations
 # hold no more numbers than this.
 LARGEST_FLOOR = 1 << 22
@@ -45,18 +50,20 @@ def record(
     signature: Signature,
     block_names: Sequence[str],
     *,
-    samples: int = SAMPLES,
+    samples: int | None = None,
     seed: int = 0,
     precision: Precision = "float32",
     kept: Sequence[str] = (),
 ) -> Reference:
     """The reference for random and adversarial inputs and several batches; of a range of lengths several, too.
 
+    Of a model whose rows take long, beyond MOST_WORK, there are fewer, of which the reference tells.
+
     Args:
         model: in eval mode; it is left as it is.
         signature: of its bundle.
         block_names: what the graph calls the residual stream behind each block: a module's name and ".output".
-        samples: random rows, at least 1.
+        samples: random rows, at least 1; None for SAMPLES, or as many as MOST_WORK allows.
         seed: of the random rows.
         precision: in which the noise floor is taken: for float16 and bfloat16 under autocast; for int8, which the
             trained form does not have, in float32.
@@ -64,8 +71,11 @@ def record(
     """
     family = family_of(model)
     kinds = family.kinds(signature, np.random.default_rng(seed))
-    pools, cases = make_cases(kinds, signature, family.width, samples)
-    return Recorder(model, signature, precision, kept).record(pools, cases, block_names)
+    # Two at least, for a batch must hold rows that differ.
+    most = max(2, MOST_WORK // max(1, family.flops(signature)))
+    pools, cases = make_cases(kinds, signature, family.width, samples or min(SAMPLES, most), most)
+    sampled = [f"{most} random rows instead of {SAMPLES}"] if samples is None and most < SAMPLES else []
+    return Recorder(model, signature, precision, kept).record(pools, cases, block_names, sampled)
 
 
 def record_for(
@@ -111,8 +121,19 @@ class Recorder:
         keep_in_float32(self.single, kept)
         self.family = family_of(model)
         self.outputs = [spec.name for spec in signature.outputs]
+        self._step_flops = self.family.flops(signature) / usual(signature.dim(*SEQUENCE_AXES))
 
-    def record(self, inputs: dict[str, Inputs], cases: Cases, block_names: Sequence[str]) -> Reference:
+    def record(
+        self, inputs: dict[str, Inputs], cases: Cases, block_names: Sequence[str], sampled: Sequence[str] = ()
+    ) -> Reference:
+        """The reference for pools of inputs.
+
+        Args:
+            inputs: of each pool.
+            cases: made of them.
+            block_names: see `record`.
+            sampled: what the pools hold less of than those of a smaller model.
+        """
         pools = {name: Pool(pool, self._exactly(pool)) for name, pool in inputs.items()}
         if not all(np.isfinite(array).all() for pool in pools.values() for array in pool.outputs.values()):
             raise InputError(
@@ -143,12 +164,14 @@ class Recorder:
             precision=self.precision,
             kept=self.kept,
             left_out=tuple(name for name in floors if name not in usable),
+            sampled=(*sampled, *self._fewer_runs(pools, cases)),
         )
 
     def _exactly(self, inputs: Inputs) -> Inputs:
         """The outputs in float64."""
         count = len(next(iter(inputs.values())))
-        parts = [run(self.exact, _rows(inputs, rows), self.outputs)[0] for rows in batches(range(count), ROWS_AT_ONCE)]
+        at_once = self._rows_at_once(_steps(inputs))
+        parts = [run(self.exact, _rows(inputs, rows), self.outputs)[0] for rows in batches(range(count), at_once)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
     def _streams(self, inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, Inputs]:
@@ -171,12 +194,12 @@ class Recorder:
         named = {}
         for name, (pool, all_rows, size) in cases.items():
             rows, batch = all_rows, size
-            length = next(iter(pools[pool].inputs.values())).shape[1]
+            length = _steps(pools[pool].inputs)
             large = len(rows) * length * self.family.width(length) > LARGEST_FLOOR
             if large or self.precision in AUTOCAST:
                 # PyTorch takes long for much, and for half precision, where batches change nothing that shows.
                 rows = sorted(set(rows))
-                batch = min(len(rows), ROWS_AT_ONCE)
+                batch = min(len(rows), self._rows_at_once(length))
             key = pool, tuple(rows), batch
             if key not in floors:
                 floors[key] = self._floor(pools[pool], rows, batch)
@@ -192,10 +215,29 @@ class Recorder:
         random = np.random.default_rng(0)
         inputs, want = _rows(pool.inputs, rows), _rows(pool.outputs, rows)
         errors = [self._error(inputs, want, batch)]
-        for _ in range(NEARBY):
+        for _ in range(self._nearby(len(rows), _steps(inputs))):
             with a_last_place_away(self.single, inputs, self.precision, random) as nearby:
                 errors.append(self._error(nearby, want, batch))
         return worst(errors)
+
+    def _rows_at_once(self, length: int) -> int:
+        """As many as memory is meant for."""
+        return max(1, min(ROWS_AT_ONCE, LARGEST_RUN // (length * self.family.width(length))))
+
+    def _nearby(self, rows: int, length: int) -> int:
+        """Runs on inputs a last place away, besides the one on the inputs themselves.
+
+        What takes long has many outputs, over which the error of a single run is no matter of luck.
+        """
+        return min(NEARBY, int(MOST_WORK // max(1, rows * length * self._step_flops)))
+
+    def _fewer_runs(self, pools: Mapping[str, Pool], cases: Cases) -> list[str]:
+        """What to tell of noise floors that are of fewer runs than usual."""
+        nearby = [self._nearby(len(set(rows)), _steps(pools[pool].inputs)) for pool, rows, _ in cases.values()]
+        few = sum(count < NEARBY for count in nearby)
+        if not few:
+            return []
+        return [f"noise floors of {few} of {len(cases)} cases from {1 + min(nearby)} runs instead of {1 + NEARBY}"]
 
     def _error(self, inputs: Inputs, want: Inputs, batch: int) -> Error:
         parts = [
@@ -203,6 +245,12 @@ class Recorder:
             for part in batches(range(len(next(iter(inputs.values())))), batch)
         ]
         return worst([measure(np.concatenate([part[name] for part in parts]), want[name]) for name in self.outputs])
+
+
+def _steps(inputs: Mapping[str, Array]) -> int:
+    """Of each row; tokens may stand in several sequences of one."""
+    first = next(iter(inputs.values()))
+    return int(first.shape[-1 if first.dtype.kind in "iu" else 1])
 
 
 def _rows(arrays: Mapping[str, Array], rows: list[int]) -> Inputs:

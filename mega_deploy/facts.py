@@ -28,7 +28,8 @@ def verdict(parity: Report) -> Text:
     """Of parity: whether it passed, and the worst case."""
     error = "not finite" if parity["relative_l2"] is None else f"{parity['relative_l2']:.1e}"
     beside = f"PyTorch's own {parity['floor']:.1e}, limit {parity['limit']:.1e}"
-    return passed(parity["passed"]) + f": relative error {error} against float64 in the worst case, {beside}"
+    sampled = "; sampled, for this is a large model" if parity.get("sampled") else ""
+    return passed(parity["passed"]) + f": relative error {error} against float64 in the worst case, {beside}{sampled}"
 
 
 def work(flops: Report) -> str:

@@ -69,6 +69,8 @@ def parity_table(report: Report) -> None:
         console.print(
             facts.plain(f"left out, for PyTorch's own {report['precision']} fails there: {', '.join(left_out)}")
         )
+    if sampled := report["sampled"]:
+        console.print(facts.plain(f"sampled, for this is a large model: {', '.join(sampled)}"))
     console.print(facts.verdict(report))
 
 

@@ -78,6 +78,8 @@ class Reference:
     """Islands that were asked for, which were float32 for the floors too."""
     left_out: tuple[str, ...] = ()
     """Cases that are none, for the trained form itself is off by more than ILL_CONDITIONED or overflows in them."""
+    sampled: tuple[str, ...] = ()
+    """What it holds less of than that of a smaller model, for it would have taken too long; in words."""
 
     def feeds(self, case: Case) -> Iterator[dict[str, Array]]:
         """The inputs of a case, batch by batch."""
@@ -100,6 +102,7 @@ class Reference:
             "precision": self.precision,
             "kept": self.kept,
             "left_out": self.left_out,
+            "sampled": self.sampled,
             "cases": [asdict(case) for case in self.cases],
             "blocks": [asdict(block) for block in self.blocks],
         }
@@ -140,6 +143,7 @@ class Reference:
                 precision=about["precision"],
                 kept=tuple(map(str, about["kept"])),
                 left_out=tuple(map(str, about.get("left_out", ()))),
+                sampled=tuple(map(str, about.get("sampled", ()))),
             )
             reference.check()
         except (OSError, KeyError, TypeError, *DAMAGED) as error:

@@ -61,6 +61,8 @@ class Report:
     blocks: tuple[CaseResult, ...] = ()
     left_out: tuple[str, ...] = ()
     """Cases that prove nothing, for the trained form itself overflows or is far off in this precision there."""
+    sampled: tuple[str, ...] = ()
+    """What was held against the trained form less often than for a smaller model, in words."""
 
     @property
     def passed(self) -> bool:
@@ -89,6 +91,7 @@ class Report:
             **{key: top[key] for key in top if key not in ("name", "batch", "passed")},
             "worst_block": None if block is None else block.name,
             "left_out": list(self.left_out),
+            "sampled": list(self.sampled),
             "cases": [case.to_json() for case in self.cases],
             "blocks": [block.to_json() for block in self.blocks],
         }

@@ -36,7 +36,7 @@ def compare(
         on_case(case.name)
         error = reference.error(case, [session.run_named(feeds) for feeds in reference.feeds(case)])
         results.append(CaseResult(case.name, case.batch, error, case.floor, precision))
-    return Report(session.backend, precision, tuple(results), left_out=reference.left_out)
+    return Report(session.backend, precision, tuple(results), left_out=reference.left_out, sampled=reference.sampled)
 
 
 STEPPED = 16

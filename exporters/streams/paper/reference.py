@@ -18,12 +18,15 @@ from mega_deploy.exporters.streams.paper.tasks import reach
 from mega_deploy.models.paper.ema import MultiHeadEMA
 from mega_deploy.paper.signatures import pads_to_chunks, signature
 from mega_deploy.parity import Reference
-from mega_deploy.signature import Range, Signature, largest
+from mega_deploy.signature import LARGEST_SIZE, Range, Signature, largest
 
 BEYOND = 1000
 """Steps behind the first chunk, over which an error would add up."""
-SHORT, LARGEST_SHORT = 16, 256
-"""As many, and steps at most, in the cases that are about the inputs and not about the length."""
+SHORT, LARGEST_SHORT, WITHIN = 16, 256, 64
+"""As many in the cases that are about the inputs and not about the length. Where that would be more than LARGEST_SHORT
+in all, they stay WITHIN the first chunk, and its end is left to the long case."""
+LARGEST_STATE = 1 << 26
+"""Numbers of the state of streams that are judged together: 256 MB, of which a prefill holds several copies."""
 ONE = Range(1, 1, 1)
 LARGEST_OUTPUT = 1 << 24
 """Numbers that the outputs of a sequence may hold: 128 MB in float64. A large vocabulary has shorter sequences."""
@@ -41,13 +44,14 @@ def record(model: StreamModel, length: int, most: int, *, samples: int, seed: in
         precision: in which the noise floor is taken.
     """
     longest = _possible(model, length, BEYOND)
-    short = min(_possible(model, length, SHORT), LARGEST_SHORT)
+    short = _possible(model, length, SHORT)
+    short = short if short <= LARGEST_SHORT else _possible(model, length, SHORT, WITHIN)
     told = _signature(model, Range(short, short, longest))
     kinds = paper_kinds(model.config, told, np.random.default_rng(seed))
     pools: dict[str, Inputs] = {f"{RANDOM}, {longest} steps": kinds[RANDOM](1, longest)}
     pools[f"{RANDOM}, together"] = kinds[RANDOM](samples, short)
     pools |= {name: draw(min(samples, 2), short) for name, draw in kinds.items() if name != RANDOM}
-    return _recorded(model, told, pools, most, precision)
+    return _recorded(model, told, pools, min(most, _streams_at_once(model, length)), precision)
 
 
 def record_for(model: StreamModel, inputs: Inputs, precision: Precision) -> Reference:
@@ -69,14 +73,24 @@ def _signature(model: StreamModel, lengths: Range = ONE) -> Signature:
     return signature(model.config, lengths, ONE)
 
 
-def _possible(model: StreamModel, length: int, beyond: int) -> int:
+def _streams_at_once(model: StreamModel, length: int) -> int:
+    """As many as LARGEST_STATE holds keys and values of."""
+    config = stack_of(model)[1].config
+    window, _ = reach(config, length)
+    features = config.z_dim + config.hidden_dim
+    if config.cross_positions is not None:
+        features += config.z_dim + config.embed_dim
+    return max(1, LARGEST_STATE // (config.num_layers * window * features))
+
+
+def _possible(model: StreamModel, length: int, beyond: int, most: int = LARGEST_SIZE) -> int:
     """Steps of a sequence that ends so far behind the window, or as far as it can; with a source, half as far."""
     width = max(largest(spec.dims[-1]) for spec in _signature(model).outputs)
     config = stack_of(model)[1].config
     (window, limit), chunk = reach(config, length), config.chunk_size
     if config.cross_positions is not None and beyond == SHORT:
         limit = -(-length // 2)  # so that a source ends before its room does
-    steps = max(1, min(window + beyond if limit is None else limit, LARGEST_OUTPUT // width))
+    steps = max(1, min(window + beyond if limit is None else limit, LARGEST_OUTPUT // width, most))
     if chunk is None or steps <= chunk or pads_to_chunks(model.config):
         return steps
     return steps - steps % chunk
@@ -88,6 +102,6 @@ def _recorded(
     cases: Cases = {}
     for name, inputs in pools.items():
         count = len(next(iter(inputs.values())))
-        together = count if count <= most else 1
+        together = next(size for size in range(min(count, most), 0, -1) if count % size == 0)
         cases[f"{name}, batch {together}"] = name, list(range(count)), together
     return Recorder(untruncated(model), told, precision, ()).record(pools, cases, ())
