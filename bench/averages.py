@@ -93,7 +93,8 @@ def build(contender: str, task: Task, x: Array) -> Call:
     else:
         lowered = lower_to_kernel(average, length, cut=0)
     graph = Graph("ema")
-    value = graph.input("x", x.shape)
+    shape = ["rows" if task.layout == "rows" else "batch", *x.shape[1:]]  # as in the graphs of models
+    value = graph.input("x", shape)
     if contender == CONV_1D:
         y = _one_dimension(graph, value, task, lowered)
     elif task.layout == "rows":
@@ -103,7 +104,7 @@ def build(contender: str, task: Task, x: Array) -> Call:
         y = graph.op.Transpose(in_blocks(graph, value, lowered, length, length), perm=[1, 0, 2])
     else:
         y = convolution(graph, value, lowered)
-    graph.output(y, "y", x.shape)
+    graph.output(y, "y", shape)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = task.threads
     model = ir.to_proto(graph.model()).SerializeToString()

@@ -46,6 +46,51 @@ def carry(graph: Graph, left: ir.Value, side: Side, blocks: Length, most: int) -
     return op.Transpose(op.Reshape(rows, [-1, channels, states]), perm=[1, 0, 2])
 
 
+class Relay:
+    """The same over a window in segments, each of which takes over what those before it left.
+
+    Args:
+        graph: to be written to.
+        side: whose decays and direction; its span does not matter, all blocks are summed.
+        size: blocks of a group, of which segments are made.
+        batch: a vector of one size.
+    """
+
+    def __init__(self, graph: Graph, side: Side, size: int, batch: ir.Value) -> None:
+        self.graph, self.side, self.size, self.shape = graph, side, size, side.decay.shape
+        decay = side.decay.reshape(-1)
+        self._decay = graph.constant("decay", normal(decay))
+        self._group_decay = graph.constant("group_decay", normal(decay**size))
+        self._powers = graph.constant("powers", _powers(decay, size, ahead=side.ahead))
+        nothing = graph.constant("nothing", np.zeros((1, 1, decay.size)))
+        self._state = graph.op.Expand(nothing, graph.op.Concat(batch, graph.sizes(1, decay.size), axis=0))
+
+    def carry(self, left: ir.Value, groups: int, *, last: bool) -> ir.Value:
+        """Of the next segment in the side's direction, as `carry`; behind the last one nothing is handed on."""
+        graph, op, ahead, (channels, states) = self.graph, self.graph.op, self.side.ahead, self.shape
+        rows = op.Reshape(op.Transpose(left, perm=[1, 0, 2]), [-1, self.size, channels * states])
+        parts = list(op.Split(rows, axis=1, num_outputs=self.size, _outputs=self.size))
+        inner = _written_out(graph, parts[::-1] if ahead else parts, self._decay)
+        totals = [inner[-1]]
+        if groups > 1:
+            totals = list(
+                op.Split(
+                    op.Reshape(inner[-1], [-1, groups, channels * states]),
+                    axis=1,
+                    num_outputs=groups,
+                    _outputs=groups,
+                )
+            )
+        before = [self._state]
+        for total in (totals[::-1] if ahead else totals)[: -1 if last else None]:
+            before.append(op.Add(total, op.Mul(before[-1], self._group_decay)))
+        if not last:
+            self._state = before.pop()
+        starts = op.Reshape(_side_by_side(graph, before, ahead=ahead), [-1, 1, channels * states])
+        rows = _after(graph, starts, inner, self._powers, ahead=ahead)
+        return op.Transpose(op.Reshape(rows, [-1, channels, states]), perm=[1, 0, 2])
+
+
 def _sum(graph: Graph, rows: ir.Value, decay: Array, span: int, *, ahead: bool) -> ir.Value:
     """Over `span` blocks, by doubling: sums of 2 w blocks from sums of w, sums of w + 1 from sums of w."""
     op = graph.op
@@ -75,10 +120,7 @@ def _recurrence(graph: Graph, rows: ir.Value, decay: Array, blocks: Length, most
     parts = list(op.Split(op.Reshape(filled, [-1, size, decay.size]), axis=1, num_outputs=size, _outputs=size))
     if ahead:
         parts.reverse()
-    factor = graph.constant("decay", normal(decay))
-    states = parts[:1]  # behind each block of a group, had it begun with nothing: [batch * groups, 1, states]
-    for part in parts[1:]:
-        states.append(op.Add(part, op.Mul(states[-1], factor)))
+    states = _written_out(graph, parts, graph.constant("decay", normal(decay)))
     if groups == 1:
         rows = _side_by_side(graph, states[:-1], ahead=ahead)
         rows = op.Pad(rows, [0, 0, 0, 0, 1, 0] if ahead else [0, 1, 0, 0, 0, 0])
@@ -88,15 +130,32 @@ def _recurrence(graph: Graph, rows: ir.Value, decay: Array, blocks: Length, most
             totals = op.Reshape(states[-1], pieces.shape(graph, count, decay.size))
             span = 2 ** math.ceil(math.log2(groups - 1))
             before = _sum(graph, totals, decay**size, span, ahead=ahead)
-        before = op.Reshape(before, [-1, 1, decay.size])
-        # Before the first block of a group there is `before` and nothing else, before the next decay times that, ...
-        powers = normal(decay ** np.arange(size)[:, None])
-        powers[0] = 0.0
-        rows = _side_by_side(graph, [before, *states[:-1]], ahead=ahead)
-        rows = op.Add(rows, op.Mul(before, graph.constant("powers", powers[::-1] if ahead else powers)))
+        powers = graph.constant("powers", _powers(decay, size, ahead=ahead))
+        rows = _after(graph, op.Reshape(before, [-1, 1, decay.size]), states, powers, ahead=ahead)
         length = count * size if isinstance(count, int) else count
         rows = op.Reshape(rows, pieces.shape(graph, length, decay.size))
     return pieces.unfill(graph, rows, blocks, size, axis=1)
+
+
+def _written_out(graph: Graph, parts: Sequence[ir.Value], decay: ir.Value) -> list[ir.Value]:
+    """Behind each block of a group, had the group begun with nothing."""
+    states = [parts[0]]
+    for part in parts[1:]:
+        states.append(graph.op.Add(part, graph.op.Mul(states[-1], decay)))
+    return states
+
+
+def _powers(decay: Array, size: int, *, ahead: bool) -> Array:
+    """Of what came before a group, beside what is there anyway: nothing at its first block, then decay, decay^2, ..."""
+    powers = normal(decay ** np.arange(size)[:, None])
+    powers[0] = 0.0
+    return powers[::-1] if ahead else powers
+
+
+def _after(graph: Graph, before: ir.Value, states: Sequence[ir.Value], powers: ir.Value, *, ahead: bool) -> ir.Value:
+    """Before each block of a group that began with `before`: [batch * groups, size, states]."""
+    rows = _side_by_side(graph, [before, *states[:-1]], ahead=ahead)
+    return graph.op.Add(rows, graph.op.Mul(before, powers))
 
 
 def _side_by_side(graph: Graph, states: Sequence[ir.Value], *, ahead: bool) -> ir.Value:

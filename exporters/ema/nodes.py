@@ -9,6 +9,7 @@ from mega_deploy.exporters.ema.blocks import Blocked
 from mega_deploy.exporters.ema.carry import END, carry
 from mega_deploy.exporters.ema.kernel import Kernel
 from mega_deploy.exporters.ema.lowering import Lowered
+from mega_deploy.exporters.ema.segments import in_segments, segment_frames
 from mega_deploy.exporters.graph import Graph, Length
 
 
@@ -20,6 +21,9 @@ def moving_average(graph: Graph, u: ir.Value, lowered: Lowered, length: Length, 
     if isinstance(lowered, Kernel):
         y = convolution(graph, op.Transpose(x, perm=[0, 2, 1]), lowered)
         return graph.rows(op.Transpose(y, perm=[0, 2, 1]), channels)
+    frames = segment_frames(lowered, length)
+    if frames is not None and isinstance(length, int):
+        return in_segments(graph, x, lowered, length, frames)
     y = in_blocks(graph, op.Transpose(x, perm=[2, 0, 1]), lowered, length, longest)
     return graph.rows(op.Transpose(y, perm=[1, 2, 0]), channels)
 
