@@ -200,9 +200,8 @@ def test_a_signal_between_the_two_renames_brings_the_old_bundle_back(bundle, tmp
             raise SystemExit(143)  # as the command line's handler of SIGTERM does
         return rename(path, target)
 
-    monkeypatch.setattr(
-        "mega_deploy.bundle.staging._exchange", lambda one, other: False
-    )  # a file system that cannot swap
+    # A file system that cannot swap.
+    monkeypatch.setattr("mega_deploy.bundle.staging._exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(SystemExit), files.writing(bundle, force=True) as staging:
         (staging / "manifest.json").write_bytes(b"{}")
