@@ -97,9 +97,10 @@ class Steps:
         """
         op, graph, windows = self.op, self.graph, self.graph.windows(self.masked(x), self.length, features)
         if self.longest > PIECE:
-            filled = pieces.fill(graph, windows, self.length, PIECE, axis=1)
+            count = pieces.count(graph, self.length, PIECE)
+            filled = pieces.fill(graph, windows, self.length, count, PIECE)
             sums = op.ReduceSum(op.Reshape(filled, [-1, PIECE, features]), [1], keepdims=0)
-            windows = op.Reshape(sums, pieces.shape(graph, pieces.count(graph, self.length, PIECE), features))
+            windows = op.Reshape(sums, pieces.shape(graph, count, features))
         return op.ReduceSum(windows, [1], keepdims=0)
 
     def softmax_mask(self, *, causal: bool) -> ir.Value | None:
