@@ -28,7 +28,7 @@ from mega_deploy.plugins.laplace.function import erf_function
 
 ROWS = 256
 """Queries of a part, where the length is known."""
-PART_ROWS, MOST_PARTS = 512, 8
+PART_ROWS, MOST_PARTS = 1024, 8
 """Queries of a part of the longest chunk of a range, and parts."""
 
 
