@@ -100,8 +100,10 @@ def build(contender: str, task: Task, x: Array) -> Call:
     elif task.layout == "rows":
         y = moving_average(graph, value, lowered, length, length)
     elif isinstance(lowered, Blocked):
+        missing, count = -length % lowered.block, -(-length // lowered.block)
         value = graph.op.Transpose(value, perm=[1, 0, 2])  # moves nothing at batch 1
-        y = graph.op.Transpose(in_blocks(graph, value, lowered, length, length), perm=[1, 0, 2])
+        y = in_blocks(graph, graph.op.Pad(value, [0, 0, 0, 0, 0, missing]) if missing else value, lowered, count, count)
+        y = graph.op.Transpose(graph.op.Slice(y, [0], [length], [2]) if missing else y, perm=[1, 0, 2])
     else:
         y = convolution(graph, value, lowered)
     graph.output(y, "y", shape)

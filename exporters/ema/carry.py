@@ -116,7 +116,8 @@ def _later(
 def _recurrence(graph: Graph, rows: ir.Value, decay: Array, blocks: Length, most: int, *, ahead: bool) -> ir.Value:
     """Over all blocks: the recurrence written out within groups of blocks, and a sum of groups between those."""
     op, size, groups = graph.op, min(GROUP, most), -(-most // GROUP)
-    filled = pieces.fill(graph, rows, blocks, size, axis=1)
+    count = pieces.count(graph, blocks, size)
+    filled = pieces.fill(graph, rows, blocks, count, size)
     parts = list(op.Split(op.Reshape(filled, [-1, size, decay.size]), axis=1, num_outputs=size, _outputs=size))
     if ahead:
         parts.reverse()
@@ -125,7 +126,6 @@ def _recurrence(graph: Graph, rows: ir.Value, decay: Array, blocks: Length, most
         rows = _side_by_side(graph, states[:-1], ahead=ahead)
         rows = op.Pad(rows, [0, 0, 0, 0, 1, 0] if ahead else [0, 1, 0, 0, 0, 0])
     else:
-        count = pieces.count(graph, blocks, size)
         with graph.scope("groups"):
             totals = op.Reshape(states[-1], pieces.shape(graph, count, decay.size))
             span = 2 ** math.ceil(math.log2(groups - 1))
@@ -134,7 +134,7 @@ def _recurrence(graph: Graph, rows: ir.Value, decay: Array, blocks: Length, most
         rows = _after(graph, op.Reshape(before, [-1, 1, decay.size]), states, powers, ahead=ahead)
         length = count * size if isinstance(count, int) else count
         rows = op.Reshape(rows, pieces.shape(graph, length, decay.size))
-    return pieces.unfill(graph, rows, blocks, size, axis=1)
+    return pieces.unfill(graph, rows, blocks, size)
 
 
 def _written_out(graph: Graph, parts: Sequence[ir.Value], decay: ir.Value) -> list[ir.Value]:

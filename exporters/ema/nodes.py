@@ -12,6 +12,9 @@ from mega_deploy.exporters.ema.lowering import Lowered
 from mega_deploy.exporters.ema.segments import in_segments, segment_frames
 from mega_deploy.exporters.graph import Graph, Length
 
+ODD = 16
+"""From so many blocks on there is an odd number of them where a length is filled up anyway, as GROUP of segments is."""
+
 
 def moving_average(graph: Graph, u: ir.Value, lowered: Lowered, length: Length, longest: int) -> ir.Value:
     """Write the nodes for windows of `length` frames, `longest` at most."""
@@ -24,8 +27,12 @@ def moving_average(graph: Graph, u: ir.Value, lowered: Lowered, length: Length, 
     frames = segment_frames(lowered, length)
     if frames is not None and isinstance(length, int):
         return in_segments(graph, x, lowered, length, frames)
-    y = in_blocks(graph, op.Transpose(x, perm=[2, 0, 1]), lowered, length, longest)
-    return graph.rows(op.Transpose(y, perm=[1, 2, 0]), channels)
+    count, most = pieces.count(graph, length, lowered.block), -(-longest // lowered.block)
+    if not isinstance(count, int) and most >= ODD:
+        count, most = pieces.odd(graph, count, ODD), most + 1
+    x = pieces.fill(graph, x, length, count, lowered.block)
+    y = in_blocks(graph, op.Transpose(x, perm=[2, 0, 1]), lowered, count, most)
+    return graph.rows(pieces.unfill(graph, op.Transpose(y, perm=[1, 2, 0]), length, lowered.block), channels)
 
 
 def convolution(graph: Graph, x: ir.Value, lowered: Kernel) -> ir.Value:
@@ -40,14 +47,13 @@ def convolution(graph: Graph, x: ir.Value, lowered: Kernel) -> ir.Value:
     return op.Squeeze(y, [2])
 
 
-def in_blocks(graph: Graph, x: ir.Value, lowered: Blocked, length: Length, longest: int) -> ir.Value:
-    """Matrix products per channel, whose rows are blocks, and the carry between them: [channels, batch, seq_len] twice.
+def in_blocks(graph: Graph, x: ir.Value, lowered: Blocked, count: Length, most: int) -> ir.Value:
+    """Matrix products per channel, whose rows are blocks, and the carry between them: [channels, batch, frames] twice.
 
-    Of all orders of the axes, onnxruntime is the fastest at plain transposes before and behind, and blocks as rows.
+    A window has `count` blocks, the longest one `most`. Of all orders of the axes, onnxruntime is the fastest at plain
+    transposes before and behind, and blocks as rows.
     """
     op, size, channels = graph.op, lowered.block, len(lowered.inside)
-    count, most = pieces.count(graph, length, size), -(-longest // size)
-    x = pieces.fill(graph, x, length, size, axis=2)
     blocks = op.Reshape(x, [channels, -1, size])  # [channels, batch * blocks, C]
     y = op.MatMul(blocks, graph.constant("inside", lowered.inside))
     for side in lowered.sides:
@@ -63,5 +69,4 @@ def in_blocks(graph: Graph, x: ir.Value, lowered: Blocked, length: Length, longe
             moved = op.Slice(op.Pad(x, [0, 0, 0, 0, 0, frames]), [frames], [END], [2])
         matrix = graph.constant(f"edge.{edge.lag}", edge.matrix)
         y = op.Add(y, op.MatMul(op.Reshape(moved, [channels, -1, size]), matrix))
-    y = op.Reshape(y, [channels, -1, count * size] if isinstance(count, int) else op.Shape(x))
-    return pieces.unfill(graph, y, length, size, axis=2)
+    return op.Reshape(y, [channels, -1, count * size] if isinstance(count, int) else op.Shape(x))

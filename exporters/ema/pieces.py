@@ -1,4 +1,4 @@
-"""Cutting an axis of a value of three axes into pieces of one size, whatever its length."""
+"""Cutting the middle axis of a value of three into pieces of one size, whatever its length."""
 
 from __future__ import annotations
 
@@ -16,24 +16,31 @@ def count(graph: Graph, length: Length, size: int) -> Length:
     return op.Concat(op.Slice(length, [0], [1]), pieces, axis=0)
 
 
-def fill(graph: Graph, x: ir.Value, length: Length, size: int, axis: int) -> ir.Value:
-    """With zeros behind the end of `axis`, up to a whole number of pieces."""
+def odd(graph: Graph, count: ir.Value, least: int) -> ir.Value:
+    """[batch, pieces] with one piece more where they are even, if there are `least` or more."""
     op = graph.op
-    if isinstance(length, int) and length % size == 0:
-        return x
-    before, after = [0] * (3 + axis), [0] * (2 - axis)
-    if isinstance(length, int):
-        return op.Pad(x, [*before, -length % size, *after])
-    missing = op.Mod(op.Neg(graph.frames(length)), graph.sizes(size))  # of the divisor's sign: 0 to size - 1
-    parts = [graph.sizes(*before), missing, *([graph.sizes(*after)] if after else [])]
-    return op.Pad(x, op.Concat(*parts, axis=0))
+    pieces = op.Slice(count, [1], [2])
+    many = op.Min(op.Div(pieces, graph.sizes(least)), graph.sizes(1))
+    even = op.Sub(graph.sizes(1), op.Mod(pieces, graph.sizes(2)))
+    return op.Add(count, op.Concat(graph.sizes(0), op.Mul(many, even), axis=0))
 
 
-def unfill(graph: Graph, x: ir.Value, length: Length, size: int, axis: int) -> ir.Value:
+def fill(graph: Graph, x: ir.Value, length: Length, pieces: Length, size: int) -> ir.Value:
+    """[batch, length, features] with zeros behind, up to so many pieces of `size` as `count` or `odd` says."""
+    op = graph.op
+    if not isinstance(length, int):
+        assert not isinstance(pieces, int)
+        missing = op.Sub(op.Mul(op.Slice(pieces, [1], [2]), graph.sizes(size)), graph.frames(length))
+        return op.Pad(x, op.Concat(graph.sizes(0, 0, 0, 0), missing, graph.sizes(0), axis=0))
+    assert isinstance(pieces, int)
+    return x if length == pieces * size else op.Pad(x, [0, 0, 0, 0, pieces * size - length, 0])
+
+
+def unfill(graph: Graph, x: ir.Value, length: Length, size: int) -> ir.Value:
     """Without what `fill` added."""
     if isinstance(length, int) and length % size == 0:
         return x
-    return graph.op.Slice(x, [0], graph.frames(length), [axis])
+    return graph.op.Slice(x, [0], graph.frames(length), [1])
 
 
 def shape(graph: Graph, length: Length, features: int) -> ir.Value | list[int]:

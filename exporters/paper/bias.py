@@ -25,11 +25,16 @@ class Bias:
 
     def whole(self) -> ir.Value:
         """Of all queries: [queries, keys]."""
-        return self.op.Gather(self._table, self.op.Sub(self._columns(), self.op.Unsqueeze(self._rows(), [1])))
+        return self.of(self.queries.positions(), None)
 
     def first(self) -> ir.Value:
         """Of the first query: [1, keys]."""
         return self.op.Gather(self._table, self._columns())
+
+    def of(self, rows: ir.Value, keys: ir.Value | None) -> ir.Value:
+        """Of the queries at these positions, and so many of the first keys, or all: [rows, keys]."""
+        columns = self._columns() if keys is None else self.op.Slice(self._columns(), [0], keys, [1])
+        return self.op.Gather(self._table, self.op.Sub(columns, self.op.Unsqueeze(rows, [1])))
 
     def part(self, start: int, rows: int, keys: int, zero: ir.Value) -> ir.Value:
         """Of some queries of a chunk of known length: [rows, keys].
@@ -54,9 +59,6 @@ class Bias:
         return op.Slice(
             self._bands[rows], op.Add(zero, self.graph.sizes(begin)), op.Add(zero, self.graph.sizes(begin + keys)), [1]
         )
-
-    def _rows(self) -> ir.Value:
-        return self.queries.positions()
 
     def _columns(self) -> ir.Value:
         """Where the first query finds each key: [1, keys]."""

@@ -13,6 +13,10 @@ from mega_deploy.exporters.graph import Graph, Length
 PIECE = 64
 """Steps that are added up before all are."""
 
+Rows = tuple[int, int] | tuple[ir.Value, ir.Value]
+"""Queries of a part: the first, and the one behind the last; or the position of each, int64 [rows], and a vector of how
+many steps there are up to the last."""
+
 
 class Steps:
     """A sequence in a graph, of one length or any of a range; values are made where they are first asked for.
@@ -33,6 +37,7 @@ class Steps:
         self.chunk: Length = self._chunk(chunk_size)
         """Steps of a chunk: a number, or the vector [-1, steps]."""
         self._made: dict[str, ir.Value] = {}
+        self._parts: dict[int, list[Rows]] = {}
 
     def _chunk(self, chunk_size: int | None) -> Length:
         if isinstance(self.length, int):
@@ -78,6 +83,18 @@ class Steps:
             return self._once("positions", lambda: op.Constant(value_ints=list(range(self.longest_chunk))))
         return self._once("positions", lambda: op.Range(0, op.Squeeze(self.graph.frames(self.chunk), [0]), 1))
 
+    def parts(self, count: int) -> list[Rows]:
+        """A chunk whose length is not known in `count` parts of one size, at least 1; the last step fills them up."""
+        if count not in self._parts:
+            op, graph = self.op, self.graph
+            steps = graph.frames(self.chunk)
+            size = op.Div(op.Add(steps, graph.sizes(count - 1)), graph.sizes(count))
+            ends = [size] if count == 1 else [op.Mul(size, graph.sizes(part)) for part in range(1, count + 1)]
+            every = op.Range(0, op.Squeeze(ends[-1], [0]), 1)
+            rows = op.Split(op.Min(every, op.Sub(steps, graph.sizes(1))), num_outputs=count, _outputs=count)
+            self._parts[count] = [(part, op.Min(end, steps)) for part, end in zip(rows, ends, strict=True)]
+        return self._parts[count]
+
     def kept(self) -> ir.Value | None:
         """1 for what is no padding, 0 for the rest: [rows * steps, 1]."""
         keep, op = self.keep, self.op
@@ -97,9 +114,10 @@ class Steps:
         """
         op, graph, windows = self.op, self.graph, self.graph.windows(self.masked(x), self.length, features)
         if self.longest > PIECE:
-            filled = pieces.fill(graph, windows, self.length, PIECE, axis=1)
+            count = pieces.count(graph, self.length, PIECE)
+            filled = pieces.fill(graph, windows, self.length, count, PIECE)
             sums = op.ReduceSum(op.Reshape(filled, [-1, PIECE, features]), [1], keepdims=0)
-            windows = op.Reshape(sums, pieces.shape(graph, pieces.count(graph, self.length, PIECE), features))
+            windows = op.Reshape(sums, pieces.shape(graph, count, features))
         return op.ReduceSum(windows, [1], keepdims=0)
 
     def softmax_mask(self, *, causal: bool) -> ir.Value | None:

@@ -1,5 +1,9 @@
 """Blocks, run in onnxruntime as they are exported, against the recurrence in float64."""
 
+import json
+import re
+from pathlib import Path
+
 import hypothesis.strategies as st
 import numpy as np
 import onnx
@@ -10,6 +14,7 @@ from hypothesis import given, settings
 from onnxscript import ir
 
 from mega_deploy.exporters import onnx as onnx_file
+from mega_deploy.exporters.ema import segments
 from mega_deploy.exporters.ema.blocks import lower_to_blocks
 from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP, DecaySum, MovingAverage
 from mega_deploy.exporters.ema.lowering import best_block
@@ -44,6 +49,39 @@ def test_uncut_blocks_are_the_recurrence_in_windows_of_one_length_and_of_a_range
     assert np.abs(got - recurrence(ema, x)).max() <= 1e-14 * scale
 
 
+@settings(max_examples=40, deadline=None)
+@given(averages(longest=200), st.integers(1, 3), st.integers(1, 100))
+def test_a_window_in_segments_is_the_recurrence(case, block, values):
+    ema, x = case
+    length = x.shape[-1]
+    lowered = lower_to_blocks(ema, length, block, cut=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "VALUES", values)
+        got = run(model(lowered, length), x)
+    scale = sum(np.abs(side.weight).sum() for side in ema.sides) * length * np.abs(x).max()
+    assert np.abs(got - recurrence(ema, x)).max() <= 1e-14 * scale
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["past", "both"])
+def test_each_segment_is_done_before_the_next_is_begun(tmp_path, both, monkeypatch):
+    monkeypatch.setattr(segments, "VALUES", 1)
+    length, block = 1100, 16
+    lowered = lower_to_blocks(slow(4, 2, both=both), length, block)
+    frames = segments.segment_frames(lowered, length)
+    assert frames == segments.GROUP * block
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    proto = ir.to_proto(model(lowered, length, dtype=ir.DataType.FLOAT)).SerializeToString()
+    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    session.run(None, {"x": np.zeros((1, length, 4), np.float32)})
+    ran = [event["name"] for event in json.loads(Path(session.end_profiling()).read_text()) if event["cat"] == "Node"]
+    order = [re.match(r"from\.(\d+)/", name) for name in ran if name.endswith("kernel_time") and "MatMul" in name]
+    starts = [int(found[1]) for found in order if found]
+    assert starts == sorted(starts) and set(starts) == set(range(0, length, frames))
+    splits = [name for name in ran if "GatherSliceToSplit" in name]
+    assert not splits  # which would cut out all segments first
+
+
 @settings(max_examples=60, deadline=None)
 @given(averages(longest=150), st.integers(1, 20), st.sampled_from([FLOAT32_HALF_ULP, 1e-3]), st.integers(1, 150))
 def test_the_bound_holds_for_every_shorter_window_too(case, block, cut, frames):
@@ -62,7 +100,9 @@ def test_the_bound_holds_for_every_shorter_window_too(case, block, cut, frames):
 @pytest.mark.parametrize("truncation", [None, 2048, 1000])
 @pytest.mark.parametrize("both", [False, True], ids=["past", "both"])
 @pytest.mark.parametrize("signal", ["noise", "constant"])
-def test_slow_decays_lose_nothing_over_16384_frames(both, truncation, signal):
+@pytest.mark.parametrize("values", [segments.VALUES, 8 * 2048], ids=["whole", "segments"])
+def test_slow_decays_lose_nothing_over_16384_frames(both, truncation, signal, values, monkeypatch):
+    monkeypatch.setattr(segments, "VALUES", values)
     ema, length = slow(8, 16, both=both, truncation=truncation), 16384
     x = np.random.default_rng(1).standard_normal((1, 8, length)) if signal == "noise" else np.ones((1, 8, length))
     x = x.astype(np.float32)

@@ -136,8 +136,8 @@ def test_a_language_model(config, seed, length, padding, dynamic, cutoffs, tied,
 
 
 @settings(max_examples=20, deadline=None)
-@given(stacks(), SEEDS, st.integers(4, 11), PADDING, st.sampled_from([2, 3]), st.booleans())
-def test_attention_over_some_queries_at_a_time(config, seed, length, padding, rows, causal_tokens):
+@given(stacks(), SEEDS, st.integers(4, 11), PADDING, st.sampled_from([2, 3]), st.booleans(), st.booleans())
+def test_attention_over_some_queries_at_a_time(config, seed, length, padding, rows, causal_tokens, dynamic):
     embedding = EmbeddingConfig(vocab_size=WORDS, dim=config.embed_dim, pad=PAD)
     if causal_tokens:
         task = LanguageModelConfig(decoder=config, embedding=embedding, output=OutputConfig())
@@ -148,7 +148,8 @@ def test_attention_over_some_queries_at_a_time(config, seed, length, padding, ro
     feeds = {"tokens": found} if causal_tokens else {"src_tokens": found, "src_lengths": lengths}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "ROWS", rows)
-        agree(randomised(task, seed), length, feeds, "kernel")
+        patch.setattr(attention, "PART_ROWS", rows)
+        agree(randomised(task, seed), Range(1, length, MOST) if dynamic else length, feeds, "kernel")
 
 
 @pytest.mark.parametrize("length", [5000, Range(1, 5000, 5000)])
@@ -162,6 +163,34 @@ def test_the_mean_of_thousands_of_like_steps_loses_no_digits(length):
         given = np.full((2, count, 3), [0.1, 0.7, 1.3], np.float32)
         want = given.astype(np.float64).sum(1)
         np.testing.assert_allclose(session.run(None, {"x": given})[0], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "causal"), [("softmax", False), ("softmax", True), ("laplace", False)])
+def test_a_long_chunk_of_a_range_has_the_scores_of_an_eighth_of_its_queries_at_once(kind, causal):
+    length, dim = attention.MOST_PARTS * attention.PART_ROWS, 4
+    config = MegaConfig(
+        embed_dim=dim,
+        z_dim=4,
+        hidden_dim=4,
+        ffn_dim=4,
+        ema_dim=1,
+        num_layers=1,
+        max_positions=length,
+        causal=causal,
+        attention=kind,
+    )
+    model = MegaEncoder(config).eval()
+    graph = family_of(model).graph(family_of(model).signature(1, Range(1, 60, length)), "kernel", ir.DataType.FLOAT)
+    proto = ir.to_proto(graph.model)
+    gathers = [
+        node.output[0] for node in proto.graph.node if node.op_type == "Gather" and node.input[0].endswith("bias")
+    ]
+    assert len(gathers) == attention.MOST_PARTS
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in gathers)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    for steps in (1, 9, 1000):
+        _, *biases = session.run(None, {session.get_inputs()[0].name: np.zeros((1, steps, dim), np.float32)})
+        assert {len(bias) for bias in biases} == {-(-steps // attention.MOST_PARTS)}
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -7,6 +7,7 @@ import tensorrt_rtx
 from averages import model, slow
 from onnxscript import ir
 
+from mega_deploy.exporters.ema import segments
 from mega_deploy.exporters.ema.blocks import lower_to_blocks
 from mega_deploy.exporters.ema.lowering import best_block
 from mega_deploy.exporters.tensorrt import library, network
@@ -16,8 +17,9 @@ CHANNELS, LENGTH = 32, 1024
 
 
 @pytest.mark.parametrize("shortest", [LENGTH, 100], ids=["one length", "a range"])
-@pytest.mark.parametrize("truncation", [None, 256])
-def test_rtx_builds_an_engine_of_1024_frames_and_16_states_both_ways(truncation, shortest):
+@pytest.mark.parametrize(("truncation", "values"), [(None, segments.VALUES), (256, segments.VALUES), (None, 1)])
+def test_rtx_builds_an_engine_of_1024_frames_and_16_states_both_ways(truncation, values, shortest, monkeypatch):
+    monkeypatch.setattr(segments, "VALUES", values)
     ema = slow(CHANNELS, 16, both=True, truncation=truncation)
     lowered = lower_to_blocks(ema, LENGTH, best_block(ema, LENGTH))
     assert len(lowered.sides) == 2 and lowered.to_json()["carried"] == 32
