@@ -151,7 +151,7 @@ def _cached(task: Task, sequences: Mapping[str, Array]) -> Contender:
     tensors = {name: torch.from_numpy(array) for name, array in source.items()}
     with torch.inference_mode():
         cached = (
-            CachedMega(model, task.batch)
+            CachedMega(model, task.batch, form.window)
             if isinstance(model, Mega)
             else CachedDecoder(cast("StreamModel", model), form.length, tensors)
         )

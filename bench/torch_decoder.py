@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaTranslation
+from mega_deploy.models.paper import MegaEncoder, MegaHuggingFace, MegaLanguageModel, MegaTranslation
 from mega_deploy.models.paper.activation import ACTIVATIONS, laplace, relu2
 from mega_deploy.models.paper.attention import GatedAttention, GatedCrossAttention, attention_weights
 from mega_deploy.models.paper.encoder import MegaLayer
@@ -24,14 +24,14 @@ class CachedDecoder:
     """A trained model, a token a call.
 
     Args:
-        model: fairseq's language model or translation, or Hugging Face's decoder, in eval mode.
+        model: bare layers, fairseq's language model or translation, or Hugging Face's decoder, in eval mode.
         length: steps that a sequence can have where nothing else ends it.
         source: what is read of it, by name; empty for a model that reads none.
     """
 
     def __init__(self, model: StreamModel, length: int, source: Inputs) -> None:
         self.model = model
-        stack = model.encoder if isinstance(model, MegaHuggingFace) else model.decoder
+        stack = model.encoder if isinstance(model, MegaEncoder | MegaHuggingFace) else model.decoder
         self.final_norm, memory, keep = stack.final_norm, None, None
         if isinstance(model, MegaTranslation):
             memory, keep = model.encode(source["src_tokens"])
@@ -54,7 +54,9 @@ class CachedDecoder:
     def _first(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The first layer's input [batch, 1, D], and whether it is no padding [batch, 1]."""
         model: Any = self.model
-        if isinstance(model, MegaLanguageModel):
+        if isinstance(model, MegaEncoder):
+            x, keep = inputs["frames"], torch.ones(inputs["frames"].shape[:2], dtype=torch.bool)
+        elif isinstance(model, MegaLanguageModel):
             x, keep = model.embedding(inputs["tokens"], model.table)
         elif isinstance(model, MegaTranslation):
             x, keep = model.target_embedding(inputs["prev_output_tokens"], model.target_table)
@@ -66,6 +68,8 @@ class CachedDecoder:
 
     def _outputs(self, x: Tensor, keep: Tensor) -> dict[str, Tensor]:
         model: Any = self.model
+        if isinstance(model, MegaEncoder):
+            return {"features": x}
         if isinstance(model, MegaHuggingFace):
             return model.headed(x, x.shape[:2])
         table = model.target_table if isinstance(model, MegaTranslation) else model.table

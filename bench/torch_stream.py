@@ -15,10 +15,11 @@ class CachedMega:
     Args:
         model: the trained form, in eval mode.
         batch: streams.
+        window: frames that attention reaches back.
     """
 
-    def __init__(self, model: Any, batch: int) -> None:
-        self.model, self.batch, self.window = model, batch, model.config.length
+    def __init__(self, model: Any, batch: int, window: int) -> None:
+        self.model, self.batch, self.window = model, batch, window
         self.reset()
 
     def reset(self) -> None:

@@ -24,12 +24,13 @@ from mega_deploy.exporters.flops import graph_flops
 from mega_deploy.exporters.precision import lower
 from mega_deploy.exporters.reference import record
 from mega_deploy.exporters.streams.assemble import assemble_stream
+from mega_deploy.exporters.streams.family import check as check_stream
 from mega_deploy.exporters.streams.family import own_window
 from mega_deploy.exporters.weighing import weigh_worst_block
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import judging_session
 from mega_deploy.runtime.validate import compare, compare_blocks
-from mega_deploy.signature import Dim, Range, Signature
+from mega_deploy.signature import Dim, Range, Signature, largest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
         QualityGateError: the deployed model is not equal to the trained one.
     """
     family = family_of(model)
+    if "stream" in form.forms:
+        check_stream(model)
     seq_len = form.seq_len or family.length
     if seq_len is None and "window" not in form.forms:
         seq_len = own_window(model)
@@ -72,9 +75,9 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
     signature = family.signature(form.batch, seq_len)
     stream = lowered_step = None
     if "stream" in form.forms:
-        assert isinstance(seq_len, int)
+        length = largest(seq_len)
         stream, lowered_step = assemble_stream(
-            model, folder, length=seq_len, batch=form.batch, precision=form.precision, keep=form.keep, on_step=on_step
+            model, folder, length=length, batch=form.batch, precision=form.precision, keep=form.keep, on_step=on_step
         )
     if "window" not in form.forms:
         assert stream is not None and lowered_step is not None

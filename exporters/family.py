@@ -17,13 +17,14 @@ from mega_deploy.exporters.flops import counted_flops, trained_flops
 from mega_deploy.exporters.fold import fold
 from mega_deploy.exporters.paper.cases import paper_kinds
 from mega_deploy.exporters.paper.heads import computed_row
+from mega_deploy.exporters.paper.padding import reaching_padding
 from mega_deploy.exporters.paper.tasks import paper_graph
 from mega_deploy.models.edifice import Mega
 from mega_deploy.models.paper import PaperModel
 from mega_deploy.paper.signatures import check_lengths, stacks
 from mega_deploy.paper.signatures import signature as paper_signature
 from mega_deploy.paper.tasks import architecture, to_dict
-from mega_deploy.signature import Dim, Range, Signature, TensorSpec
+from mega_deploy.signature import SEQUENCE_AXES, Dim, Range, Signature, TensorSpec, largest
 
 Model = Mega | PaperModel
 """A trained form."""
@@ -101,6 +102,9 @@ def _paper(model: PaperModel) -> Family:
         check_lengths(config, length)
         return paper_signature(config, length, batch)
 
+    def flops(signature: Signature) -> int:
+        return counted_flops(reaching_padding(model, largest(signature.dim(*SEQUENCE_AXES))), signature)
+
     def width(length: int) -> int:
         return max(widest, min(length, largest_chunk or length))
 
@@ -109,7 +113,7 @@ def _paper(model: PaperModel) -> Family:
         length=None,
         signature=signature,
         graph=lambda signature, ema, dtype: paper_graph(model, signature, ema=ema, dtype=dtype),
-        flops=lambda signature: counted_flops(model, signature),
+        flops=flops,
         kinds=lambda signature, random: paper_kinds(config, signature, random),
         width=width,
         computed_row=computed_row(config),

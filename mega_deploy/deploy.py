@@ -66,7 +66,8 @@ def export(
         form: whole windows, a stream of one frame or token at a time with carried state, or both. A stream's attention
             reaches back `seq_len` frames; of the paper's models to the beginning of a chunk, or where they have no
             chunks to the first of `seq_len` steps, which are all that a stream can have before it is reset; so it is
-            where they read a source (translation, cross attention), which can have as many.
+            where they read a source (translation, cross attention), which can have as many. Beside windows of a
+            `seq_range` that is the longest of them.
         force: replace a bundle that is there already.
         on_step: called with the name of each step as it begins.
 
@@ -91,7 +92,7 @@ def export(
     if form not in ("window", "stream", "both"):
         raise OptionError(f"there is no form {form!r}; there are window, stream, both")
     if form != "window":
-        _check_stream_options(lengths, half_io=half_io)
+        _check_stream_options(lengths, form, half_io=half_io)
     if form == "stream" and ema != "auto":
         raise OptionError("a stream carries the moving average as it is; --ema is for --form window or both")
     for module in PACKAGES:
@@ -127,10 +128,11 @@ def export(
     return open_bundle(out)
 
 
-def _check_stream_options(lengths: Range | None, *, half_io: bool) -> None:
-    if lengths is not None:
+def _check_stream_options(lengths: Range | None, form: str, *, half_io: bool) -> None:
+    if lengths is not None and form == "stream":
         raise OptionError(
-            "a stream has one window, how far its attention reaches back: give --seq-len, not --seq-range"
+            "a stream has one length, how far its attention reaches back: give --seq-len, or --form both for windows "
+            f"of this range and a stream of {lengths.max}"
         )
     if half_io:
         raise OptionError("float16 inputs and outputs (--half-io) are for --form window; a stream's are float32")

@@ -22,6 +22,7 @@ from mega_deploy.exporters.paper.fold import fold_stack
 from mega_deploy.exporters.paper.heads import computed_row, headed
 from mega_deploy.exporters.paper.layers import Memory, StackWriter
 from mega_deploy.exporters.paper.outputs import scores
+from mega_deploy.exporters.paper.padding import check_padding
 from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.models.paper import (
     MegaClassifier,
@@ -62,6 +63,7 @@ def paper_graph(
         InputError: a weight is NaN or infinite, or exceeds the dtype.
     """
     check_trained(model)
+    check_padding(model, largest(signature.dim(*SEQUENCE_AXES)))
     return Task(model, signature, ema, dtype, cut).write()
 
 

@@ -39,14 +39,14 @@ def assemble_stream(
     Args:
         model: trained, in eval mode.
         folder: of the bundle on its way.
-        length: steps that a stream can have where nothing else ends it.
+        length: see `streamed`.
         batch: streams that are served at once; from one on in any case.
         precision: of the weights.
         keep: further float32 islands.
         on_step: called with the name of each step as it begins.
 
     Raises:
-        OptionError: the model is not causal, or of a family that has no stream yet.
+        OptionError: the model has no stream.
         QualityGateError: the stream is not equal to the trained model.
     """
     stream = streamed(model, length)

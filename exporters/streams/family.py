@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,9 +19,8 @@ from mega_deploy.exporters.streams.paper.tasks import StreamWriter, check_stream
 from mega_deploy.exporters.streams.prefill import prefill_graph
 from mega_deploy.exporters.streams.reference import record_stream, record_stream_for
 from mega_deploy.exporters.streams.state import StreamGraph
-from mega_deploy.exporters.streams.step import step_graph
+from mega_deploy.exporters.streams.step import check_causal, step_graph
 from mega_deploy.models.edifice import Mega
-from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaTranslation
 from mega_deploy.parity import Reference
 from mega_deploy.signature import Range
 
@@ -45,26 +46,39 @@ class Streamed:
     """Of what steps read of a source, for so many at once; None for a model that has none."""
 
 
+def check(model: Model) -> None:
+    """Refuse a model that has no stream, whatever its length.
+
+    Raises:
+        OptionError: it is not causal, or an output is of a whole sequence.
+    """
+    if isinstance(model, Mega):
+        check_causal(model.config)
+    elif isinstance(model, StreamModel):
+        check_stream(model)
+    else:
+        raise OptionError(
+            f"{type(model).__name__} has no stream: its output is of a whole sequence, not of its steps; export it "
+            "with --form window"
+        )
+
+
 def streamed(model: Model, length: int) -> Streamed:
     """A model as a stream.
 
     Args:
         model: trained, in eval mode.
-        length: steps that a stream can have where nothing else ends it: attention over all steps, without chunks.
+        length: frames that attention reaches back, of Edifice's; of the paper's the steps that a stream can have where
+            nothing else ends it: attention over all steps, without chunks.
 
     Raises:
-        OptionError: it is not causal, or of a family that has no stream yet.
+        OptionError: as `check`.
     """
-    match model:
-        case Mega():
-            return _edifice(model)
-        case MegaLanguageModel() | MegaTranslation() | MegaHuggingFace():
-            return _paper(model, length)
-        case _:
-            raise OptionError(
-                f"streams of {type(model).__name__} are not written yet, only of Edifice's Mega, of fairseq's language "
-                "models and translation, and of Hugging Face's decoders; export it with --form window"
-            )
+    check(model)
+    if isinstance(model, Mega):
+        return _edifice(model, length)
+    assert isinstance(model, StreamModel)
+    return _paper(model, length)
 
 
 def own_window(model: Model) -> int | None:
@@ -75,7 +89,10 @@ def own_window(model: Model) -> int | None:
     return window if limit is None else None
 
 
-def _edifice(model: Mega) -> Streamed:
+def _edifice(model: Mega, length: int) -> Streamed:
+    model = copy.copy(model)  # shares the weights
+    model.config = dataclasses.replace(model.config, seq_len=length)
+
     def graphs(batch: Range) -> tuple[StreamGraph, StreamGraph]:
         folded = fold(model, one_row=True)
         return step_graph(folded, batch), prefill_graph(folded, batch)
@@ -92,7 +109,6 @@ def _edifice(model: Mega) -> Streamed:
 
 
 def _paper(model: StreamModel, length: int) -> Streamed:
-    check_stream(model)
     config = stack_of(model)[1].config
     window, _ = reach(config, length)
 

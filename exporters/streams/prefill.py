@@ -37,7 +37,7 @@ def prefill_graph(folded: FoldedMega, batch: Range, dtype: ir.DataType = ir.Data
         OptionError: the model is not causal.
         InputError: a folded weight exceeds the dtype.
     """
-    check_causal(folded)
+    check_causal(folded.config)
     config = folded.config
     most = min(MOST_FRAMES, config.length)
     graph = Graph("mega_prefill", dtype, OPSET)

@@ -27,13 +27,13 @@ from mega_deploy.exporters.streams.state import BATCH, OPSET, State, StreamGraph
 from mega_deploy.signature import Range, Signature, TensorSpec
 
 
-def check_causal(folded: FoldedMega) -> None:
+def check_causal(config: EdificeConfig) -> None:
     """Refuse a model whose attention looks ahead.
 
     Raises:
         OptionError: it is not causal.
     """
-    if folded.config.laplace_attention:
+    if config.laplace_attention:
         raise OptionError(
             "this model has no stream: its Laplace attention is not causal, every frame attends to later ones; "
             "export it with --form window"
@@ -52,7 +52,7 @@ def step_graph(folded: FoldedMega, batch: Range, dtype: ir.DataType = ir.DataTyp
         OptionError: the model is not causal.
         InputError: a folded weight exceeds the dtype.
     """
-    check_causal(folded)
+    check_causal(folded.config)
     config = folded.config
     graph = Graph("mega_step", dtype, OPSET)
     frames = graph.input("frames", [BATCH, config.embed_dim])

@@ -31,7 +31,7 @@ class Counters:
 
     def __init__(self, state: Sequence[StateSpec], source: Encoding | None, batch: int) -> None:
         self._limits = {spec.name: spec.limit for spec in state if spec.limit is not None}
-        self._initial = {spec.name: int(spec.initial) for spec in state}
+        self._initial = {spec.name: int(spec.initial) for spec in state if spec.limit is not None}
         self._had = {name: np.full(batch, self._initial[name]) for name in self._limits}
         self._source = source
         self._has_source = np.zeros(batch, bool)

@@ -1,5 +1,7 @@
 """Streams that read a source: translation, and Hugging Face's decoders with cross attention."""
 
+import dataclasses
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from paper_streams import BATCH, DoubleStream, stream
 from random_models import randomised
 from strategies import relative_l2
 
+import mega_deploy as md
 from mega_deploy.checkpoints import load_checkpoint
-from mega_deploy.errors import InputError
+from mega_deploy.errors import InputError, OptionError
 from mega_deploy.exporters.streams.paper.encode import encode_graph
 from mega_deploy.exporters.streams.paper.reference import untruncated
 from mega_deploy.paper import MegaConfig
@@ -272,6 +275,34 @@ def test_a_model_that_reads_no_source_says_so():
     session = stream(load_checkpoint(models("huggingface", "clm_softmax")["clm_softmax_padded"].checkpoint), 8, 1)
     with pytest.raises(InputError, match="read no source"):
         session.encode(SOURCES)
+
+
+def test_a_chunked_decoder_goes_as_far_as_the_bias_of_its_cross_attention(tmp_path):
+    """As the official code does step by step; whole sequences, which it pads to whole chunks, it refuses."""
+    options = {"embed_dim": 8, "z_dim": 4, "hidden_dim": 5, "ffn_dim": None, "ema_dim": 1, "num_layers": 1}
+    words = EmbeddingConfig(vocab_size=WORDS, dim=8, pad=PAD)
+    config = TranslationConfig(
+        encoder=MegaConfig(**options, bidirectional=True, max_positions=6),
+        decoder=MegaConfig(**options, chunk_size=4, cross_positions=6),
+        source=words,
+        target=words,
+        output=OutputConfig(),
+    )
+    model, tokens = randomised(config, 0).float().eval(), np.array([[5, 6, 7, 5, 8, 9]])
+    with pytest.raises(OptionError, match=r"4, and 8 are more than .* at most 6; export with --seq-len 4 or less"):
+        md.export(model, tmp_path / "x.mega", seq_len=6)
+    bundle = md.export(model, tmp_path / "x.mega", form="stream", seq_len=6)
+    stream = bundle.stream()
+    stream.encode({"src_tokens": tokens, "src_lengths": np.array([6])})
+    steps = through(stream, {"prev_output_tokens": tokens})
+    wider = randomised(dataclasses.replace(config, decoder=MegaConfig(**options, chunk_size=4, cross_positions=8)), 0)
+    weights = model.state_dict()
+    table = "decoder.layers.0.cross_attention.position.table"
+    weights[table] = torch.nn.functional.pad(weights[table], [2, 2], value=99.0)
+    wider.load_state_dict(weights)
+    with torch.no_grad():
+        want = wider.float().eval()(*map(torch.from_numpy, (tokens, np.array([6]), tokens)))["logits"].numpy()
+    close(steps, want)
 
 
 def test_a_source_that_is_padded_to_whole_chunks_asks_no_more_of_the_decoders_positions():

@@ -15,11 +15,17 @@ from paper_goldens import close, models
 import mega_deploy as md
 from mega_deploy import bundle as files
 from mega_deploy.errors import OptionError
-from mega_deploy.models.paper import build_model
+from mega_deploy.models.paper import MegaEncoder, build_model
 from mega_deploy.paper import MegaConfig
 from mega_deploy.paper.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
 
 CASES = models("fairseq", "model_lm_")
+SMALL = {"embed_dim": 8, "z_dim": 4, "hidden_dim": 6, "ffn_dim": 8, "ema_dim": 2, "num_layers": 2}
+ENCODERS = [
+    ("softmax", None, {"seq_range": "1:16:24"}),
+    ("laplace", None, {"seq_len": 24}),
+    ("relu2", 8, {"seq_len": 24}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +49,24 @@ def test_both_forms_give_the_official_scores(both, name):
     real = (tokens != 1)[..., None]
     for form in ("window", "stream"):
         close(both.runner(form).run_named({"tokens": tokens})["logits"] * real, want * real)
+
+
+@pytest.mark.parametrize(("attention", "chunk", "lengths"), ENCODERS)
+def test_bare_layers_that_look_back_alone_stream_frames(attention, chunk, lengths, tmp_path):
+    torch.manual_seed(0)
+    config = MegaConfig(**SMALL, attention=attention, chunk_size=chunk, position="rotary")
+    bundle = md.export(MegaEncoder(config).eval(), tmp_path / "frames.mega", form="both", **lengths)
+    assert bundle.stream_form.window == (chunk or 24) and md.validate(bundle, samples=2, seed=1).passed
+    frames = np.random.default_rng(0).standard_normal((3, 24, 8), dtype=np.float32)
+    want = bundle.session().run(frames)
+    close(bundle.runner("stream").run_named(frames)["features"], want)
+    close(bundle.stream(3).prefill(frames), want[:, -1])
+
+
+def test_layers_that_look_ahead_have_no_stream_and_no_length_is_asked_for(tmp_path):
+    model = MegaEncoder(MegaConfig(**SMALL, bidirectional=True)).eval()
+    with pytest.raises(OptionError, match="no stream: it is not causal, every step looks at later ones"):
+        md.export(model, tmp_path / "x.mega", form="stream")
 
 
 def test_the_verdict_is_on_a_thousand_steps_and_more_and_on_padding(both):

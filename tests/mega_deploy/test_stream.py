@@ -237,6 +237,15 @@ def test_a_bundle_says_which_forms_it_has(both, alone, pristine):
     assert md.open_bundle(both).forms == ("window", "stream") and md.open_bundle(alone).forms == ("stream",)
 
 
+def test_windows_of_a_range_stand_beside_a_stream_of_the_longest(model, tmp_path, sequences):
+    bundle = md.export(model, tmp_path / "range.mega", form="both", seq_range="1:8:12")
+    assert bundle.stream_form.window == 12 and md.validate(bundle, samples=2, seed=1).passed
+    steps = through(bundle.stream(3), sequences[:, :20])
+    for start, end in ((0, 1), (0, 5), (0, 12)):
+        want = bundle.session().run(sequences[:, start:end])
+        np.testing.assert_allclose(steps[:, end - 1], want, atol=2e-6)
+
+
 def test_options_that_no_stream_has_are_refused(model, tmp_path):
     laplace = Mega.build(embed_dim=4, hidden_size=8, num_layers=1, window_size=5, laplace_attention=True).eval()
     for given, options, message in (

@@ -6,6 +6,7 @@ import numpy as np
 from onnxscript import ir
 
 from mega_deploy.exporters.paper.elements import remembered
+from mega_deploy.exporters.paper.padding import reaching_padding
 from mega_deploy.exporters.paper.tasks import Task
 from mega_deploy.exporters.streams.paper.ends import StreamModel, source_inputs, stack_of
 from mega_deploy.exporters.streams.paper.source import KEYS, SEEN, VALUES
@@ -27,6 +28,7 @@ def encode_graph(
     Raises:
         InputError: a weight exceeds the dtype.
     """
+    model = reaching_padding(model, capacity)
     inputs = source_inputs(model.config, Range(1, capacity, capacity), batch)
     task = Task(model, Signature(inputs, ()), dtype=dtype)
     memory, graph, name = task.memory(), task.graph, stack_of(model)[0]

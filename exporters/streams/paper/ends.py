@@ -13,20 +13,22 @@ from mega_deploy.exporters.paper.heads import headed
 from mega_deploy.exporters.paper.outputs import scores
 from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.exporters.paper.tasks import hugging_face_words, nonzero
-from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaStack, MegaTranslation
+from mega_deploy.models.paper import MegaEncoder, MegaHuggingFace, MegaLanguageModel, MegaStack, MegaTranslation
 from mega_deploy.paper.signatures import signature
 from mega_deploy.paper.tasks import PaperConfig
 from mega_deploy.signature import SOURCE_AXIS, Dim, Range, TensorSpec
 
 Values = Mapping[str, ir.Value]
-StreamModel = MegaLanguageModel | MegaTranslation | MegaHuggingFace
+StreamModel = MegaEncoder | MegaLanguageModel | MegaTranslation | MegaHuggingFace
 WHOLE = ("seq_len", "tgt_len")
 """The axis of a whole sequence that a stream goes along."""
 
 
 def stack_of(model: StreamModel) -> tuple[str, MegaStack]:
     """The layers that a stream goes through, and their name in the model."""
-    return ("encoder", model.encoder) if isinstance(model, MegaHuggingFace) else ("decoder", model.decoder)
+    if isinstance(model, MegaEncoder | MegaHuggingFace):
+        return "encoder", model.encoder
+    return "decoder", model.decoder
 
 
 def source_inputs(config: PaperConfig, steps: Dim, batch: Range) -> tuple[TensorSpec, ...]:
@@ -34,6 +36,27 @@ def source_inputs(config: PaperConfig, steps: Dim, batch: Range) -> tuple[Tensor
     inputs = (spec for spec in signature(config, steps, batch).inputs if not set(WHOLE) & set(spec.axes))
     renamed = {"src_len": SOURCE_AXIS, "encoder_len": SOURCE_AXIS}
     return tuple(dataclasses.replace(spec, axes=tuple(renamed.get(a, a) for a in spec.axes)) for spec in inputs)
+
+
+class Frames:
+    """The ends of bare layers; arguments and methods as of `Tokens`."""
+
+    keep = None
+
+    def __init__(self, graph: Graph, model: MegaEncoder, inputs: Values) -> None:
+        self.graph, self.dim = graph, model.config.embed_dim
+        (self.frames,) = inputs.values()
+
+    def first(self, steps: Steps) -> ir.Value:
+        del steps
+        return self.graph.rows(self.frames, self.dim)
+
+    def last(self, x: ir.Value, steps: Steps) -> ir.Value:
+        del steps
+        return x
+
+    def outputs(self, x: ir.Value) -> Values:
+        return {"features": x}
 
 
 class Tokens:
@@ -98,8 +121,10 @@ class HuggingFace:
         return {name: self.graph.op.Squeeze(value, [1]) for name, value in found.items()}
 
 
-def ends(graph: Graph, model: StreamModel, inputs: Values) -> Tokens | HuggingFace:
+def ends(graph: Graph, model: StreamModel, inputs: Values) -> Frames | Tokens | HuggingFace:
     """Those of a model."""
+    if isinstance(model, MegaEncoder):
+        return Frames(graph, model, inputs)
     if isinstance(model, MegaHuggingFace):
         return HuggingFace(graph, model, inputs)
     return Tokens(graph, model, inputs)

@@ -12,6 +12,7 @@ import numpy as np
 from mega_deploy.config import Precision
 from mega_deploy.exporters.cases import RANDOM, Cases, Inputs
 from mega_deploy.exporters.paper.cases import paper_kinds
+from mega_deploy.exporters.paper.padding import reaching_padding
 from mega_deploy.exporters.reference import Recorder
 from mega_deploy.exporters.streams.paper.ends import StreamModel, stack_of
 from mega_deploy.exporters.streams.paper.tasks import reach
@@ -104,4 +105,6 @@ def _recorded(
         count = len(next(iter(inputs.values())))
         together = next(size for size in range(min(count, most), 0, -1) if count % size == 0)
         cases[f"{name}, batch {together}"] = name, list(range(count)), together
-    return Recorder(untruncated(model), told, precision, ()).record(pools, cases, ())
+    steps = max(array.shape[1] for inputs in pools.values() for array in inputs.values() if array.ndim > 1)
+    trained = reaching_padding(untruncated(model), steps)
+    return Recorder(trained, told, precision, ()).record(pools, cases, ())

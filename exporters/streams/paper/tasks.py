@@ -7,7 +7,9 @@ steps, ...], and gives the last one's output.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
 from onnxscript import ir
 
 from mega_deploy.errors import OptionError
@@ -57,21 +59,30 @@ class StreamWriter:
     def step(self) -> StreamGraph:
         """The graph of one step."""
         graph = Graph("mega_step", self.dtype, OPSET)
-        given = {spec.name: graph.input(spec.name, [BATCH], ir.DataType.INT64) for spec in self.signature.inputs}
+        given = self._inputs(graph, [BATCH])
         rows = {name: graph.op.Unsqueeze(value, [1]) for name, value in given.items()}
         return self._written(graph, rows, OneStep, 1)
 
     def prefill(self) -> StreamGraph:
         """The graph of many steps."""
         graph = Graph("mega_prefill", self.dtype, OPSET)
-        given = {spec.name: graph.input(spec.name, [BATCH, STEPS], ir.DataType.INT64) for spec in self.signature.inputs}
-        return self._written(graph, given, ManySteps, min(MOST_STEPS, self.window))
+        return self._written(graph, self._inputs(graph, [BATCH, STEPS]), ManySteps, min(MOST_STEPS, self.window))
+
+    def _inputs(self, graph: Graph, axes: Sequence[str]) -> Values:
+        """By name, [*axes, ...]: of tokens nothing more, of frames their features."""
+
+        def taken(spec: TensorSpec) -> ir.Value:
+            sizes = [dim for dim in spec.dims[1:] if isinstance(dim, int)]
+            kind = None if spec.dtype == "float32" else ir.DataType.from_numpy(np.dtype(spec.dtype))
+            return graph.input(spec.name, [*axes, *sizes], kind)
+
+        return {spec.name: taken(spec) for spec in self.signature.inputs}
 
     def _written(self, graph: Graph, given: Values, past: type[OneStep | ManySteps], most: int) -> StreamGraph:
         """The graph of up to `most` steps, inputs [batch, steps], of which the last gives the outputs."""
         op, state, config = graph.op, State(graph, self.batch), self.folded.config
         single = past is OneStep
-        length = 1 if single else op.Shape(next(iter(given.values())))
+        length = 1 if single else op.Shape(next(iter(given.values())), start=0, end=2)
         end = ends(graph, self.model, given)
         steps = Steps(graph, length, most, None, end.keep)
         seen = past(graph, state, config, steps, window=self.window, limit=self.limit)
