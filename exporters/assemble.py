@@ -66,9 +66,8 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
     if seq_len is None and "window" not in form.forms:
         seq_len = own_window(model)
     if seq_len is None:
-        raise OptionError(
-            "this model takes sequences of any length; say which with --seq-len N or --seq-range MIN:OPT:MAX"
-        )
+        ways = "--seq-len N" if "stream" in form.forms else "--seq-len N or --seq-range MIN:OPT:MAX"
+        raise OptionError(f"this model takes sequences of any length; say which with {ways}")
     signature = family.signature(form.batch, seq_len)
     stream = lowered_step = None
     if "stream" in form.forms:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,8 @@ LAYER_CONSTANTS = ("weight", "gamma", "weight_and_bias")
 MOVING_AVERAGE = "ema"
 DTYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 FLOAT32 = ir.DataType.FLOAT
+Part = Literal["window", "steps", "source"]
+"""Of whole sequences, or of a stream: its steps, or what takes its source."""
 LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: (2 - 2.0**-7) * 2.0**127}
 SMALLEST_NORMAL = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-126}
 
@@ -79,7 +82,7 @@ def lower(
     *,
     keep: Sequence[str] = (),
     half_io: bool = False,
-    stream: bool = False,
+    part: Part = "window",
 ) -> Lowered:
     """The model in a lower precision; `model` itself stays as it is.
 
@@ -88,7 +91,7 @@ def lower(
         precision: of the result.
         keep: further float32 islands: nodes by their `label`, or all nodes of a scope ("blocks.1", "blocks.1.ffn").
         half_io: whether inputs and outputs are float16 as well; for that precision only.
-        stream: whether it is of a stream, where int8 is for the weights alone.
+        part: what the graph is of; int8 is for the weights alone in a stream's steps and source (exporters.quantise).
 
     Raises:
         OptionError: nothing in the model is called so, or the options contradict the precision.
@@ -104,9 +107,10 @@ def lower(
     ShapeInferencePass()(model)  # in place: sizes and indices are told from numbers by their types
     islands = Islands(model.graph, keep)
     if precision == "int8":
-        from mega_deploy.exporters.quantise import quantise, quantise_in_blocks
+        from mega_deploy.exporters.quantise import quantise, quantise_in_blocks, store_in_half
 
-        lowered = (quantise_in_blocks if stream else quantise)(model, islands.holds)
+        quantised = {"window": quantise, "steps": quantise_in_blocks, "source": store_in_half}[part]
+        lowered = quantised(model, islands.holds)
         return Lowered(model, _labels(node for node in islands.nodes if node not in lowered))
     writer = _Casts(model.graph, DTYPES[precision], islands)
     advice = writer.run(half_io)
@@ -129,6 +133,16 @@ def label(node: ir.Node) -> str:
             if layer and constant in LAYER_CONSTANTS:
                 return layer
     return ".".join((*_scope(node), node.op_type))
+
+
+def layers(model: ir.Model) -> tuple[str, ...]:
+    """The numbered parts of a model, such as "blocks.0" or "decoder.layers.0": any of them may be kept in float32."""
+    return tuple(part for part in _parts(_labels(model.graph)) if part[-1].isdigit())
+
+
+def _parts(labels: Iterable[str]) -> tuple[str, ...]:
+    """Without what stands behind a number."""
+    return tuple(dict.fromkeys(re.sub(r"(\.\d+)\..*", r"\1", label) for label in labels))
 
 
 def _scope(node: ir.Node) -> list[str]:
@@ -196,10 +210,9 @@ class Islands:
         for name in self._keep:
             if not any(_called(node, name) for node in self.nodes):
                 labels = _labels(self.nodes)
-                parts = ", ".join(dict.fromkeys(re.sub(r"(\.\d+)\..*", r"\1", label) for label in labels))
                 raise OptionError(
-                    f"the graph has nothing called {name!r} to keep in float32; it has {parts}, and what is in them, "
-                    f"such as {max(labels, key=len)}"
+                    f"the graph has nothing called {name!r} to keep in float32; it has {', '.join(_parts(labels))}, "
+                    f"and what is in them, such as {max(labels, key=len)}"
                 )
 
     def kept(self, node: ir.Node) -> bool:

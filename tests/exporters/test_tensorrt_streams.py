@@ -35,7 +35,7 @@ def test_rtx_takes_the_graphs_of_streams(name, form, precision, tmp_path):
     step, prefill = streamed(load_checkpoint(CASES[name].checkpoint), CAPACITY).graphs(BATCH)
     graph = step if form == "step" else prefill
     path = tmp_path / f"{form}.onnx"
-    onnx_file.save(lower(graph.model, precision, stream=True).model, path)
+    onnx_file.save(lower(graph.model, precision, part="steps").model, path)
     # compile_graph compares the names, types and shapes of all inputs and outputs with the signature.
     compiled = compile_graph(
         tensorrt_rtx,
