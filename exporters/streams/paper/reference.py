@@ -25,8 +25,8 @@ BEYOND = 1000
 SHORT, LARGEST_SHORT, WITHIN = 16, 256, 64
 """As many in the cases that are about the inputs and not about the length. Where that would be more than LARGEST_SHORT
 in all, they stay WITHIN the first chunk, and its end is left to the long case."""
-LARGEST_STATE = 1 << 26
-"""Numbers of the state of streams that are judged together: 256 MB, of which a prefill holds several copies."""
+LARGEST_STATE = 1 << 27
+"""Numbers of the state of streams that are judged together: 512 MB, of which a prefill holds several copies."""
 ONE = Range(1, 1, 1)
 LARGEST_OUTPUT = 1 << 24
 """Numbers that the outputs of a sequence may hold: 128 MB in float64. A large vocabulary has shorter sequences."""
