@@ -1,5 +1,6 @@
 """What a parity reference takes less of where a model is large, and that it says so."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,8 @@ from mega_deploy.models.edifice import Mega
 from mega_deploy.models.paper import build_model
 from mega_deploy.paper import MegaConfig
 from mega_deploy.paper.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
+from mega_deploy.parity import Pool
+from mega_deploy.runtime.validate import compare_stream
 from mega_deploy.signature import Range
 
 FRAMES, BATCH = 20, Range(1, 1, 16)
@@ -90,3 +93,20 @@ def test_streams_with_much_state_are_judged_in_smaller_batches(monkeypatch):
     monkeypatch.setattr(streams, "LARGEST_STATE", 2 * 4 * (4 + 8))
     reference = streams.record(model, 4, 8, samples=4, seed=0, precision="float32")
     assert {case.batch for case in reference.cases} == {1, 2}
+
+
+def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_are_judged(monkeypatch, tmp_path):
+    monkeypatch.setattr(streams, "MOST_READ", 1)
+    bundle = md.export(language_model(40), tmp_path / "x.mega", form="stream")
+    assert bundle.stream_form.parity["sampled"] == ["the first 24 steps of the long sequence at once, not one by one"]
+    reference = bundle.reference("stream")
+    (long,) = (case for case in reference.cases if case.prefilled)
+    assert long.prefilled == 24 and md.validate(bundle).passed
+    # An error in any of the others shows, and one in those is not looked at.
+    for step, passed in ((1030, False), (24, False), (10, True)):
+        outputs = {name: array.copy() for name, array in reference.pools[long.pool].outputs.items()}
+        outputs["logits"][:, step] += 1
+        pools = {**reference.pools, long.pool: Pool(reference.pools[long.pool].inputs, outputs)}
+        wrong = dataclasses.replace(reference, pools=pools, cases=(long,))
+        report = compare_stream(bundle.judged_stream("onnxruntime"), wrong, "float32")
+        assert report.cases[0].passed == passed
