@@ -104,8 +104,7 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
     reference.save(folder / files.REFERENCE)
     reference = Reference.load(folder / files.REFERENCE)
     signature = signature.in_float16() if form.half_io else signature
-    on_step("compare the deployed model with it")
-    report = _judge(folder / files.MODEL, signature, reference)
+    report = _judge(folder / files.MODEL, signature, reference, on_step)
     parity = report.to_json()
     if form.precision != "float32":
         on_step("weigh the worst block")
@@ -159,13 +158,17 @@ def _about(model: Model, form: Form, family: Family, folder: Path) -> dict[str, 
     }
 
 
-def _judge(model: Path, signature: Signature, reference: Reference) -> Report:
+def _judge(model: Path, signature: Signature, reference: Reference, on_step: Callable[[str], None]) -> Report:
     """The report on a model that is about to be shipped.
 
     Raises:
         QualityGateError: it is not equal to the trained one.
     """
-    report = compare(judging_session(model, signature, reference.precision), reference, reference.precision)
+    session = judging_session(model, signature, reference.precision)
+    report = compare(
+        session, reference, reference.precision, lambda case: on_step(f"compare the deployed model with it: {case}")
+    )
+    on_step("compare its blocks")
     report = dataclasses.replace(report, blocks=compare_blocks(model, signature, reference))
     if not report.passed:
         worst = report.worst

@@ -67,7 +67,6 @@ def assemble_stream(
     on_step("run the trained model over a long stream in float64")
     stream.record(batch.max, SAMPLES, 0, precision).save(folder / files.STREAM_REFERENCE)
     reference = Reference.load(folder / files.STREAM_REFERENCE)
-    on_step("compare the stream with it")
     form = StreamForm(
         step=step.signature,
         prefill=prefill.signature,
@@ -77,7 +76,8 @@ def assemble_stream(
         parity={},
         encode=encode,
     )
-    report = compare_stream(judging_stream(folder, form, precision), reference, precision)
+    judged = judging_stream(folder, form, precision)
+    report = compare_stream(judged, reference, precision, lambda case: on_step(f"compare the stream with it: {case}"))
     if not report.passed:
         bad = report.worst
         way_out = ""
