@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import mega_deploy as md
+from mega_deploy.errors import OptionError
 from mega_deploy.exporters import reference as windows
 from mega_deploy.exporters.family import family_of
 from mega_deploy.exporters.streams.paper import reference as streams
@@ -110,3 +111,13 @@ def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_
         wrong = dataclasses.replace(reference, pools=pools, cases=(long,))
         report = compare_stream(bundle.judged_stream("onnxruntime"), wrong, "float32")
         assert report.cases[0].passed == passed
+
+
+def test_a_vocabulary_that_makes_too_large_a_reference_is_refused_with_the_length_that_fits(tmp_path):
+    words = EmbeddingConfig(vocab_size=50_265, dim=4)
+    decoder = MegaConfig(embed_dim=4, z_dim=2, hidden_dim=4, ffn_dim=4, ema_dim=1, num_layers=1, position="rotary")
+    config = LanguageModelConfig(decoder=decoder, embedding=words, output=OutputConfig(tied=True))
+    with pytest.raises(
+        OptionError, match=r"512 steps is too much .* more than 1 GiB.*export for (3\d\d) steps at most"
+    ):
+        md.export(build_model(config).eval(), tmp_path / "x.mega", seq_len=512)
