@@ -69,9 +69,8 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
     if seq_len is None and "window" not in form.forms:
         seq_len = own_window(model)
     if seq_len is None:
-        raise OptionError(
-            "this model takes sequences of any length; say which with --seq-len N or --seq-range MIN:OPT:MAX"
-        )
+        ways = "--seq-len N" if "stream" in form.forms else "--seq-len N or --seq-range MIN:OPT:MAX"
+        raise OptionError(f"this model takes sequences of any length; say which with {ways}")
     signature = family.signature(form.batch, seq_len)
     stream = lowered_step = None
     if "stream" in form.forms:
@@ -108,8 +107,7 @@ def assemble(model: Model, form: Form, folder: Path, on_step: Callable[[str], No
     reference.save(folder / files.REFERENCE)
     reference = Reference.load(folder / files.REFERENCE)
     signature = signature.in_float16() if form.half_io else signature
-    on_step("compare the deployed model with it")
-    report = _judge(folder / files.MODEL, signature, reference)
+    report = _judge(folder / files.MODEL, signature, reference, on_step)
     parity = report.to_json()
     if form.precision != "float32":
         on_step("weigh the worst block")
@@ -163,13 +161,17 @@ def _about(model: Model, form: Form, family: Family, folder: Path) -> dict[str, 
     }
 
 
-def _judge(model: Path, signature: Signature, reference: Reference) -> Report:
+def _judge(model: Path, signature: Signature, reference: Reference, on_step: Callable[[str], None]) -> Report:
     """The report on a model that is about to be shipped.
 
     Raises:
         QualityGateError: it is not equal to the trained one.
     """
-    report = compare(judging_session(model, signature, reference.precision), reference, reference.precision)
+    session = judging_session(model, signature, reference.precision)
+    report = compare(
+        session, reference, reference.precision, lambda case: on_step(f"compare the deployed model with it: {case}")
+    )
+    on_step("compare its blocks")
     report = dataclasses.replace(report, blocks=compare_blocks(model, signature, reference))
     if not report.passed:
         worst = report.worst

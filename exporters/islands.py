@@ -53,6 +53,16 @@ def label(node: ir.Node) -> str:
     return ".".join((*_scope(node), node.op_type))
 
 
+def layers(model: ir.Model) -> tuple[str, ...]:
+    """The numbered parts of a model, such as "blocks.0" or "decoder.layers.0": any of them may be kept in float32."""
+    return tuple(part for part in _parts(labels(model.graph)) if part[-1].isdigit())
+
+
+def _parts(names: Iterable[str]) -> tuple[str, ...]:
+    """Without what stands behind a number."""
+    return tuple(dict.fromkeys(re.sub(r"(\.\d+)\..*", r"\1", name) for name in names))
+
+
 def _scope(node: ir.Node) -> list[str]:
     return (node.name or "").split("/")[:-1]
 
@@ -91,10 +101,9 @@ class Islands:
         for name in self._keep:
             if not any(_called(node, name) for node in self.nodes):
                 named = labels(self.nodes)
-                parts = ", ".join(dict.fromkeys(re.sub(r"(\.\d+)\..*", r"\1", one) for one in named))
                 raise OptionError(
-                    f"the graph has nothing called {name!r} to keep in float32; it has {parts}, and what is in them, "
-                    f"such as {max(named, key=len)}"
+                    f"the graph has nothing called {name!r} to keep in float32; it has {', '.join(_parts(named))}, "
+                    f"and what is in them, such as {max(named, key=len)}"
                 )
 
     def kept(self, node: ir.Node) -> bool:

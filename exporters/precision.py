@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,8 @@ from mega_deploy.plugins.laplace import NAME as LAPLACE
 ROUNDED_AT_ONCE = frozenset({"LayerNormalization", "Softmax", LAPLACE})
 DTYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 FLOAT32 = ir.DataType.FLOAT
+Part = Literal["window", "steps", "source"]
+"""Of whole sequences, or of a stream: its steps, or what takes its source."""
 LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: (2 - 2.0**-7) * 2.0**127}
 SMALLEST_NORMAL = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-126}
 
@@ -59,7 +62,7 @@ def lower(
     *,
     keep: Sequence[str] = (),
     half_io: bool = False,
-    stream: bool = False,
+    part: Part = "window",
 ) -> Lowered:
     """The model in a lower precision; `model` itself stays as it is.
 
@@ -68,7 +71,7 @@ def lower(
         precision: of the result.
         keep: further float32 islands: nodes by their `label`, or all nodes of a scope ("blocks.1", "blocks.1.ffn").
         half_io: whether inputs and outputs are float16 as well; for that precision only.
-        stream: whether it is of a stream, where int8 is for the weights alone.
+        part: what the graph is of; int8 is for the weights alone in a stream's steps and source (exporters.quantise).
 
     Raises:
         OptionError: nothing in the model is called so, or the options contradict the precision.
@@ -84,9 +87,10 @@ def lower(
     ShapeInferencePass()(model)  # in place: sizes and indices are told from numbers by their types
     islands = Islands(model.graph, keep)
     if precision == "int8":
-        from mega_deploy.exporters.quantise import quantise, quantise_in_blocks
+        from mega_deploy.exporters.quantise import quantise, quantise_in_blocks, store_in_half
 
-        lowered = (quantise_in_blocks if stream else quantise)(model, islands.holds)
+        quantised = {"window": quantise, "steps": quantise_in_blocks, "source": store_in_half}[part]
+        lowered = quantised(model, islands.holds)
         return Lowered(model, labels(node for node in islands.nodes if node not in lowered))
     writer = _Casts(model.graph, DTYPES[precision], islands)
     advice = writer.run(half_io)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mega_deploy.config import Precision
 from mega_deploy.errors import InputError, QualityGateError
-from mega_deploy.exporters.cases import RANDOM, Cases, Inputs, make_cases
+from mega_deploy.exporters.cases import RANDOM, Cases, Inputs, make_cases, rows_that_fit
 from mega_deploy.exporters.family import Model, family_of
 from mega_deploy.exporters.trained import AUTOCAST, a_last_place_away, keep_in_float32, own_precision, run
 from mega_deploy.parity import (
@@ -72,7 +72,7 @@ def record(
     family = family_of(model)
     kinds = family.kinds(signature, np.random.default_rng(seed))
     # Two at least, for a batch must hold rows that differ.
-    most = max(2, MOST_WORK // max(1, family.flops(signature)))
+    most = max(2, min(MOST_WORK // max(1, family.flops(signature)), rows_that_fit(signature)))
     pools, cases = make_cases(kinds, signature, family.width, samples or min(SAMPLES, most), most)
     sampled = [f"{most} random rows instead of {SAMPLES}"] if samples is None and most < SAMPLES else []
     return Recorder(model, signature, precision, kept).record(pools, cases, block_names, sampled)

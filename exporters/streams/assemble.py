@@ -12,7 +12,7 @@ from mega_deploy.errors import MegaDeployError, QualityGateError
 from mega_deploy.exporters import onnx as onnx_file
 from mega_deploy.exporters.family import Model
 from mega_deploy.exporters.flops import graph_flops
-from mega_deploy.exporters.islands import has
+from mega_deploy.exporters.islands import has, layers
 from mega_deploy.exporters.precision import Lowered, lower
 from mega_deploy.exporters.streams.family import SAMPLES, streamed
 from mega_deploy.exporters.streams.paper.source import SEEN
@@ -57,17 +57,16 @@ def assemble_stream(
     source = stream.encode(streams) if stream.encode is not None else None
     in_source = [name for name in keep if source is not None and has(source.model, name)]
     keep = [name for name in keep if name not in in_source or has(step.model, name)]
-    lowered = lower(step.model, precision, keep=keep, stream=True)
+    lowered = lower(step.model, precision, keep=keep, part="steps")
     onnx_file.save(lowered.model, folder / files.STEP)
-    onnx_file.save(lower(prefill.model, precision, keep=keep, stream=True).model, folder / files.PREFILL)
+    onnx_file.save(lower(prefill.model, precision, keep=keep, part="steps").model, folder / files.PREFILL)
     encode = None
     if source is not None:
-        onnx_file.save(lower(source.model, precision, keep=in_source).model, folder / files.ENCODE)
+        onnx_file.save(lower(source.model, precision, keep=in_source, part="source").model, folder / files.ENCODE)
         encode = Encoding(source.signature, SEEN)
     on_step("run the trained model over a long stream in float64")
     stream.record(batch.max, SAMPLES, 0, precision).save(folder / files.STREAM_REFERENCE)
     reference = Reference.load(folder / files.STREAM_REFERENCE)
-    on_step("compare the stream with it")
     form = StreamForm(
         step=step.signature,
         prefill=prefill.signature,
@@ -77,11 +76,14 @@ def assemble_stream(
         parity={},
         encode=encode,
     )
-    report = compare_stream(judging_stream(folder, form, precision), reference, precision)
+    judged = judging_stream(folder, form, precision)
+    report = compare_stream(judged, reference, precision, lambda case: on_step(f"compare the stream with it: {case}"))
     if not report.passed:
         bad = report.worst
-        way_out = f"; keep blocks in float32 (--float32 blocks.0), or take a higher precision than {precision}"
-        way_out = "" if precision == "float32" else way_out
+        way_out = ""
+        if precision != "float32":
+            layer = layers(step.model)[0]
+            way_out = f"; keep layers in float32 (--float32 {layer}), or take a higher precision than {precision}"
         raise QualityGateError(
             f'parity of the stream failed in case "{bad.name}": relative error {bad.error.relative_l2:.2g}, limit '
             f"{bad.limit.relative_l2:.2g} ({bad.floor.relative_l2:.2g} is PyTorch's own); no bundle was "

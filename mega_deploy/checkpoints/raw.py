@@ -67,11 +67,12 @@ def read_safetensors(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
             raise CheckpointError(f"the tensor {name} is {kind}, which no Mega has")
         tensors[name] = flat.reshape(shape)
     # safetensors takes the last of two entries with one name; which one was meant, nobody can tell.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_unique)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=unique)
     return tensors, header.get("__metadata__") or {}
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, which may have no name twice; CheckpointError where it has."""
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]

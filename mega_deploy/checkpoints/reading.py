@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import numpy.typing as npt
 
-from mega_deploy.checkpoints import edifice, paper, state
+from mega_deploy.checkpoints import edifice, paper, sharded, state
 from mega_deploy.checkpoints.fairseq import is_fairseq, read_fairseq
 from mega_deploy.checkpoints.huggingface import read_hugging_face
 from mega_deploy.checkpoints.nx import is_nx, read_nx
@@ -37,6 +37,10 @@ _FAMILY = {
 }
 
 
+_Told = tuple[str, int]
+"""SHA-256 in hex, and bytes."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a file holds."""
@@ -44,7 +48,7 @@ class Checkpoint:
     format: str
     """"native", "torch-state-dict", "edifice-safetensors", "edifice-nx", "fairseq" or "huggingface"."""
     sha256: str
-    """Of the file, in hex; of a folder's weights file."""
+    """Of the file, in hex; of a folder's weights file, or of its index and shards (checkpoints.sharded)."""
     bytes: int
     """Size of the file."""
     weights: dict[str, Array]
@@ -126,19 +130,23 @@ def _read_folder(path: Path) -> Checkpoint:
         raise CheckpointError(f"its config.json is no JSON ({error}); copy the folder again") from None
     if not isinstance(options, dict):
         raise CheckpointError("its config.json holds no object of options by name")
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in ("model.safetensors", sharded.INDEX, "pytorch_model.bin"):
         if (path / name).is_file():
             break
     else:
         raise CheckpointError(
-            "it is a Hugging Face folder without model.safetensors (or pytorch_model.bin, in one piece)"
+            f"it is a Hugging Face folder without model.safetensors, or {sharded.INDEX} and its shards (or "
+            "pytorch_model.bin, in one piece)"
         )
+    if name == sharded.INDEX:
+        tensors, digest, size = sharded.read_sharded(path)
+        return _of_paper("huggingface", (digest, size), *read_hugging_face(options, tensors))
     try:
         data = read_bytes(path / name)
         tensors = read_safetensors(data)[0] if name == "model.safetensors" else read_pt(data)[0]
     except CheckpointError as error:
         raise CheckpointError(f"its {name}: {error}") from None
-    return _of_paper("huggingface", data, *read_hugging_face(options, tensors))
+    return _of_paper("huggingface", _told(data), *read_hugging_face(options, tensors))
 
 
 def _one_line(message: str) -> str:
@@ -156,7 +164,7 @@ def _read(data: bytes) -> Checkpoint:
     if data.startswith(b"PK\x03\x04"):
         tensors, beside = read_pt(data)
         if is_fairseq(beside):
-            return _of_paper("fairseq", data, *read_fairseq(beside["args"], tensors))
+            return _of_paper("fairseq", _told(data), *read_fairseq(beside["args"], tensors))
         return _of_state_dict(data, tensors, beside)
     if is_nx(data):
         tensors, build = read_nx(data)
@@ -176,7 +184,7 @@ def _of_state_dict(data: bytes, tensors: dict[str, Array], header: Mapping[str, 
         config = _native_config(header[NATIVE])
         if isinstance(config, EdificeConfig):
             return _of_edifice("native", data, tensors, config.to_dict())
-        return _of_paper("native", data, config, tensors, {})
+        return _of_paper("native", _told(data), config, tensors, {})
     if any(name.endswith("mega_layer.mx_proj.weight") for name in tensors):
         raise CheckpointError(
             "it holds weights of the paper's Mega without their configuration; give the Hugging Face folder around it, "
@@ -197,17 +205,20 @@ def _of_edifice(form: str, data: bytes, tensors: dict[str, Array], stated: Mappi
         if stated.get(name, value) != value:
             raise CheckpointError(f"it says {name} {stated[name]}, but its tensors make {value}")
     weights = state.as_float32(tensors, names)
-    return Checkpoint(form, hashlib.sha256(data).hexdigest(), len(data), weights, {**told, **stated})
+    return Checkpoint(form, *_told(data), weights, {**told, **stated})
 
 
 def _of_paper(
-    form: str, data: bytes, config: PaperConfig, tensors: Mapping[str, Array], names: Mapping[str, str]
+    form: str, told: _Told, config: PaperConfig, tensors: Mapping[str, Array], names: Mapping[str, str]
 ) -> Checkpoint:
     """A model of the paper's, once its weights are known to be all there."""
     paper.check_weights(config, tensors, names)
     weights = state.as_float32(tensors, names)
-    digest = hashlib.sha256(data).hexdigest()
-    return Checkpoint(form, digest, len(data), weights, to_dict(config), config)
+    return Checkpoint(form, *told, weights, to_dict(config), config)
+
+
+def _told(data: bytes) -> _Told:
+    return hashlib.sha256(data).hexdigest(), len(data)
 
 
 def _native_config(header: Any) -> EdificeConfig | PaperConfig:

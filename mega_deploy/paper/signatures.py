@@ -104,10 +104,12 @@ def check_lengths(config: PaperConfig, seq_len: Dim) -> None:
     lengths = seq_len if isinstance(seq_len, Range) else Range(seq_len, seq_len, seq_len)
     limit = longest(config)
     if limit is not None and lengths.max > limit:
-        remedy = f"--seq-range {min(lengths.min, limit)}:{min(lengths.opt, limit)}:{limit}"
+        remedy = f"--seq-len {limit}"
+        if isinstance(seq_len, Range):
+            remedy = f"--seq-range {min(lengths.min, limit)}:{min(lengths.opt, limit)}:{limit}"
         raise OptionError(
             f"{lengths.max} steps are more than the model's positional bias reaches, at most {limit}; export with "
-            f"--seq-len {limit}, or {remedy}, at most"
+            f"{remedy} at most"
         )
     if pads_to_chunks(config):
         return

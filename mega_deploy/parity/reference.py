@@ -53,6 +53,8 @@ class Case:
     """Divides the number of rows."""
     floor: Error
     """Noise floor: what the trained form itself makes in the bundle's precision on these inputs (int8: in float32)."""
+    prefilled: int = 0
+    """Of a stream: steps that are taken at once before the others are taken, and judged, one by one."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,12 @@ class Reference:
         for rows in batches(case.rows, case.batch):
             yield {name: array[rows] for name, array in self.pools[case.pool].inputs.items()}
 
-    def error(self, case: Case, outputs: Sequence[Mapping[str, Array]]) -> Error:
-        """The worst error over the outputs of a case's batches."""
+    def error(self, case: Case, outputs: Sequence[Mapping[str, Array]], first: int = 0) -> Error:
+        """The worst error over the outputs of a case's batches, which may be those of the steps from `first` on."""
         rows = list(case.rows)
         return worst(
             [
-                measure(np.concatenate([output[name] for output in outputs]), array[rows])
+                measure(np.concatenate([output[name] for output in outputs]), array[rows][:, first:])
                 for name, array in self.pools[case.pool].outputs.items()
             ]
         )
@@ -127,7 +129,8 @@ class Reference:
                 arrays = {name: data[name] for name in data.files}
             about = json.loads(str(arrays.pop("about")))
             cases = tuple(
-                Case(c["name"], c["pool"], tuple(c["rows"]), c["batch"], Error(**c["floor"])) for c in about["cases"]
+                Case(c["name"], c["pool"], tuple(c["rows"]), c["batch"], Error(**c["floor"]), c.get("prefilled", 0))
+                for c in about["cases"]
             )
             blocks = tuple(BlockFloor(b["name"], Error(**b["floor"])) for b in about["blocks"])
             named: dict[tuple[str, str], dict[str, Array]] = defaultdict(dict)
@@ -165,6 +168,9 @@ class Reference:
                 raise ValueError(f"the case {case.name!r} has no whole batches")
             if not all(isinstance(row, int) and row in range(*sizes) for row in case.rows):
                 raise ValueError(f"the case {case.name!r} has rows beyond its pool")
+            steps = min(array.shape[1] if array.ndim > 1 else 1 for array in pool.outputs.values())
+            if case.prefilled and not (isinstance(case.prefilled, int) and 0 < case.prefilled < steps):
+                raise ValueError(f"the case {case.name!r} has not so many steps as are taken at once")
         largest = ILL_CONDITIONED[self.precision]
         for floor in [*(case.floor for case in self.cases), *(block.floor for block in self.blocks)]:
             if not 0 <= floor.relative_l2 <= largest or not np.isfinite(floor.max_over_rms):

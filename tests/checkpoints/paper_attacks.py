@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,69 @@ def cut(path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
 
 
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
+
+
+def in_shards(
+    change: Callable[[dict[str, str]], Any] = lambda places: None, case: str = "model_relu2_simple", text: str = ""
+) -> Folder:
+    """The folder with its weights in two files; `change` spoils the index's map, `text` replaces the index."""
+
+    def build(path: Path) -> None:
+        good_folder(path, case)
+        weights = load_file(path / "model.safetensors")
+        (path / "model.safetensors").unlink()
+        names = sorted(weights)
+        places = {name: SHARDS[index >= len(names) // 3] for index, name in enumerate(names)}
+        for shard in SHARDS:
+            save_file({name: weights[name] for name in names if places[name] == shard}, path / shard)
+        change(places)
+        (path / INDEX).write_text(text or json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+
+    return build
+
+
+def without_a_shard(path: Path) -> None:
+    in_shards()(path)
+    (path / SHARDS[1]).unlink()
+
+
+def with_a_cut_shard(path: Path) -> None:
+    in_shards()(path)
+    (path / SHARDS[1]).write_bytes((path / SHARDS[1]).read_bytes()[:-1])
+
+
+def with_a_pipe_for_a_shard(path: Path) -> None:
+    without_a_shard(path)
+    os.mkfifo(path / SHARDS[1])
+
+
+def with_a_shard_outside(path: Path) -> None:
+    in_shards(lambda places: places.update(dict.fromkeys(places, f"../{SHARDS[0]}")))(path)
+    (path.parent / SHARDS[0]).write_bytes((path / SHARDS[0]).read_bytes())
+
+
+FIRST = "embedding_layer.word_embeddings.weight"
 FOLDERS: dict[str, Folder] = {
+    "shards: one is missing": without_a_shard,
+    "shards: one is cut": with_a_cut_shard,
+    "shards: one is a pipe": with_a_pipe_for_a_shard,
+    "shards: one lies outside": with_a_shard_outside,
+    "shards: an absolute path": in_shards(lambda places: places.update({FIRST: "/etc/passwd.safetensors"})),
+    "shards: a Windows path": in_shards(lambda places: places.update({FIRST: "..\\x.safetensors"})),
+    "shards: a name with a zero byte": in_shards(lambda places: places.update({FIRST: "x\0.safetensors"})),
+    "shards: a name that is too long": in_shards(lambda places: places.update({FIRST: "x" * 5000 + ".safetensors"})),
+    "shards: a shard with code": in_shards(lambda places: places.update({FIRST: "pytorch_model-00001-of-00002.bin"})),
+    "shards: a shard is a number": in_shards(lambda places: places.update({FIRST: 1})),
+    "shards: a tensor is in none": in_shards(lambda places: places.update(beyond=SHARDS[0])),
+    "shards: a tensor is in another": in_shards(lambda places: places.update({min(places): SHARDS[1]})),
+    "shards: a tensor is not in the index": in_shards(lambda places: places.pop(min(places))),
+    "shards: no index but a list": in_shards(text="[1]"),
+    "shards: an index of nothing": in_shards(text='{"weight_map": {}}'),
+    "shards: an index that is deep": in_shards(text='{"a":' * 100_000),
+    "shards: an index that names a tensor twice": in_shards(text='{"weight_map": {"a": "b", "a": "c"}}'),
+    "shards: an index of 17 mebibytes": in_shards(text='{"a": "' + "x" * (17 << 20) + '"}'),
     "empty": Path.mkdir,
     "config.json is empty": with_text(""),
     "config.json is a list": with_text("[1]"),

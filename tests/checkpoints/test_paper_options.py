@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from attacks import saved
-from paper_attacks import GONE, fairseq, with_args
+from paper_attacks import FOLDERS, GONE, INDEX, SHARDS, fairseq, in_shards, with_args
 from paper_goldens import DATA, close, models
 
 from mega_deploy.checkpoints import describe_checkpoint, load_checkpoint, read_checkpoint
@@ -60,6 +61,34 @@ def test_pytorch_bin_serves_where_safetensors_is_absent(tmp_path):
     torch.save(weights, tmp_path / "bin" / "pytorch_model.bin")
     with torch.no_grad():
         close(load_checkpoint(tmp_path / "bin").double()(**case.tensors())["logits"], case.outputs["logits"])
+
+
+def test_weights_in_shards_are_the_same_model(tmp_path):
+    in_shards(case="qa")(tmp_path / "qa")
+    whole, parts = read_checkpoint(HUGGING_FACE / "qa"), read_checkpoint(tmp_path / "qa")
+    assert parts.paper == whole.paper and parts.weights.keys() == whole.weights.keys()
+    assert all((parts.weights[name] == tensor).all() for name, tensor in whole.weights.items())
+    files = [tmp_path / "qa" / name for name in (INDEX, *SHARDS)]
+    content = b"".join(file.read_bytes() for file in files)
+    assert (parts.bytes, parts.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    # As transformers does, one file is taken before an index.
+    shutil.copyfile(HUGGING_FACE / "qa" / "model.safetensors", tmp_path / "qa" / "model.safetensors")
+    assert read_checkpoint(tmp_path / "qa").sha256 == whole.sha256
+
+
+@pytest.mark.parametrize(
+    ("attack", "tells"),
+    [
+        ("shards: one is missing", f"shard {SHARDS[1]}: does not exist"),
+        ("shards: one lies outside", "expected the name of a .safetensors file beside it"),
+        ("shards: a tensor is in none", f"{INDEX} says that {SHARDS[0]} holds beyond, which is not there"),
+        ("shards: a tensor is not in the index", f"its shard {SHARDS[0]} holds .*, which its {INDEX} does not say"),
+    ],
+)
+def test_what_is_wrong_with_shards_is_said(attack, tells, tmp_path):
+    FOLDERS[attack](tmp_path / "folder")
+    with pytest.raises(CheckpointError, match=tells):
+        read_checkpoint(tmp_path / "folder")
 
 
 def test_what_a_caller_says_must_not_contradict():

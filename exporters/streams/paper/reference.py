@@ -6,6 +6,7 @@ The trained form is one that truncates no moving average, for a stream does not 
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 
@@ -26,8 +27,11 @@ BEYOND = 1000
 SHORT, LARGEST_SHORT, WITHIN = 16, 256, 64
 """As many in the cases that are about the inputs and not about the length. Where that would be more than LARGEST_SHORT
 in all, they stay WITHIN the first chunk, and its end is left to the long case."""
-LARGEST_STATE = 1 << 26
-"""Numbers of the state of streams that are judged together: 256 MB, of which a prefill holds several copies."""
+LARGEST_STATE = 1 << 27
+"""Numbers of the state of streams that are judged together: 512 MB, of which a prefill holds several copies."""
+MOST_READ = 1 << 36
+"""Numbers, weights and state, that the steps of the long sequence may read: a core takes some half a minute. Beyond it
+the first chunk is taken at once, and what follows step by step."""
 ONE = Range(1, 1, 1)
 LARGEST_OUTPUT = 1 << 24
 """Numbers that the outputs of a sequence may hold: 128 MB in float64. A large vocabulary has shorter sequences."""
@@ -52,7 +56,20 @@ def record(model: StreamModel, length: int, most: int, *, samples: int, seed: in
     pools: dict[str, Inputs] = {f"{RANDOM}, {longest} steps": kinds[RANDOM](1, longest)}
     pools[f"{RANDOM}, together"] = kinds[RANDOM](samples, short)
     pools |= {name: draw(min(samples, 2), short) for name, draw in kinds.items() if name != RANDOM}
-    return _recorded(model, told, pools, min(most, _streams_at_once(model, length)), precision)
+    reference = _recorded(model, told, pools, min(most, _streams_at_once(model, length)), precision)
+    early = longest - SHORT - BEYOND
+    read = sum(tensor.numel() for tensor in model.parameters()) + _state(model, length)
+    return reference if early < 1 or longest * read < MOST_READ else _prefilled(reference, early)
+
+
+def _prefilled(reference: Reference, early: int) -> Reference:
+    """The reference with the first steps of its longest sequence taken at once."""
+    longest, *others = reference.cases
+    return dataclasses.replace(
+        reference,
+        cases=(dataclasses.replace(longest, prefilled=early), *others),
+        sampled=(*reference.sampled, f"the first {early} steps of the long sequence at once, not one by one"),
+    )
 
 
 def record_for(model: StreamModel, inputs: Inputs, precision: Precision) -> Reference:
@@ -75,13 +92,18 @@ def _signature(model: StreamModel, lengths: Range = ONE) -> Signature:
 
 
 def _streams_at_once(model: StreamModel, length: int) -> int:
-    """As many as LARGEST_STATE holds keys and values of."""
+    """As many as LARGEST_STATE holds the state of."""
+    return max(1, LARGEST_STATE // _state(model, length))
+
+
+def _state(model: StreamModel, length: int) -> int:
+    """Numbers of a stream's keys and values, which are nearly all that it carries."""
     config = stack_of(model)[1].config
     window, _ = reach(config, length)
     features = config.z_dim + config.hidden_dim
     if config.cross_positions is not None:
         features += config.z_dim + config.embed_dim
-    return max(1, LARGEST_STATE // (config.num_layers * window * features))
+    return config.num_layers * window * features
 
 
 def _possible(model: StreamModel, length: int, beyond: int, most: int = LARGEST_SIZE) -> int:
