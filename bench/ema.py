@@ -9,7 +9,8 @@ median over the rounds is quoted, with extremes.
 
 On one thread of an AMD EPYC (Zen 4, AVX-512) that nobody else used, times over that of the blocks: the FFT 2.14 for 512
 channels of 4096 frames, 4.12 for 16384, 1.23 for 128 of 1024; a convolution of 128 x 4096 324 in one dimension, 59 in
-two; a frame of 512 channels 1.06, 1.21, 1.35 and 1.54 in 2048, 4096, 8192 and 16384 over one in 1024.
+two. A frame of 512 channels in 2048, 4096, 8192 and 16384 over one in 1024 was 1.06, 1.21, 1.35 and 1.54 then, before
+long windows were written in segments; see bench/README.md.
 """
 
 from __future__ import annotations

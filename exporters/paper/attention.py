@@ -21,7 +21,7 @@ from onnxscript import ir
 
 from mega_deploy.exporters.graph import OPSET, Graph
 from mega_deploy.exporters.paper.bias import Bias
-from mega_deploy.exporters.paper.steps import Rows, Steps
+from mega_deploy.exporters.paper.steps import Steps
 from mega_deploy.models.paper.activation import LAPLACE_MU, LAPLACE_SIGMA
 from mega_deploy.paper.config import MegaConfig
 from mega_deploy.plugins.laplace.function import erf_function
@@ -30,6 +30,9 @@ ROWS = 256
 """Queries of a part, where the length is known."""
 PART_ROWS, MOST_PARTS = 1024, 8
 """Queries of a part of the longest chunk of a range, and parts."""
+
+Rows = tuple[int, int] | tuple[ir.Value, ir.Value]
+"""Queries of a part: the first, and the one behind the last; or as `Steps.parts` has them."""
 
 
 class Attention:

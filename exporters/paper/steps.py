@@ -13,10 +13,6 @@ from mega_deploy.exporters.graph import Graph, Length
 PIECE = 64
 """Steps that are added up before all are."""
 
-Rows = tuple[int, int] | tuple[ir.Value, ir.Value]
-"""Queries of a part: the first, and the one behind the last; or the position of each, int64 [rows], and a vector of how
-many steps there are up to the last."""
-
 
 class Steps:
     """A sequence in a graph, of one length or any of a range; values are made where they are first asked for.
@@ -37,7 +33,7 @@ class Steps:
         self.chunk: Length = self._chunk(chunk_size)
         """Steps of a chunk: a number, or the vector [-1, steps]."""
         self._made: dict[str, ir.Value] = {}
-        self._parts: dict[int, list[Rows]] = {}
+        self._parts: dict[int, list[tuple[ir.Value, ir.Value]]] = {}
 
     def _chunk(self, chunk_size: int | None) -> Length:
         if isinstance(self.length, int):
@@ -83,8 +79,11 @@ class Steps:
             return self._once("positions", lambda: op.Constant(value_ints=list(range(self.longest_chunk))))
         return self._once("positions", lambda: op.Range(0, op.Squeeze(self.graph.frames(self.chunk), [0]), 1))
 
-    def parts(self, count: int) -> list[Rows]:
-        """A chunk whose length is not known in `count` parts of one size, at least 1; the last step fills them up."""
+    def parts(self, count: int) -> list[tuple[ir.Value, ir.Value]]:
+        """A chunk whose length is not known in `count` parts of one size, at least 1, which its last step fills up.
+
+        Of each the positions, int64 [rows], and a vector of how many steps there are up to its end.
+        """
         if count not in self._parts:
             op, graph = self.op, self.graph
             steps = graph.frames(self.chunk)

@@ -49,7 +49,7 @@ def test_uncut_blocks_are_the_recurrence_in_windows_of_one_length_and_of_a_range
     assert np.abs(got - recurrence(ema, x)).max() <= 1e-14 * scale
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(averages(longest=200), st.integers(1, 3), st.integers(1, 100))
 def test_a_window_in_segments_is_the_recurrence(case, block, values):
     ema, x = case
@@ -75,7 +75,7 @@ def test_each_segment_is_done_before_the_next_is_begun(tmp_path, both, monkeypat
     session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     session.run(None, {"x": np.zeros((1, length, 4), np.float32)})
     ran = [event["name"] for event in json.loads(Path(session.end_profiling()).read_text()) if event["cat"] == "Node"]
-    order = [re.match(r"from\.(\d+)/", name) for name in ran if name.endswith("kernel_time") and "MatMul" in name]
+    order = [re.match(r"from\.(\d+)/Add_node_\d+_kernel_time", name) for name in ran]
     starts = [int(found[1]) for found in order if found]
     assert starts == sorted(starts) and set(starts) == set(range(0, length, frames))
     splits = [name for name in ran if "GatherSliceToSplit" in name]
