@@ -126,7 +126,7 @@ from mega_deploy.exporters.tensorrt.options import EngineOptions
 manifest = types.SimpleNamespace(plugins=[{"name": name} for name in sys.argv[2:]])
 job = types.SimpleNamespace(
     bundle=types.SimpleNamespace(manifest=manifest), options=EngineOptions(plugin_library=Path(sys.argv[1])), trt=trt,
-    listener=library.Listener(trt, print),
+    listener=library.Listener(trt, print), graph="model.onnx",
 )
 plugin = engine._load_plugin(job)
 print(plugin and plugin["sha256"])
