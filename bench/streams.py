@@ -78,7 +78,7 @@ def takes_whole(bundle: OpenBundle, sequences: Mapping[str, Array]) -> bool:
     if "window" not in bundle.forms:
         return False
     config = bundle.manifest.config
-    cut = config.get("decoder", config.get("encoder", {})).get("truncation")
+    cut = config.get("decoder", config.get("encoder", config)).get("truncation")  # bare layers: their own
     if cut is not None and cut < next(iter(parted(bundle.stream_form.step, sequences)[0].values())).shape[1]:
         return False
     try:

@@ -76,5 +76,5 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise CheckpointError(f"its header has the entry {twice} twice")
+        raise CheckpointError(f"it has the entry {twice} twice")
     return found

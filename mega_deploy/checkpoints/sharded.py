@@ -57,10 +57,10 @@ def _shards(index: bytes) -> dict[str, set[str]]:
     """The tensors of each shard, without those that carry no weight."""
     try:
         content = json.loads(index, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"its {INDEX} is no JSON: {error}") from None
-    except CheckpointError as error:
+    except CheckpointError as error:  # a ValueError, too
         raise CheckpointError(f"its {INDEX}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"its {INDEX} is no JSON ({error}); copy the folder again") from None
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"its {INDEX} has no weight_map, which tells the file of each tensor")

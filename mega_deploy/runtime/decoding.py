@@ -158,7 +158,7 @@ def _read(stream: StreamSession, prompts: Sequence[Array], rows: Array) -> Array
         part = np.stack([prompts[index][start:stop] for index in going])
         if stream.prefills and stop - start > 1:
             found = stream.prefill_named(part, rows[going])
-        else:  # a token, or an engine, which is of a step alone
+        else:  # a token, or an engine of earlier releases, of a step alone
             for step in part.T:
                 found = stream.step_named(np.ascontiguousarray(step), rows[going])
         scores |= dict(zip(going, _scores(found), strict=True))

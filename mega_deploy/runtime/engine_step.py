@@ -24,7 +24,7 @@ class EngineStep:
     Each state lies on the GPU twice: a step reads one and writes the other. TensorRT allows an output where an input
     lies for its own update of a cache (IKVCacheUpdateLayer) and for plugins that say so, not for the nodes of a step.
     Each direction has an execution context of its own, whose addresses stay, so that both are replayed as CUDA graphs.
-    A step that fails leaves the state as it was. What no step changes lies there once.
+    A step that fails leaves the state as it was, of many the part that fails. What no step changes lies there once.
 
     Args:
         model: a session on the engine.

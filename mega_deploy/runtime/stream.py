@@ -149,6 +149,8 @@ class StreamSession:
     def prefill(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
         """Take many frames in one call, which leaves the state that stepping through them would, to rounding.
 
+        They are taken some at a time: where an engine fails in between, those before are taken, and counted by `room`.
+
         Args:
             inputs: [batch, frames, ...], as `step` takes them, with an axis of frames behind the batch.
             rows: as for `step`.
@@ -170,7 +172,12 @@ class StreamSession:
         with self._lock:
             steps = next(iter(feeds.values())).shape[1]
             chosen, order = self._gather(rows, feeds, steps)
-            outputs = self._prefill.run(in_places(feeds, order), self._step, len(chosen))
+            try:
+                outputs = self._prefill.run(in_places(feeds, order), self._step, len(chosen))
+            except BaseException:
+                # An engine may have taken the first of them; how many, the state tells.
+                self._counters.load(self._state())
+                raise
             self._counters.step(chosen, steps)
         return as_asked(outputs, order)
 
@@ -201,8 +208,7 @@ class StreamSession:
     def state(self) -> dict[str, Array]:
         """A copy of the state by name, [batch, ...] in the order of the streams, for `load`."""
         with self._lock:
-            places = self._seats.places(self._seats.rows(None))
-            return {name: buffer.read()[places] for name, buffer in self._step.state.items()}
+            return self._state()
 
     def load(self, state: Mapping[str, Array] | str | os.PathLike[str]) -> None:
         """Go on from a state that `state` gave, or that `save` wrote.
@@ -251,6 +257,10 @@ class StreamSession:
         if isinstance(inputs, np.ndarray) and not others and spec.values is None and inputs.dtype == spec.dtype:
             self._known = inputs.shape, inputs.dtype
         return feeds
+
+    def _state(self) -> dict[str, Array]:
+        places = self._seats.places(self._seats.rows(None))
+        return {name: buffer.read()[places] for name, buffer in self._step.state.items()}
 
     def _begin(self, rows: Numbers, given: Mapping[str, Array]) -> None:
         """Put the state of a stream's beginning in place, of which an encode graph may have given a part."""

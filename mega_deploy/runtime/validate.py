@@ -50,8 +50,8 @@ def compare_stream(
 ) -> Report:
     """The verdict on a stream: step by step, and with most steps of each sequence taken at once.
 
-    What many at once do not give, the outputs of all but the last of them, counts as exact in the second. Engines are
-    of a step alone, and judged step by step.
+    What many at once do not give, the outputs of all but the last of them, counts as exact in the second. Where
+    the session cannot take many at once, on engines that earlier releases built, it is judged step by step alone.
     """
     results = []
     for case in reference.cases:

@@ -19,6 +19,8 @@ from mega_deploy.bench.course import Course
 from mega_deploy.bench.sweep import AXES
 from mega_deploy.errors import BundleError, InputError, OptionError
 from mega_deploy.models.edifice import Mega
+from mega_deploy.models.paper import MegaEncoder
+from mega_deploy.paper import MegaConfig
 
 WINDOW, FEATURES, HIDDEN = 6, 4, 16
 
@@ -92,10 +94,25 @@ def test_streams_of_tokens_end_and_begin_anew_with_their_source(of_tokens, tmp_p
     assert len(seconds) == STEPS + 1 and min(seconds) > 0 and one.settings
 
 
+def bare_layers(folder, **options):
+    torch.manual_seed(0)
+    config = MegaConfig(embed_dim=4, z_dim=2, hidden_dim=4, ffn_dim=None, ema_dim=1, num_layers=1, **options)
+    return md.export(MegaEncoder(config).eval(), folder / "bare.mega", form="both", seq_len=STEPS)
+
+
 def test_a_window_that_truncates_its_average_stands_for_no_step(of_tokens, tmp_path):
-    bundle = of_tokens(TRUNCATED)
-    task_of(bundle, tmp_path)
-    assert not streams.takes_whole(bundle, load_case(tmp_path)[0])
+    for bundle in (of_tokens(TRUNCATED), bare_layers(tmp_path, truncation=4)):
+        task_of(bundle, tmp_path)
+        assert not streams.takes_whole(bundle, load_case(tmp_path)[0])
+
+
+def test_bare_layers_go_along_their_frames(tmp_path):
+    bundle = bare_layers(tmp_path, attention="laplace", chunk_size=4, truncation=STEPS)
+    for contender in (name for name in streams.BUILD if name != streams.ENCODE):
+        task = task_of(bundle, tmp_path, contender)
+        sequences, want = load_case(tmp_path)
+        assert streams.takes_whole(bundle, sequences)
+        assert relative_error(build(task, sequences).check(), want) < 2e-5, contender
 
 
 def test_what_lies_between_calls_is_in_no_calls_time():

@@ -83,6 +83,7 @@ def test_weights_in_shards_are_the_same_model(tmp_path):
         ("shards: one lies outside", "expected the name of a .safetensors file beside it"),
         ("shards: a tensor is in none", f"{INDEX} says that {SHARDS[0]} holds beyond, which is not there"),
         ("shards: a tensor is not in the index", f"its shard {SHARDS[0]} holds .*, which its {INDEX} does not say"),
+        ("shards: an index that names a tensor twice", f"its {INDEX}: it has the entry a twice"),
     ],
 )
 def test_what_is_wrong_with_shards_is_said(attack, tells, tmp_path):

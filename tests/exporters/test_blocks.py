@@ -62,6 +62,21 @@ def test_a_window_in_segments_is_the_recurrence(case, block, values):
     assert np.abs(got - recurrence(ema, x)).max() <= 1e-14 * scale
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("both", [False, True], ids=["past", "both"])
+def test_segments_hold_where_a_host_fixes_the_batch(both, batch, monkeypatch):
+    monkeypatch.setattr(segments, "VALUES", 1)
+    length, ema = 1100, slow(4, 2, both=both)
+    made = model(lower_to_blocks(ema, length, 16), length, dtype=ir.DataType.FLOAT)
+    options = onnxruntime.SessionOptions()
+    options.add_free_dimension_override_by_name("batch", batch)  # onnxruntime then folds what puts them in order
+    session = onnxruntime.InferenceSession(ir.to_proto(made).SerializeToString(), options)
+    x = np.random.default_rng(0).standard_normal((batch, length, 4), np.float32)
+    (got,) = session.run(None, {"x": x})
+    want = recurrence(ema, x.transpose(0, 2, 1).astype(np.float64)).transpose(0, 2, 1)
+    assert np.linalg.norm(got - want) <= 1e-6 * np.linalg.norm(want)
+
+
 @pytest.mark.parametrize("both", [False, True], ids=["past", "both"])
 def test_each_segment_is_done_before_the_next_is_begun(tmp_path, both, monkeypatch):
     monkeypatch.setattr(segments, "VALUES", 1)

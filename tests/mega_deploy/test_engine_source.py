@@ -12,8 +12,9 @@ from paper_goldens import close, models
 
 import mega_deploy as md
 from mega_deploy.bundle import MANIFEST
-from mega_deploy.errors import BundleError
+from mega_deploy.errors import BundleError, MegaDeployError
 from mega_deploy.runtime.cuda import Device
+from mega_deploy.runtime.launch import Launch
 
 CASE = models("fairseq", "model_nmt_")["model_nmt_laplace_rotary_chunk"]
 SOURCES = {"src_tokens": CASE.inputs["src_tokens_left"], "src_lengths": CASE.inputs["src_lengths"]}
@@ -149,6 +150,28 @@ def test_what_streams_have_had_follows_their_state(pair, tmp_path):
         other.step(TARGETS[:, 0])
     with pytest.raises(md.InputError, match="stream 0 has had 5 steps, and 12 more are beyond the 16"):
         other.prefill(np.full((2, 12), 5), [1, 0])
+
+
+def test_a_prefill_that_fails_half_way_has_taken_and_counted_what_came_before(pair, monkeypatch):
+    stream, reference = pair
+    rows, fine = [2, 0], iter([True, False])  # a call takes 5 tokens
+    for one in pair:
+        one.encode(SOURCES)
+    launch = Launch.run
+
+    def run(self, on):
+        if not next(fine):
+            raise MegaDeployError("the engine failed")
+        launch(self, on)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Launch, "run", run)
+        with pytest.raises(MegaDeployError, match="the engine failed"):
+            stream.prefill(TARGETS[rows, :8], rows)
+    reference.prefill(TARGETS[rows, :5], rows)
+    assert stream.room().tolist() == reference.room().tolist() == [CAPACITY - 5, CAPACITY, CAPACITY - 5]
+    got, want = (one.prefill(TARGETS[rows, 5:8], rows) for one in pair)
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @pytest.fixture
