@@ -7,6 +7,7 @@ steps, the whole vocabulary at each: the first, the last, both sides of chunks' 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ Handovers = Mapping[str, Iterable[int]]
 """By a pool's name: the first step behind each."""
 
 LARGEST_SAMPLE = 1 << 25
-"""Numbers that are kept of sampled outputs, in all: 256 MB in float64."""
+"""Numbers that are kept of sampled outputs: 256 MB in float64, of which each pool has the same share."""
 LEAST = 8
 """Steps that are kept of each sequence, however many sequences there are."""
 LARGEST_OUTPUT = 1 << 30
@@ -55,12 +56,12 @@ def kept_steps(pools: Pools, signature: Signature, chunk: int | None, seed: int,
     longest = max(steps for pool in whole.values() for steps, _ in pool.values())
     each = sum(width for pool in whole.values() for _, width in pool.values())
     _check_size(signature, longest, inputs, each)
-    most, random = max(LEAST, LARGEST_SAMPLE // each), np.random.default_rng(seed)
+    share, random = LARGEST_SAMPLE // sum(map(len, whole.values())), np.random.default_rng(seed)
     return {
         name: {
             output: _some(steps, most, chunk, random, handovers.get(name, ()))
-            for output, (steps, _) in pool.items()
-            if steps > most
+            for output, (steps, width) in pool.items()
+            if steps > (most := max(LEAST, share // width))
         }
         for name, pool in whole.items()
     }
@@ -68,14 +69,14 @@ def kept_steps(pools: Pools, signature: Signature, chunk: int | None, seed: int,
 
 def told(kept: Kept, pools: Pools, signature: Signature) -> list[str]:
     """What to tell of it."""
-    some = {
-        (output, len(steps), _outputs(pools[name], signature)[output][0])
-        for name, pool in kept.items()
-        for output, steps in pool.items()
-    }
+    counts = defaultdict(list)
+    for name, pool in kept.items():
+        for output, steps in pool.items():
+            counts[output, _outputs(pools[name], signature)[output][0]].append(len(steps))
     return [
-        f"{output} at {count} of {length} steps (the first, the last, both sides of chunks' ends, random ones)"
-        for output, count, length in sorted(some)
+        f"{output} at {' to '.join(map(str, sorted({min(some), max(some)})))} of {length} steps (the first, the last, "
+        "ends of chunks, random ones)"
+        for (output, length), some in counts.items()
     ]
 
 
@@ -126,9 +127,9 @@ def _check_size(signature: Signature, longest: int, inputs: int, each: int) -> N
 
 
 def _some(length: int, most: int, chunk: int | None, random: np.random.Generator, handovers: Iterable[int]) -> Array:
-    """`most` of so many steps; of the chunks' ends, evenly spread, as many as leave a third of the room."""
+    """`most` of so many steps; of the chunks' ends, evenly spread, as many as leave room for others."""
     ends = np.arange(chunk, length, chunk) if chunk else np.zeros(0, np.int64)
-    spread = np.linspace(0, len(ends) - 1, min(len(ends), max(1, most // 3))).round().astype(np.int64)
+    spread = np.linspace(0, len(ends) - 1, min(len(ends), 1 + (most - LEAST) // 3)).round().astype(np.int64)
     behind = np.array([*ends[spread], *handovers], np.int64)
     kept = np.unique([0, length - 1, *behind - 1, *behind])
     others = np.setdiff1d(np.arange(length), kept)
