@@ -53,9 +53,8 @@ def kept_steps(pools: Pools, signature: Signature, chunk: int | None, seed: int,
         MAX_REFERENCE_BYTES
     ):
         return {}
-    longest = max(steps for pool in whole.values() for steps, _ in pool.values())
-    each = sum(width for pool in whole.values() for _, width in pool.values())
-    _check_size(signature, longest, inputs, each)
+    _check_room(inputs, sum(width for pool in whole.values() for _, width in pool.values()))
+    _check_run(signature, max(steps for pool in whole.values() for steps, _ in pool.values()))
     share, random = LARGEST_SAMPLE // sum(map(len, whole.values())), np.random.default_rng(seed)
     return {
         name: {
@@ -108,21 +107,24 @@ def _outputs(inputs: Mapping[str, Array], signature: Signature) -> dict[str, tup
     return found
 
 
-def _check_size(signature: Signature, longest: int, inputs: int, each: int) -> None:
-    """Refuse what no reference may hold, or no run of the deployed model."""
-    room = MAX_REFERENCE_BYTES - 8 * 2 * LEAST * each  # what must be kept may be more than LEAST
-    if room <= 0:
+def _check_room(inputs: int, each: int) -> None:
+    """Refuse inputs of so many bytes, and so many numbers of outputs at each step, that no reference may hold."""
+    least = inputs + 8 * 2 * LEAST * each  # what must be kept may be more than LEAST
+    if least > MAX_REFERENCE_BYTES:
         raise OptionError(
-            f"what the model gives for so many sequences is too much to be held against it, more than "
-            f"{MAX_REFERENCE_BYTES >> 30} GiB at a few steps of each; take fewer of them"
+            f"what the model takes, and gives at a few steps of each sequence, is too much to be held against it: {least} "
+            f"bytes of at most {MAX_REFERENCE_BYTES}; take fewer samples, or export for shorter sequences"
         )
+
+
+def _check_run(signature: Signature, steps: int) -> None:
+    """Refuse an output of so many steps that is too large for one run of the smallest batch."""
     rows = batch.min if isinstance(batch := signature.dim("batch"), Range) else batch
-    fits = min(longest * room // max(inputs, 1), LARGEST_OUTPUT // (rows * output_width(signature)))
-    if fits < longest:
+    fits = LARGEST_OUTPUT // (rows * output_width(signature))
+    if steps > fits:
         raise OptionError(
-            f"what the model takes and gives for {longest} steps is too much to be held against it, more than "
-            f"{MAX_REFERENCE_BYTES >> 30} GiB in all cases together, or {4 * LARGEST_OUTPUT >> 30} GiB in one run; "
-            f"export for {fits} steps at most"
+            f"what the model gives for {steps} steps is too much to be held against it, more than "
+            f"{4 * LARGEST_OUTPUT >> 30} GiB in one run; export for {fits} steps at most"
         )
 
 

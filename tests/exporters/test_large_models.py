@@ -14,7 +14,8 @@ from mega_deploy.models.edifice import Mega
 from mega_deploy.models.paper import build_model
 from mega_deploy.paper import MegaConfig
 from mega_deploy.paper.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
-from mega_deploy.parity import Pool
+from mega_deploy.parity import Pool, limit_for
+from mega_deploy.parity.reference import STEPPED
 from mega_deploy.runtime.validate import compare_stream
 from mega_deploy.signature import Range
 
@@ -112,3 +113,18 @@ def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_
         wrong = dataclasses.replace(reference, pools=pools, cases=(long,))
         report = compare_stream(bundle.judged_stream("onnxruntime"), wrong, "float32")
         assert report.cases[0].passed == passed
+
+
+def test_a_prefilled_sequence_is_judged_over_the_steps_that_were_compared_alone(tmp_path):
+    bundle = md.export(language_model(4), tmp_path / "x.mega", form="stream")
+    reference = bundle.reference("stream")
+    case, pool = reference.cases[0], reference.pools[reference.cases[0].pool]
+    outputs = {"logits": pool.outputs["logits"].copy()}
+    # Over the whole sequence this would be an eighth of it.
+    last = outputs["logits"][:, -STEPPED - 1 :]
+    last += (off := 3 * limit_for(case.floor).relative_l2) * np.sqrt(np.mean(last**2))
+    wrong = dataclasses.replace(
+        reference, pools={**reference.pools, case.pool: Pool(pool.inputs, outputs)}, cases=(case,)
+    )
+    whole, prefilled = compare_stream(bundle.judged_stream("onnxruntime"), wrong, "float32").cases
+    assert whole.error.relative_l2 < off / 6 and prefilled.error.relative_l2 > 0.9 * off and not prefilled.passed

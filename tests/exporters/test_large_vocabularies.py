@@ -14,9 +14,11 @@ from mega_deploy.bench.contenders import load_case, relative_error, save_case
 from mega_deploy.bundle import MODEL
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters import sampling
+from mega_deploy.exporters.family import family_of
 from mega_deploy.exporters.paper.cases import paper_kinds
 from mega_deploy.exporters.sampling import LEAST, kept_steps
 from mega_deploy.exporters.trained import run
+from mega_deploy.models.edifice import Mega
 from mega_deploy.models.paper import build_model
 from mega_deploy.paper import MegaConfig
 from mega_deploy.paper.signatures import signature
@@ -206,10 +208,17 @@ def test_what_fits_is_kept_whole_and_what_does_not_stays_within_bounds():
 
 
 def test_what_no_reference_and_no_run_can_hold_is_refused_with_what_goes():
-    with pytest.raises(OptionError, match=r"so many sequences is too much.*take fewer of them"):
+    with pytest.raises(OptionError, match="at a few steps of each sequence, is too much.*; take fewer samples"):
         kept_steps(*drawn(1000, 100, 10_000), CHUNK, 0, {})
     with pytest.raises(OptionError, match=r"30000 steps is too much.*4 GiB in one run; export for 21361 steps at most"):
         kept_steps(*drawn(50_265, 30_000, 1), CHUNK, 0, {})
+
+
+def test_inputs_that_no_reference_holds_are_refused_where_outputs_have_no_steps():
+    told = family_of(Mega.build(embed_dim=6, hidden_size=16, ema_dim=4, num_layers=1, window_size=9)).signature(ONE, 9)
+    windows = np.broadcast_to(np.float32(0), (5_000_000, 9, 6))
+    with pytest.raises(OptionError, match="bytes of at most 1073741824; take fewer samples"):
+        kept_steps({"random": {"frames": windows}}, told, None, 0, {})
 
 
 def test_a_window_of_a_vocabulary_of_fifty_thousand_is_exported(tmp_path, monkeypatch):
