@@ -112,8 +112,8 @@ def _check_room(inputs: int, each: int) -> None:
     least = inputs + 8 * 2 * LEAST * each  # what must be kept may be more than LEAST
     if least > MAX_REFERENCE_BYTES:
         raise OptionError(
-            f"what the model takes, and gives at a few steps of each sequence, is too much to be held against it: {least} "
-            f"bytes of at most {MAX_REFERENCE_BYTES}; take fewer samples, or export for shorter sequences"
+            "what the model takes, and gives at a few steps of each sequence, is too much to be held against it: "
+            f"{least} bytes of at most {MAX_REFERENCE_BYTES}; take fewer samples, or export for shorter sequences"
         )
 
 

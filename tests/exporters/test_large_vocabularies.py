@@ -208,7 +208,7 @@ def test_what_fits_is_kept_whole_and_what_does_not_stays_within_bounds():
 
 
 def test_what_no_reference_and_no_run_can_hold_is_refused_with_what_goes():
-    with pytest.raises(OptionError, match="at a few steps of each sequence, is too much.*; take fewer samples"):
+    with pytest.raises(OptionError, match=r"at a few steps of each sequence, is too much.*; take fewer samples"):
         kept_steps(*drawn(1000, 100, 10_000), CHUNK, 0, {})
     with pytest.raises(OptionError, match=r"30000 steps is too much.*4 GiB in one run; export for 21361 steps at most"):
         kept_steps(*drawn(50_265, 30_000, 1), CHUNK, 0, {})
