@@ -215,7 +215,7 @@ def _beside_a_stream(case: Case, folder: Path) -> Iterator[str]:
     if case.bundle.stream_form.encode is not None:
         yield ENCODE
     yield PREFILL
-    if takes_whole(case.bundle, load_case(folder)[0]):
+    if takes_whole(case.bundle, load_case(folder).inputs):
         yield WINDOW
 
 

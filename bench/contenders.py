@@ -17,6 +17,7 @@ from mega_deploy.bench.latency import sample
 from mega_deploy.config import Form
 from mega_deploy.engines import TARGETS
 from mega_deploy.errors import InputError, OptionError
+from mega_deploy.parity import Pool
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.signature import SEQUENCE_AXES, Range, TensorSpec
 
@@ -145,7 +146,8 @@ def _recorded(reference: Reference, inputs: Sequence[TensorSpec], batch: int, se
         if all(_length(spec, pool.inputs[spec.name].shape) in (seq_len, None) for spec in inputs):
             rows = [case.rows[index % len(case.rows)] for index in range(batch)]
             arrays = {f"input/{name}": array[rows] for name, array in pool.inputs.items()}
-            return arrays | {f"output/{name}": array[rows] for name, array in pool.outputs.items()}
+            arrays |= {f"output/{name}": array[rows] for name, array in pool.outputs.items()}
+            return arrays | {f"steps/{name}": steps for name, steps in pool.steps.items()}
     return None
 
 
@@ -153,15 +155,15 @@ def _length(spec: TensorSpec, shape: Sequence[int]) -> int | None:
     return next((size for axis, size in zip(spec.axes, shape, strict=True) if axis in SEQUENCE_AXES), None)
 
 
-def load_case(folder: Path) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The inputs of a configuration, and the outputs that the trained model gives in float64, by name."""
+def load_case(folder: Path) -> Pool:
+    """The inputs of a configuration, and the outputs that the trained model gives in float64."""
     arrays = load_arrays(folder / CASE)
     assert isinstance(arrays, dict)  # of an .npz
-    named: dict[str, dict[str, Array]] = {"input": {}, "output": {}}
+    named: dict[str, dict[str, Array]] = {"input": {}, "output": {}, "steps": {}}
     for name, array in arrays.items():
         kind, _, rest = name.partition("/")
         named[kind][rest] = array
-    return named["input"], named["output"]
+    return Pool(named["input"], named["output"], named["steps"])
 
 
 def lengths(bundle: OpenBundle) -> Range | int | None:
@@ -198,13 +200,17 @@ def check_fits(bundle: OpenBundle, batch: int, seq_len: int, form: Form = "windo
                 )
 
 
-def relative_error(outputs: Outputs, want: Mapping[str, Array]) -> float:
-    """The worst relative l2 error over the outputs; infinite where a shape is another."""
-    got = outputs if isinstance(outputs, Mapping) else dict(zip(want, outputs, strict=True))
+def relative_error(outputs: Outputs, case: Pool) -> float:
+    """The worst relative l2 error over the outputs of a case; infinite where a shape is another."""
+    got = outputs if isinstance(outputs, Mapping) else dict(zip(case.outputs, outputs, strict=True))
+    try:
+        kept = case.judged({name: np.asarray(got[name], np.float64) for name in case.outputs})
+    except IndexError:  # it has fewer steps
+        return float("inf")
     errors = []
-    for name, value in want.items():
-        if np.shape(got[name]) != value.shape:
+    for name, value in case.outputs.items():
+        if kept[name].shape != value.shape:
             return float("inf")
-        error = np.linalg.norm(np.asarray(got[name], np.float64) - value) / (np.linalg.norm(value) or 1.0)
+        error = np.linalg.norm(kept[name] - value) / (np.linalg.norm(value) or 1.0)
         errors.append(float("inf") if np.isnan(error) else float(error))
     return max(errors)

@@ -51,7 +51,7 @@ TRIALS = 10
 def prepare(task: Task) -> None:
     """Profile the bundle; write the graph of its products, and what was counted."""
     onnx = require("onnx", "bench", "the limit")
-    bundle, (feeds, _) = OpenBundle.open(task.bundle), load_case(task.place)
+    bundle, feeds = OpenBundle.open(task.bundle), load_case(task.place).inputs
     state: dict[str, Array] = {}
     given = feeds
     if task.form == "stream":

@@ -104,7 +104,7 @@ def write_cases(
     for name, bundle in bundles.items():
         (folder / name).mkdir()
         save_case(bundle, batch, steps, folder / name)
-    inputs, _ = load_case(folder / next(iter(bundles)))
+    inputs = dict(load_case(folder / next(iter(bundles))).inputs)
     nothing = inputs["src_tokens"][:, :2].astype(np.float32)
     _write(folder / BASELINE, _nothing(steps), inputs, nothing)
     torch = require("torch", "export", "a Transformer with random weights")

@@ -56,7 +56,7 @@ def _plain_export(task: Task) -> None:
     """The trained form through torch.onnx.export, as it comes, for this very batch."""
     import torch
 
-    model, inputs = exportable(task), tensors(load_case(task.place)[0])
+    model, inputs = exportable(task), tensors(load_case(task.place).inputs)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     program = torch.onnx.export(model, (), kwargs=inputs, input_names=list(inputs), dynamo=True, verbose=False)
     assert program is not None

@@ -46,7 +46,7 @@ def recorded(reference: Reference, bundle: OpenBundle, batch: int) -> dict[str, 
     """Arrays for contenders.CASE: sequences [batch, frames, ...], with their source, and the outputs at the last frame.
 
     They are the random ones of the bundle's reference, over again where the batch is larger: `frames_of` the bundle, or
-    as many as were recorded where that is less, as of a large vocabulary.
+    as many as were recorded where that is less. Of a large vocabulary they end with a step whose outputs are kept.
 
     Args:
         reference: of the stream.
@@ -56,7 +56,10 @@ def recorded(reference: Reference, bundle: OpenBundle, batch: int) -> dict[str, 
     steps, most = bundle.stream_form.step.inputs, frames_of(bundle)
 
     def frames(case: Case) -> int:
-        return min(most, int(reference.pools[case.pool].inputs[steps[0].name].shape[1]))
+        pool = reference.pools[case.pool]
+        for kept in pool.steps.values():
+            return int(kept[kept < most][-1]) + 1
+        return min(most, int(pool.inputs[steps[0].name].shape[1]))
 
     case = max(
         (case for case in reference.cases if case.name.startswith("random")),
@@ -67,7 +70,7 @@ def recorded(reference: Reference, bundle: OpenBundle, batch: int) -> dict[str, 
     inputs = {
         f"input/{name}": array[rows, :length] if name in own else array[rows] for name, array in pool.inputs.items()
     }
-    return inputs | {f"output/{name}": array[rows, length - 1] for name, array in pool.outputs.items()}
+    return inputs | {f"output/{name}": array[:, 0] for name, array in pool.want(rows, length - 1).items()}
 
 
 def takes_whole(bundle: OpenBundle, sequences: Mapping[str, Array]) -> bool:

@@ -152,7 +152,7 @@ def compile_ahead(task: Task) -> None:
     """Write the package that `ahead_of_time_peer` loads into the task's folder."""
     import torch
 
-    model, inputs = exportable(task), tensors(load_case(task.place)[0])
+    model, inputs = exportable(task), tensors(load_case(task.place).inputs)
     torch.set_num_threads(task.threads)
     with torch.inference_mode():
         program = torch.export.export(model, (), inputs)

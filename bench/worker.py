@@ -45,14 +45,14 @@ def time_contender(task: Task, started: float, questions: Iterator[dict[str, Any
     Raises:
         QualityGateError: the contender's output is not the trained model's.
     """
-    feeds, want = load_case(task.place)
-    contender = build(task, feeds)
+    case = load_case(task.place)
+    contender = build(task, case.inputs)
     loaded = time.monotonic()
     outputs = contender.call()
     first = time.monotonic()
     if contender.check is not None:
         outputs = contender.check()
-    error = relative_error(outputs, want) if want_is_known(task) else None
+    error = relative_error(outputs, case) if want_is_known(task) else None
     if error is not None and not error <= task.tolerance:
         raise QualityGateError(
             f"its output differs from the trained model's by {error:.1e}, more than {task.tolerance:.1e}: not timed"

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.errors import OptionError
+from mega_deploy.exporters.sampling import LEAST
 from mega_deploy.parity.reference import MAX_REFERENCE_BYTES
-from mega_deploy.signature import SEQUENCE_AXES, Range, Signature, largest, usual
+from mega_deploy.signature import LARGEST_SIZE, SEQUENCE_AXES, Range, Signature, largest, usual
 
 Array = npt.NDArray[Any]
 Inputs = dict[str, Array]
@@ -48,12 +49,12 @@ def make_cases(
         most: rows of a batch, and adversarial ones of a kind; at least 1.
 
     Raises:
-        OptionError: so many samples are too much to hold, or what the model gives for the least that there can be.
+        OptionError: so many samples are too much to hold.
     """
     batch, lengths = signature.dim("batch"), signature.dim(*SEQUENCE_AXES)
     assert isinstance(batch, Range)
     longest = largest(lengths)
-    elements = samples * _row_elements(signature)
+    elements = samples * _row_elements(signature, LEAST)
     if elements > LARGEST_POOL:
         remedy = "ask for fewer" if samples > 1 else "export for shorter windows"
         raise OptionError(f"samples {samples} make {elements} numbers, more than {LARGEST_POOL}; {remedy}")
@@ -61,7 +62,6 @@ def make_cases(
     pools = {name: draw(samples if name == RANDOM else few, usual(lengths)) for name, draw in kinds.items()}
     for other in _other_lengths(lengths):
         pools[f"{RANDOM}, length {other}"] = kinds[RANDOM](2, other)
-    _check_size(pools, signature, longest)
     fits = LARGEST_ACTIVATION // max(longest * row_width(longest), _row_elements(signature))
     most = max(batch.min, min(batch.max, LARGEST_BATCH, fits, most))
     cases: Cases = {}
@@ -74,19 +74,6 @@ def make_cases(
             # Whole batches, in which every row stands at least once.
             cases[f"{name}, batch {size}"] = name, _cycle(count, size * math.ceil(count / size)), size
     return pools, cases
-
-
-def _check_size(pools: Mapping[str, Inputs], signature: Signature, longest: int) -> None:
-    """Refuse what no reference may hold: in float64, the outputs of a large vocabulary at every step, say."""
-    per_step = _row_elements(signature) / longest
-    rows = [next(iter(inputs.values())) for inputs in pools.values()]
-    steps = sum(len(array) * min(longest, array.shape[-1 if array.dtype.kind in "iu" else 1]) for array in rows)
-    if 8 * steps * per_step > MAX_REFERENCE_BYTES:
-        fits = int(longest * MAX_REFERENCE_BYTES / (8 * steps * per_step))
-        raise OptionError(
-            f"what the model gives for {longest} steps is too much to be held against it, more than "
-            f"{MAX_REFERENCE_BYTES >> 30} GiB in all cases together; export for {fits} steps at most"
-        )
 
 
 def frame_kinds(name: str, features: int, random: np.random.Generator) -> Kinds:
@@ -119,9 +106,15 @@ def rows_that_fit(signature: Signature) -> int:
     return MAX_REFERENCE_BYTES // (2 * 8 * _row_elements(signature))
 
 
-def _row_elements(signature: Signature) -> int:
-    """Numbers that a row takes in the inputs and outputs of a reference, at most."""
-    return sum(math.prod(map(largest, spec.dims[1:])) for spec in (*signature.inputs, *signature.outputs))
+def _row_elements(signature: Signature, kept: int = LARGEST_SIZE) -> int:
+    """Numbers that a row takes in the inputs and outputs of a reference, at most; of outputs at so many steps."""
+    return sum(math.prod(map(largest, spec.dims[1:])) for spec in signature.inputs) + sum(
+        math.prod(
+            min(largest(dim), kept) if axis in SEQUENCE_AXES else largest(dim)
+            for axis, dim in zip(spec.axes[1:], spec.dims[1:], strict=True)
+        )
+        for spec in signature.outputs
+    )
 
 
 def _other_lengths(lengths: int | Range) -> list[int]:

@@ -49,6 +49,8 @@ class Family:
     """Of inputs, for a parity reference."""
     width: Callable[[int], int]
     """Numbers that the widest activation, or attention's scores, hold for each of so many steps."""
+    chunk: int | None
+    """Steps whose attention sees each other, of the stack that gives the outputs; None for all."""
     computed_row: int | None
     """The only step that the graph computes behind the last block's moving average; None where it computes all."""
 
@@ -86,6 +88,7 @@ def _edifice(model: Mega) -> Family:
         flops=lambda signature: trained_flops(config),
         kinds=lambda signature, random: frame_kinds("frames", config.embed_dim, random),
         width=lambda length: max(length, 4 * config.hidden_size),
+        chunk=None,
         computed_row=-1 if config.output == "last" else None,
     )
 
@@ -116,6 +119,7 @@ def _paper(model: PaperModel) -> Family:
         flops=flops,
         kinds=lambda signature, random: paper_kinds(config, signature, random),
         width=width,
+        chunk=chunks[-1],
         computed_row=computed_row(config),
     )
 

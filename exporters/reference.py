@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from mega_deploy.config import Precision
 from mega_deploy.errors import InputError, QualityGateError
 from mega_deploy.exporters.cases import RANDOM, Cases, Inputs, make_cases, rows_that_fit
 from mega_deploy.exporters.family import Model, family_of
+from mega_deploy.exporters.sampling import Handovers, kept_steps, told
 from mega_deploy.exporters.trained import AUTOCAST, a_last_place_away, keep_in_float32, own_precision, run
 from mega_deploy.parity import (
     ILL_CONDITIONED,
@@ -78,7 +81,7 @@ def record(
     most = max(2, min(MOST_WORK // max(1, family.flops(signature)), rows_that_fit(signature)))
     pools, cases = make_cases(kinds, signature, family.width, samples or min(SAMPLES, most), most)
     sampled = [f"{most} random rows instead of {SAMPLES}"] if samples is None and most < SAMPLES else []
-    return Recorder(model, signature, precision, kept).record(pools, cases, block_names, sampled)
+    return Recorder(model, signature, precision, kept).record(pools, cases, block_names, sampled, seed=seed)
 
 
 def record_for(
@@ -123,11 +126,18 @@ class Recorder:
         self.single = copy.deepcopy(model).float().eval()
         keep_in_float32(self.single, kept)
         self.family = family_of(model)
-        self.outputs = [spec.name for spec in signature.outputs]
+        self.signature, self.outputs = signature, [spec.name for spec in signature.outputs]
         self._step_flops = self.family.flops(signature) / usual(signature.dim(*SEQUENCE_AXES))
 
     def record(
-        self, inputs: dict[str, Inputs], cases: Cases, block_names: Sequence[str], sampled: Sequence[str] = ()
+        self,
+        inputs: dict[str, Inputs],
+        cases: Cases,
+        block_names: Sequence[str],
+        sampled: Sequence[str] = (),
+        *,
+        seed: int = 0,
+        handovers: Handovers = MappingProxyType({}),
     ) -> Reference:
         """The reference for pools of inputs.
 
@@ -136,8 +146,15 @@ class Recorder:
             cases: made of them.
             block_names: see `record`.
             sampled: what the pools hold less of than those of a smaller model.
+            seed: of the steps at which outputs are kept, where they are too large to be kept whole.
+            handovers: see `kept_steps`.
+
+        Raises:
+            InputError: outputs are too large for any reference, or not finite.
+            QualityGateError: the model is too ill-conditioned for one.
         """
-        pools = {name: Pool(pool, self._exactly(pool)) for name, pool in inputs.items()}
+        steps = kept_steps(inputs, self.signature, self.family.chunk, seed, handovers)
+        pools = {name: self._exactly(Pool(pool, {}, steps.get(name, {}))) for name, pool in inputs.items()}
         if not all(np.isfinite(array).all() for pool in pools.values() for array in pool.outputs.values()):
             raise InputError(
                 "the trained model gives NaN or infinite outputs for ordinary inputs; it cannot be deployed"
@@ -158,7 +175,8 @@ class Recorder:
             if name in usable
         )
         first = measured[0]
-        got, want = self._streams(_rows(inputs[first.pool], list(first.rows)[: first.batch]), block_names)
+        some = _rows(inputs[first.pool], list(first.rows)[: first.batch])
+        got, want = self._streams(some, block_names, pools[first.pool].steps)
         return Reference(
             pools={name: pool for name, pool in pools.items() if name in {case.pool for case in measured}},
             cases=measured,
@@ -167,17 +185,20 @@ class Recorder:
             precision=self.precision,
             kept=self.kept,
             left_out=tuple(name for name in floors if name not in usable),
-            sampled=(*sampled, *self._fewer_runs(pools, cases)),
+            sampled=(*sampled, *told(steps, inputs, self.signature), *self._fewer_runs(pools, cases)),
         )
 
-    def _exactly(self, inputs: Inputs) -> Inputs:
-        """The outputs in float64."""
-        count = len(next(iter(inputs.values())))
-        at_once = self._rows_at_once(_steps(inputs))
-        parts = [run(self.exact, _rows(inputs, rows), self.outputs)[0] for rows in batches(range(count), at_once)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+    def _exactly(self, pool: Pool) -> Pool:
+        """With the outputs in float64."""
+        count = len(next(iter(pool.inputs.values())))
+        parts = [
+            run(self.exact, _rows(pool.inputs, rows), self.outputs, steps=pool.steps)[0]
+            for rows in batches(range(count), self._rows_at_once(_steps(pool.inputs)))
+        ]
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+        return dataclasses.replace(pool, outputs=outputs)
 
-    def _streams(self, inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, Inputs]:
+    def _streams(self, inputs: Inputs, names: Sequence[str], steps: Mapping[str, Array]) -> tuple[Inputs, Inputs]:
         """The residual stream behind each block, in the model's precision and in float64."""
         if not names:
             return {}, {}
@@ -185,7 +206,7 @@ class Recorder:
         runs: tuple[tuple[Model, Precision], ...] = (self.single, self.precision), (self.exact, "float32")
         row, streams = self.family.computed_row, []
         for model, precision in runs:
-            kept = run(model, inputs, self.outputs, precision, modules)[1]
+            kept = run(model, inputs, self.outputs, precision, modules, steps=steps)[1]
             if row is not None and kept:
                 kept[-1] = kept[-1][:, [row]]  # the graph computes no more of the last block
             streams.append({name: stream[:, -BLOCK_FRAMES:] for name, stream in zip(names, kept, strict=True)})
@@ -216,11 +237,12 @@ class Recorder:
         costs.
         """
         random = np.random.default_rng(0)
-        inputs, want = _rows(pool.inputs, rows), _rows(pool.outputs, rows)
-        errors = [self._error(inputs, want, batch)]
+        inputs = _rows(pool.inputs, rows)
+        part = Pool(inputs, _rows(pool.outputs, rows), pool.steps)
+        errors = [self._error(inputs, part, batch)]
         for _ in range(self._nearby(len(rows), _steps(inputs))):
             with a_last_place_away(self.single, inputs, self.precision, random) as nearby:
-                errors.append(self._error(nearby, want, batch))
+                errors.append(self._error(nearby, part, batch))
         return worst(errors)
 
     def _rows_at_once(self, length: int) -> int:
@@ -241,14 +263,18 @@ class Recorder:
         few = sum(count < NEARBY for count in nearby)
         if not few:
             return []
-        return [f"noise floors of {few} of {len(cases)} cases from {1 + min(nearby)} runs instead of {1 + NEARBY}"]
+        runs = f"{1 + min(nearby)} runs" if min(nearby) else "a single run"
+        return [f"noise floors of {few} of {len(cases)} cases from {runs} instead of {1 + NEARBY}"]
 
-    def _error(self, inputs: Inputs, want: Inputs, batch: int) -> Error:
+    def _error(self, inputs: Inputs, pool: Pool, batch: int) -> Error:
+        """Of the model in its own precision on inputs that are the pool's, or next to them."""
         parts = [
-            run(self.single, _rows(inputs, part), self.outputs, self.precision)[0]
-            for part in batches(range(len(next(iter(inputs.values())))), batch)
+            run(self.single, _rows(inputs, rows), self.outputs, self.precision, steps=pool.steps)[0]
+            for rows in batches(range(len(next(iter(inputs.values())))), batch)
         ]
-        return worst([measure(np.concatenate([part[name] for part in parts]), want[name]) for name in self.outputs])
+        return worst(
+            [measure(np.concatenate([part[name] for part in parts]), pool.outputs[name]) for name in self.outputs]
+        )
 
 
 def _steps(inputs: Mapping[str, Array]) -> int:

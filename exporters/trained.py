@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mega_deploy.config import Precision
 from mega_deploy.exporters.cases import Inputs
+from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaTranslation
 from mega_deploy.parity import UNIT_ROUNDOFF
 
 Array = npt.NDArray[Any]
@@ -32,6 +34,8 @@ def run(
     outputs: Sequence[str],
     precision: Precision = "float32",
     blocks: Sequence[str] = (),
+    *,
+    steps: Mapping[str, Array] | None = None,
 ) -> tuple[dict[str, Array], list[Array]]:
     """The model's outputs by name, and what its modules `blocks` gave when they were first called.
 
@@ -41,6 +45,7 @@ def run(
         outputs: names of what the model gives.
         precision: float16 and bfloat16 are those of autocast; otherwise the model's own holds.
         blocks: modules by name.
+        steps: of outputs by name: the only ones that are asked for, int64. A vocabulary is scored at no others.
     """
     streams: dict[str, Array] = {}
 
@@ -58,9 +63,26 @@ def run(
         stack.enter_context(context)
         for name in blocks:
             stack.callback(model.get_submodule(name).register_forward_hook(watch(name)).remove)
+        left = steps or {}
+        if left and (hook := _score_at(model, torch.from_numpy(next(iter(left.values()))))):
+            stack.callback(hook.remove)
+            left = {}
         result = model(**tensors)
     named = {outputs[0]: result} if isinstance(result, Tensor) else result
-    return {name: as_array(named[name]) for name in outputs}, [streams[name] for name in blocks]
+    arrays = {name: as_array(named[name]) for name in outputs}
+    kept = {name: array[:, left[name]] if name in left else array for name, array in arrays.items()}
+    return kept, [streams[name] for name in blocks]
+
+
+def _score_at(model: nn.Module, steps: Tensor) -> RemovableHandle | None:
+    """Have a vocabulary scored at some steps alone, until the hook is removed; None where no vocabulary is."""
+    match model:
+        case MegaLanguageModel() | MegaTranslation():
+            return model.output.register_forward_pre_hook(lambda _module, given: (given[0][:, steps], *given[1:]))
+        case MegaHuggingFace() if model.config.head in ("masked_lm", "causal_lm"):
+            return model.encoder.register_forward_hook(lambda _module, _given, last: last[:, steps])
+        case _:
+            return None
 
 
 def keep_in_float32(model: nn.Module, names: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ def weigh_worst_block(
         path = Path(folder) / written.name
         onnx_file.save(kept.model, path)
         session = judging_session(path, signature, report.precision)
-        error = reference.error(case, [session.run_named(feeds) for feeds in reference.feeds(case)])
+        error = reference.error(case, (session.run_named(feeds) for feeds in reference.feeds(case)))
         then, size = error.relative_l2, _bytes(path)
     now = report.cases[0].error.relative_l2
     return {

@@ -22,7 +22,7 @@ from mega_deploy.parity.error import (
     median,
     worst,
 )
-from mega_deploy.parity.reference import BlockFloor, Case, Pool, Reference, batches
+from mega_deploy.parity.reference import BlockFloor, Case, Pool, Reference, batches, handover
 from mega_deploy.parity.verdict import CaseResult, Report
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Reference",
     "Report",
     "batches",
+    "handover",
     "limit_for",
     "measure",
     "median",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,12 +23,19 @@ Array = npt.NDArray[Any]
 
 # A reference comes with a bundle, which may come from a stranger.
 MAX_REFERENCE_BYTES = 1 << 30
+# The most steps of a stream's sequence that are taken one by one where the others are taken at once.
+STEPPED = 16
 
 
 def batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
     """The rows, `size` at a time."""
     for start in range(0, len(rows), size):
         yield list(rows[start : start + size])
+
+
+def handover(steps: int) -> int:
+    """Of a stream's sequence: how many steps are taken at once before the others are taken one by one."""
+    return min(steps - 1, max(steps // 2, steps - STEPPED))
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,31 @@ class Pool:
     inputs: Mapping[str, Array]
     """By name: [rows, ...] as the backend gets it."""
     outputs: Mapping[str, Array]
-    """By name: float64 [rows, ...]."""
+    """By name: float64 [rows, ...], where `steps` has the name at those alone: [rows, kept, ...]."""
+    steps: Mapping[str, Array] = field(default_factory=dict)
+    """Of outputs that are too large to be kept whole, by name: the steps that are, ascending, the last one among them:
+    int64 [kept]."""
+
+    @property
+    def length(self) -> int:
+        """Steps of each sequence, kept or not; 1 where an output has none."""
+        return min(
+            int(self.steps[name][-1]) + 1 if name in self.steps else array.shape[1] if array.ndim > 1 else 1
+            for name, array in self.outputs.items()
+        )
+
+    def want(self, rows: Sequence[int], first: int = 0) -> dict[str, Array]:
+        """What is kept of rows, by name, from step `first` on."""
+        return {name: array[list(rows)][:, self._before(name, first) :] for name, array in self.outputs.items()}
+
+    def judged(self, given: Mapping[str, Array], first: int = 0) -> dict[str, Array]:
+        """Of what a model gave by name, from step `first` on, the steps that are kept: what `want` is held against."""
+        kept = {name: steps[self._before(name, first) :] - first for name, steps in self.steps.items()}
+        return {name: array[:, kept[name]] if name in kept else array for name, array in given.items()}
+
+    def _before(self, name: str, first: int) -> int:
+        """Kept steps before `first`."""
+        return int(np.searchsorted(self.steps[name], first)) if name in self.steps else first
 
 
 @dataclass(frozen=True)
@@ -88,15 +120,15 @@ class Reference:
         for rows in batches(case.rows, case.batch):
             yield {name: array[rows] for name, array in self.pools[case.pool].inputs.items()}
 
-    def error(self, case: Case, outputs: Sequence[Mapping[str, Array]], first: int = 0) -> Error:
-        """The worst error over the outputs of a case's batches, which may be those of the steps from `first` on."""
-        rows = list(case.rows)
-        return worst(
-            [
-                measure(np.concatenate([output[name] for output in outputs]), array[rows][:, first:])
-                for name, array in self.pools[case.pool].outputs.items()
-            ]
-        )
+    def error(self, case: Case, outputs: Iterable[Mapping[str, Array]], first: int = 0) -> Error:
+        """The worst error over the outputs of a case's batches, which may be those of the steps from `first` on.
+
+        What is not judged of a batch is let go before the next one is asked for.
+        """
+        pool = self.pools[case.pool]
+        got = list(map(partial(pool.judged, first=first), outputs))  # in a loop the name would hold one more
+        want = pool.want(case.rows, first)
+        return worst([measure(np.concatenate([part[name] for part in got]), array) for name, array in want.items()])
 
     def save(self, file: Path | BinaryIO) -> None:
         """Write as .npz; what it holds besides arrays is JSON."""
@@ -112,6 +144,7 @@ class Reference:
         for pool_name, pool in self.pools.items():
             arrays |= {f"input/{pool_name}/{name}": array for name, array in pool.inputs.items()}
             arrays |= {f"output/{pool_name}/{name}": array for name, array in pool.outputs.items()}
+            arrays |= {f"steps/{pool_name}/{name}": steps for name, steps in pool.steps.items()}
         np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
 
     @classmethod
@@ -139,7 +172,7 @@ class Reference:
                 named[kind, pool][name] = array
             pools = {case.pool for case in cases}
             reference = cls(
-                {pool: Pool(named["input", pool], named["output", pool]) for pool in pools},
+                {pool: Pool(named["input", pool], named["output", pool], named["steps", pool]) for pool in pools},
                 cases,
                 blocks,
                 named["block", ""],
@@ -168,8 +201,9 @@ class Reference:
                 raise ValueError(f"the case {case.name!r} has no whole batches")
             if not all(isinstance(row, int) and row in range(*sizes) for row in case.rows):
                 raise ValueError(f"the case {case.name!r} has rows beyond its pool")
-            steps = min(array.shape[1] if array.ndim > 1 else 1 for array in pool.outputs.values())
-            if case.prefilled and not (isinstance(case.prefilled, int) and 0 < case.prefilled < steps):
+            if not all(_are_kept(pool, name) for name in pool.steps):
+                raise ValueError(f"the case {case.name!r} has outputs at other steps than it says")
+            if case.prefilled and not (isinstance(case.prefilled, int) and 0 < case.prefilled < pool.length):
                 raise ValueError(f"the case {case.name!r} has not so many steps as are taken at once")
         largest = ILL_CONDITIONED[self.precision]
         for floor in [*(case.floor for case in self.cases), *(block.floor for block in self.blocks)]:
@@ -178,3 +212,13 @@ class Reference:
         for block in self.blocks:
             if (self.block_outputs or {})[block.name].ndim != 3:
                 raise ValueError(f"the block {block.name!r} has no frames")
+
+
+def _are_kept(pool: Pool, name: str) -> bool:
+    """Whether an output is at the steps that the pool names, and these are some of a sequence, up to its end."""
+    steps, output = pool.steps[name], pool.outputs[name]
+    if steps.dtype != np.int64 or steps.ndim != 1 or output.ndim < 2 or output.shape[1] != len(steps):
+        return False
+    if not len(steps) or steps[0] < 0 or not (np.diff(steps) > 0).all():
+        return False
+    return int(steps[-1]) + 1 in {array.shape[1] for array in pool.inputs.values() if array.ndim > 1}

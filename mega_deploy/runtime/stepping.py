@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,26 @@ class SteppedSession:
         stream = self._stream.another(batch)
         if source:
             stream.encode(read)
-        results: list[dict[str, Array]] = []
+        outputs: dict[str, Array] = {}
+        count = steps - prefilled + (prefilled > 0)
+        for index, result in enumerate(_in_turn(stream, arrays, steps, prefilled)):
+            for name, array in result.items():
+                # In place, for those of a large vocabulary are too large to be held twice.
+                outputs.setdefault(name, np.empty((batch, count, *array.shape[1:]), array.dtype))[:, index] = array
+        return outputs
+
+
+def _in_turn(
+    stream: StreamSession, arrays: Mapping[str, Array], steps: int, prefilled: int
+) -> Iterator[dict[str, Array]]:
+    """The outputs of the last step that is taken at once, if any is, and of each step behind it."""
+    if prefilled:
         for start, end in ((0, prefilled // 2), (prefilled // 2, prefilled)):
             if start < end:
-                results = [stream.prefill_named({name: array[:, start:end] for name, array in arrays.items()})]
-        for step in range(prefilled, max(1, steps)):
-            results.append(stream.step_named({name: array[:, step] for name, array in arrays.items()}))
-        return {name: np.stack([result[name] for result in results], axis=1) for name in results[0]}
+                last = stream.prefill_named({name: array[:, start:end] for name, array in arrays.items()})
+        yield last
+    for step in range(prefilled, steps):
+        yield stream.step_named({name: array[:, step] for name, array in arrays.items()})
 
 
 def judging_stream(folder: Path, form: StreamForm, precision: Precision) -> SteppedSession:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mega_deploy.config import Precision
-from mega_deploy.parity import CaseResult, Error, Reference, Report, batches, measure
+from mega_deploy.parity import Case, CaseResult, Error, Reference, Report, handover, measure
 from mega_deploy.runtime.emulation import emulated
 from mega_deploy.runtime.engine import EngineSession
 from mega_deploy.runtime.session import Array, Session, SessionOptions
@@ -33,13 +33,9 @@ def compare(
     results = []
     for case in reference.cases:
         on_case(case.name)
-        error = reference.error(case, [session.run_named(feeds) for feeds in reference.feeds(case)])
+        error = reference.error(case, (session.run_named(feeds) for feeds in reference.feeds(case)))
         results.append(CaseResult(case.name, case.batch, error, case.floor, precision))
     return Report(session.backend, precision, tuple(results), left_out=reference.left_out, sampled=reference.sampled)
-
-
-STEPPED = 16
-"""The most steps of a sequence that are taken one by one where the others are taken at once."""
 
 
 def compare_stream(
@@ -50,29 +46,23 @@ def compare_stream(
 ) -> Report:
     """The verdict on a stream: step by step, and with most steps of each sequence taken at once.
 
-    What many at once do not give, the outputs of all but the last of them, counts as exact in the second. Where
-    the session cannot take many at once, on engines that earlier releases built, it is judged step by step alone.
+    Many at once give no output but the last one's, from which on the second is judged. Where the session cannot take
+    many at once, on engines that earlier releases built, it is judged step by step alone.
     """
     results = []
-    for case in reference.cases:
-        prefilled = case.prefilled if session.prefills else 0
-        on_case(case.name)
-        outputs = [session.run_named(feeds, prefilled) for feeds in reference.feeds(case)]
-        error = reference.error(case, outputs, max(0, prefilled - 1))
-        results.append(CaseResult(case.name, case.batch, error, case.floor, precision))
-    for case in reference.cases if session.prefills else ():
-        title, pool = f"{case.name}, prefilled", reference.pools[case.pool]
-        steps = next(iter(pool.outputs.values())).shape[1]
-        if steps == 1:
-            continue
+
+    def judge(title: str, case: Case, prefilled: int) -> None:
         on_case(title)
-        prefilled = min(steps - 1, max(steps // 2, steps - STEPPED))
-        outputs = []
-        for rows, feeds in zip(batches(case.rows, case.batch), reference.feeds(case), strict=True):
-            last = session.run_named(feeds, prefilled)
-            want = {name: array[rows][:, : prefilled - 1] for name, array in pool.outputs.items()}
-            outputs.append({name: np.concatenate([want[name], last[name]], axis=1) for name in want})
-        results.append(CaseResult(title, case.batch, reference.error(case, outputs), case.floor, precision))
+        outputs = (session.run_named(feeds, prefilled) for feeds in reference.feeds(case))
+        error = reference.error(case, outputs, max(0, prefilled - 1))
+        results.append(CaseResult(title, case.batch, error, case.floor, precision))
+
+    for case in reference.cases:
+        judge(case.name, case, case.prefilled if session.prefills else 0)
+    for case in reference.cases if session.prefills else ():
+        steps = reference.pools[case.pool].length
+        if steps > 1:
+            judge(f"{case.name}, prefilled", case, handover(steps))
     return Report(session.backend, precision, tuple(results), left_out=reference.left_out, sampled=reference.sampled)
 
 

@@ -60,7 +60,7 @@ def test_what_must_be_read_is_at_least_the_weights(softmax, counted):
 def test_the_limits_run(softmax, tmp_path, name):
     task = task_of(softmax, tmp_path, name)
     floor.prepare(task)
-    contender = build(task, load_case(tmp_path)[0])
+    contender = build(task, load_case(tmp_path).inputs)
     assert len(contender.sample(2)[0]) == 2 and contender.settings
 
 
@@ -70,7 +70,7 @@ def test_the_products_run_whole_or_in_parts_of_the_batch_whichever_is_faster(sof
     monkeypatch.setattr(floor, "_fastest", lambda ways: tried.update(ways) or faster)
     task = task_of(softmax, tmp_path, batch=6, cores=(0, 1))
     floor.prepare(task)
-    contender = build(task, load_case(tmp_path)[0])
+    contender = build(task, load_case(tmp_path).inputs)
     assert set(tried) == {"", ", in parts of the batch"} and contender.settings.endswith(f"in onnxruntime{faster}")
     contender.call()
     rows = {
@@ -121,19 +121,21 @@ def test_a_trace_is_summed_by_operator_and_by_block():
 
 def test_inputs_are_recorded_windows_over_again_and_outputs_the_trained_models(softmax, tmp_path):
     save_case(softmax, 11, 8, tmp_path)
-    feeds, want = load_case(tmp_path)
+    case = load_case(tmp_path)
+    feeds, want = case.inputs, case.outputs
     assert feeds["frames"].shape == (11, 8, 6) and want["features"].dtype == np.float64
-    assert relative_error({"features": softmax.session().run(feeds)}, want) < 1e-5
-    assert relative_error([want["features"][:3]], want) == float("inf")
-    assert relative_error([np.full_like(want["features"], np.nan)], want) == float("inf")
+    assert relative_error({"features": softmax.session().run(feeds)}, case) < 1e-5
+    assert relative_error([want["features"][:3]], case) == float("inf")
+    assert relative_error([np.full_like(want["features"], np.nan)], case) == float("inf")
 
 
 def test_a_length_that_was_not_recorded_is_run_by_the_trained_model(tiny, tmp_path):
     lengths = {pool.inputs["frames"].shape[1] for pool in tiny.reference().pools.values()}
     assert 4 not in lengths
     save_case(tiny, 2, 4, tmp_path)
-    feeds, want = load_case(tmp_path)
-    assert feeds["frames"].shape == (2, 4, 4) and relative_error([tiny.session().run(feeds)], want) < 1e-5
+    case = load_case(tmp_path)
+    feeds = case.inputs
+    assert feeds["frames"].shape == (2, 4, 4) and relative_error([tiny.session().run(feeds)], case) < 1e-5
 
 
 def test_an_unknown_contender_is_refused(softmax, tmp_path):

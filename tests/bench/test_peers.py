@@ -13,9 +13,9 @@ def test_a_peer_gives_what_the_trained_model_gives(tiny, tmp_path, name):
     save_case(tiny, 2, 3, tmp_path)
     task = Task(name, "cpu", os.fspath(tiny.path), 2, 3, (0,), os.fspath(tmp_path))
     peers.prepare(task)
-    feeds, want = load_case(tmp_path)
-    contender = build(task, feeds)
-    assert relative_error(contender.call(), want) < 1e-5 and contender.settings and contender.facts is None
+    case = load_case(tmp_path)
+    contender = build(task, case.inputs)
+    assert relative_error(contender.call(), case) < 1e-5 and contender.settings and contender.facts is None
 
 
 def test_nothing_runs_on_a_gpu_that_is_not_there(monkeypatch):

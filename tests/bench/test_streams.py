@@ -41,13 +41,14 @@ def task_of(bundle, folder, contender="mega-deploy", batch=3):
 @pytest.mark.parametrize("name", [name for name in streams.BUILD if name != streams.ENCODE])
 def test_a_contender_ends_a_window_with_what_the_trained_model_gives(causal, tmp_path, name):
     task = task_of(causal, tmp_path, name)
-    sequences, want = load_case(tmp_path)
-    assert sequences["frames"].shape == (3, WINDOW, FEATURES) and want["features"].shape == (3, HIDDEN)
+    case = load_case(tmp_path)
+    sequences = case.inputs
+    assert sequences["frames"].shape == (3, WINDOW, FEATURES) and case.outputs["features"].shape == (3, HIDDEN)
     contender = build(task, sequences)
     for _ in range(WINDOW + 2):  # as warm-up and rounds do; the check begins anew
         contender.call()
     outputs = contender.call() if contender.check is None else contender.check()
-    assert relative_error(outputs, want) < 1e-5 and contender.settings
+    assert relative_error(outputs, case) < 1e-5 and contender.settings
 
 
 SOURCE, LIMITED, CHUNKED = "model_nmt_laplace_rotary_chunk", "model_lm_softmax_nochunk", "model_lm_enwik8"
@@ -83,13 +84,14 @@ def of_tokens(tmp_path_factory):
 def test_streams_of_tokens_end_and_begin_anew_with_their_source(of_tokens, tmp_path, name, contender):
     bundle = of_tokens(name)
     task = task_of(bundle, tmp_path, contender)
-    sequences, want = load_case(tmp_path)
-    assert streams.takes_whole(bundle, sequences) and want["logits"].shape[0] == 3
+    case = load_case(tmp_path)
+    sequences = case.inputs
+    assert streams.takes_whole(bundle, sequences) and case.outputs["logits"].shape[0] == 3
     one = build(task, sequences)
     for _ in range(2 * STEPS + 3):  # a stream that ends has to begin anew
         one.call()
     for outputs in (one.call() if one.check is None else one.check(), one.check()):
-        assert relative_error(outputs, want) < 2e-5
+        assert relative_error(outputs, case) < 2e-5
     seconds, _ = one.sample(STEPS + 1)
     assert len(seconds) == STEPS + 1 and min(seconds) > 0 and one.settings
 
@@ -103,16 +105,16 @@ def bare_layers(folder, **options):
 def test_a_window_that_truncates_its_average_stands_for_no_step(of_tokens, tmp_path):
     for bundle in (of_tokens(TRUNCATED), bare_layers(tmp_path, truncation=4)):
         task_of(bundle, tmp_path)
-        assert not streams.takes_whole(bundle, load_case(tmp_path)[0])
+        assert not streams.takes_whole(bundle, load_case(tmp_path).inputs)
 
 
 def test_bare_layers_go_along_their_frames(tmp_path):
     bundle = bare_layers(tmp_path, attention="laplace", chunk_size=4, truncation=STEPS)
     for contender in (name for name in streams.BUILD if name != streams.ENCODE):
         task = task_of(bundle, tmp_path, contender)
-        sequences, want = load_case(tmp_path)
-        assert streams.takes_whole(bundle, sequences)
-        assert relative_error(build(task, sequences).check(), want) < 2e-5, contender
+        case = load_case(tmp_path)
+        assert streams.takes_whole(bundle, case.inputs)
+        assert relative_error(build(task, case.inputs).check(), case) < 2e-5, contender
 
 
 def test_what_lies_between_calls_is_in_no_calls_time():
@@ -151,7 +153,7 @@ def test_a_report_has_a_row_for_the_source(of_tokens, tmp_path):
 
 def test_calls_take_one_frame_after_the_other_and_then_the_first_again(causal, tmp_path):
     task = task_of(causal, tmp_path)
-    sequences, _ = load_case(tmp_path)
+    sequences = load_case(tmp_path).inputs
     contender, stream = build(task, sequences), causal.stream(3)
     for step in range(2 * WINDOW + 1):
         np.testing.assert_array_equal(contender.call()[0], stream.step(sequences["frames"][:, step % WINDOW]))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import mega_deploy as md
-from mega_deploy.errors import OptionError
 from mega_deploy.exporters import reference as windows
 from mega_deploy.exporters.family import family_of
 from mega_deploy.exporters.streams.paper import reference as streams
@@ -15,7 +14,8 @@ from mega_deploy.models.edifice import Mega
 from mega_deploy.models.paper import build_model
 from mega_deploy.paper import MegaConfig
 from mega_deploy.paper.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
-from mega_deploy.parity import Pool
+from mega_deploy.parity import Pool, limit_for
+from mega_deploy.parity.reference import STEPPED
 from mega_deploy.runtime.validate import compare_stream
 from mega_deploy.signature import Range
 
@@ -53,6 +53,8 @@ def test_a_large_model_has_fewer_rows_and_runs_all_kinds_of_inputs_and_says_so(m
     assert {case.batch for case in reference.cases if case.name.startswith("random")} == {1, 3}
     rows, floors = reference.sampled
     assert rows == "3 random rows instead of 8" and floors.endswith("from 2 runs instead of 5")
+    monkeypatch.setattr(windows, "MOST_WORK", 1)
+    assert recorded(mega).sampled[-1].endswith("from a single run instead of 5")
     assert all(case.floor.relative_l2 > 0 for case in reference.cases)
 
 
@@ -113,11 +115,16 @@ def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_
         assert report.cases[0].passed == passed
 
 
-def test_a_vocabulary_that_makes_too_large_a_reference_is_refused_with_the_length_that_fits(tmp_path):
-    words = EmbeddingConfig(vocab_size=50_265, dim=4)
-    decoder = MegaConfig(embed_dim=4, z_dim=2, hidden_dim=4, ffn_dim=4, ema_dim=1, num_layers=1, position="rotary")
-    config = LanguageModelConfig(decoder=decoder, embedding=words, output=OutputConfig(tied=True))
-    with pytest.raises(
-        OptionError, match=r"512 steps is too much .* more than 1 GiB.*export for (3\d\d) steps at most"
-    ):
-        md.export(build_model(config).eval(), tmp_path / "x.mega", seq_len=512)
+def test_a_prefilled_sequence_is_judged_over_the_steps_that_were_compared_alone(tmp_path):
+    bundle = md.export(language_model(4), tmp_path / "x.mega", form="stream")
+    reference = bundle.reference("stream")
+    case, pool = reference.cases[0], reference.pools[reference.cases[0].pool]
+    outputs = {"logits": pool.outputs["logits"].copy()}
+    # Over the whole sequence this would be an eighth of it.
+    last = outputs["logits"][:, -STEPPED - 1 :]
+    last += (off := 3 * limit_for(case.floor).relative_l2) * np.sqrt(np.mean(last**2))
+    wrong = dataclasses.replace(
+        reference, pools={**reference.pools, case.pool: Pool(pool.inputs, outputs)}, cases=(case,)
+    )
+    whole, prefilled = compare_stream(bundle.judged_stream("onnxruntime"), wrong, "float32").cases
+    assert whole.error.relative_l2 < off / 6 and prefilled.error.relative_l2 > 0.9 * off and not prefilled.passed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,26 +16,26 @@ from mega_deploy.exporters.cases import RANDOM, Cases, Inputs
 from mega_deploy.exporters.paper.cases import paper_kinds
 from mega_deploy.exporters.paper.padding import reaching_padding
 from mega_deploy.exporters.reference import Recorder
+from mega_deploy.exporters.sampling import LARGEST_OUTPUT, output_width
 from mega_deploy.exporters.streams.paper.ends import StreamModel, stack_of
 from mega_deploy.exporters.streams.paper.tasks import reach
 from mega_deploy.models.paper.ema import MultiHeadEMA
 from mega_deploy.paper.signatures import pads_to_chunks, signature
-from mega_deploy.parity import Reference
-from mega_deploy.signature import LARGEST_SIZE, Range, Signature, largest
+from mega_deploy.parity import Reference, handover
+from mega_deploy.signature import LARGEST_SIZE, Range, Signature
 
 BEYOND = 1000
 """Steps behind the first chunk, over which an error would add up."""
 SHORT, LARGEST_SHORT, WITHIN = 16, 256, 64
 """As many in the cases that are about the inputs and not about the length. Where that would be more than LARGEST_SHORT
-in all, they stay WITHIN the first chunk, and its end is left to the long case."""
+in all, they stay WITHIN the first chunk, and its end is left to the long case, which crosses it as ever. Reports do not
+call that sampled: every kind of input is there."""
 LARGEST_STATE = 1 << 27
 """Numbers of the state of streams that are judged together: 512 MB, of which a prefill holds several copies."""
 MOST_READ = 1 << 36
 """Numbers, weights and state, that the steps of the long sequence may read: a core takes some half a minute. Beyond it
 the first chunk is taken at once, and what follows step by step."""
 ONE = Range(1, 1, 1)
-LARGEST_OUTPUT = 1 << 24
-"""Numbers that the outputs of a sequence may hold: 128 MB in float64. A large vocabulary has shorter sequences."""
 
 
 def record(model: StreamModel, length: int, most: int, *, samples: int, seed: int, precision: Precision) -> Reference:
@@ -48,7 +49,8 @@ def record(model: StreamModel, length: int, most: int, *, samples: int, seed: in
         seed: of the random ones.
         precision: in which the noise floor is taken.
     """
-    longest = _possible(model, length, BEYOND)
+    wanted = _possible(model, length, BEYOND)
+    longest = _possible(model, length, BEYOND, LARGEST_OUTPUT // output_width(_signature(model)))
     short = _possible(model, length, SHORT)
     short = short if short <= LARGEST_SHORT else _possible(model, length, SHORT, WITHIN)
     told = _signature(model, Range(short, short, longest))
@@ -56,20 +58,16 @@ def record(model: StreamModel, length: int, most: int, *, samples: int, seed: in
     pools: dict[str, Inputs] = {f"{RANDOM}, {longest} steps": kinds[RANDOM](1, longest)}
     pools[f"{RANDOM}, together"] = kinds[RANDOM](samples, short)
     pools |= {name: draw(min(samples, 2), short) for name, draw in kinds.items() if name != RANDOM}
-    reference = _recorded(model, told, pools, min(most, _streams_at_once(model, length)), precision)
     early = longest - SHORT - BEYOND
     read = sum(tensor.numel() for tensor in model.parameters()) + _state(model, length)
-    return reference if early < 1 or longest * read < MOST_READ else _prefilled(reference, early)
-
-
-def _prefilled(reference: Reference, early: int) -> Reference:
-    """The reference with the first steps of its longest sequence taken at once."""
-    longest, *others = reference.cases
-    return dataclasses.replace(
-        reference,
-        cases=(dataclasses.replace(longest, prefilled=early), *others),
-        sampled=(*reference.sampled, f"the first {early} steps of the long sequence at once, not one by one"),
-    )
+    early = early if early > 0 and longest * read >= MOST_READ else 0
+    sampled = [f"a long sequence of {longest} steps instead of {wanted}"] if longest < wanted else []
+    if early:
+        sampled.append(f"the first {early} steps of the long sequence at once, not one by one")
+    at_once = min(most, _streams_at_once(model, length))
+    reference = _recorded(model, told, pools, at_once, precision, sampled=sampled, seed=seed, early=early)
+    long, *others = reference.cases
+    return dataclasses.replace(reference, cases=(dataclasses.replace(long, prefilled=early), *others))
 
 
 def record_for(model: StreamModel, inputs: Inputs, precision: Precision) -> Reference:
@@ -108,25 +106,36 @@ def _state(model: StreamModel, length: int) -> int:
 
 def _possible(model: StreamModel, length: int, beyond: int, most: int = LARGEST_SIZE) -> int:
     """Steps of a sequence that ends so far behind the window, or as far as it can; with a source, half as far."""
-    width = max(largest(spec.dims[-1]) for spec in _signature(model).outputs)
     config = stack_of(model)[1].config
     (window, limit), chunk = reach(config, length), config.chunk_size
     if config.cross_positions is not None and beyond == SHORT:
         limit = -(-length // 2)  # so that a source ends before its room does
-    steps = max(1, min(window + beyond if limit is None else limit, LARGEST_OUTPUT // width, most))
+    steps = max(1, min(window + beyond if limit is None else limit, most))
     if chunk is None or steps <= chunk or pads_to_chunks(model.config):
         return steps
     return steps - steps % chunk
 
 
 def _recorded(
-    model: StreamModel, told: Signature, pools: dict[str, Inputs], most: int, precision: Precision
+    model: StreamModel,
+    told: Signature,
+    pools: dict[str, Inputs],
+    most: int,
+    precision: Precision,
+    *,
+    sampled: Sequence[str] = (),
+    seed: int = 0,
+    early: int = 0,
 ) -> Reference:
+    """Of pools, the first of which takes its `early` steps at once."""
     cases: Cases = {}
+    handovers: dict[str, set[int]] = {}
     for name, inputs in pools.items():
-        count = len(next(iter(inputs.values())))
+        count, steps = next(iter(inputs.values())).shape[:2]
         together = next(size for size in range(min(count, most), 0, -1) if count % size == 0)
         cases[f"{name}, batch {together}"] = name, list(range(count)), together
+        handovers[name] = {handover(steps), early if name == next(iter(pools)) else 0} - {0}
     steps = max(array.shape[1] for inputs in pools.values() for array in inputs.values() if array.ndim > 1)
     trained = reaching_padding(untruncated(model), steps)
-    return Recorder(trained, told, precision, ()).record(pools, cases, ())
+    recorder = Recorder(trained, told, precision, ())
+    return recorder.record(pools, cases, (), sampled, seed=seed, handovers=handovers)
