@@ -49,9 +49,9 @@ class Seats:
         """
         if rows is None:
             return self._everyone
-        chosen = np.asarray(rows)
+        chosen = _array(rows)
         if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu":
-            raise InputError(f"rows must be a list of the streams' numbers, got {rows!r:.100}")
+            raise InputError(_no_list(rows))
         if chosen.min() < 0 or chosen.max() >= self.batch:
             raise InputError(f"rows must be from 0 to {self.batch - 1}, got {int(chosen[np.argmax(abs(chosen))])}")
         if distinct and len(np.unique(chosen)) != len(chosen):
@@ -62,7 +62,7 @@ class Seats:
         """As `rows`, but those that lie at the front since the last call are known to be fine."""
         if rows is None:
             return self._everyone
-        chosen = np.asarray(rows)
+        chosen = _array(rows)
         same = chosen.dtype.kind in "iu" and np.array_equal(chosen, self._seated)
         return self._seated if same else self.rows(rows)
 
@@ -92,6 +92,17 @@ class Seats:
         order = np.argsort(places)
         self._seated, self._order = rows, None if (order[1:] > order[:-1]).all() else order
         return self._order
+
+
+def _array(rows: Rows) -> Array:
+    try:
+        return np.asarray(rows)
+    except ValueError as error:  # lists of several lengths
+        raise InputError(_no_list(rows)) from error
+
+
+def _no_list(rows: object) -> str:
+    return f"rows must be a list of the streams' numbers, got {rows!r:.100}"
 
 
 def in_places(feeds: Mapping[str, Array], order: Order) -> Mapping[str, Array]:

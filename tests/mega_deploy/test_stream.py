@@ -188,6 +188,8 @@ def test_a_frame_that_looks_like_the_last_one_is_checked_and_seated_all_the_same
         (lambda s: s.step(np.zeros((1, FEATURES)), rows=[2]), "from 0 to 1, got 2"),
         (lambda s: s.step(np.zeros((2, FEATURES)), rows=[1, 1]), "must differ"),
         (lambda s: s.step(np.zeros((2, FEATURES)), rows=[0.5, 1]), "list of the streams' numbers"),
+        (lambda s: s.step(np.zeros((2, FEATURES)), rows=[[0], [1, 2]]), "list of the streams' numbers"),
+        (lambda s: s.reset([[0], [1, 2]]), "list of the streams' numbers"),
         (lambda s: s.step(np.full((2, FEATURES), np.nan)), "NaN"),
         (lambda s: s.prefill(np.zeros((2, 0, FEATURES))), "frames 0 is outside"),
         (lambda s: s.reorder([0]), "a row for each of the 2 streams"),
