@@ -1,7 +1,5 @@
 """Streams that read a source: translation, and Hugging Face's decoders with cross attention."""
 
-import dataclasses
-
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -277,17 +275,21 @@ def test_a_model_that_reads_no_source_says_so():
         session.encode(SOURCES)
 
 
-def test_a_chunked_decoder_goes_as_far_as_the_bias_of_its_cross_attention(tmp_path):
-    """As the official code does step by step; whole sequences, which it pads to whole chunks, it refuses."""
+def small_translation(encoder, decoder):
     options = {"embed_dim": 8, "z_dim": 4, "hidden_dim": 5, "ffn_dim": None, "ema_dim": 1, "num_layers": 1}
     words = EmbeddingConfig(vocab_size=WORDS, dim=8, pad=PAD)
-    config = TranslationConfig(
-        encoder=MegaConfig(**options, bidirectional=True, max_positions=6),
-        decoder=MegaConfig(**options, chunk_size=4, cross_positions=6),
+    return TranslationConfig(
+        encoder=MegaConfig(**options, bidirectional=True, **encoder),
+        decoder=MegaConfig(**options, **decoder),
         source=words,
         target=words,
         output=OutputConfig(),
     )
+
+
+def test_a_chunked_decoder_goes_as_far_as_the_bias_of_its_cross_attention(tmp_path):
+    """As the official code does step by step; whole sequences, which it pads to whole chunks, it refuses."""
+    config = small_translation({"max_positions": 6}, {"chunk_size": 4, "cross_positions": 6})
     model, tokens = randomised(config, 0).float().eval(), np.array([[5, 6, 7, 5, 8, 9]])
     with pytest.raises(OptionError, match=r"4, and 8 are more than .* at most 6; export with --seq-len 4 or less"):
         md.export(model, tmp_path / "x.mega", seq_len=6)
@@ -295,7 +297,7 @@ def test_a_chunked_decoder_goes_as_far_as_the_bias_of_its_cross_attention(tmp_pa
     stream = bundle.stream()
     stream.encode({"src_tokens": tokens, "src_lengths": np.array([6])})
     steps = through(stream, {"prev_output_tokens": tokens})
-    wider = randomised(dataclasses.replace(config, decoder=MegaConfig(**options, chunk_size=4, cross_positions=8)), 0)
+    wider = randomised(small_translation({"max_positions": 6}, {"chunk_size": 4, "cross_positions": 8}), 0)
     weights = model.state_dict()
     table = "decoder.layers.0.cross_attention.position.table"
     weights[table] = torch.nn.functional.pad(weights[table], [2, 2], value=99.0)
@@ -306,15 +308,7 @@ def test_a_chunked_decoder_goes_as_far_as_the_bias_of_its_cross_attention(tmp_pa
 
 
 def test_a_source_that_is_padded_to_whole_chunks_asks_no_more_of_the_decoders_positions():
-    options = {"embed_dim": 8, "z_dim": 4, "hidden_dim": 5, "ffn_dim": None, "ema_dim": 1, "num_layers": 1}
-    words = EmbeddingConfig(vocab_size=WORDS, dim=8, pad=PAD)
-    config = TranslationConfig(
-        encoder=MegaConfig(**options, bidirectional=True, chunk_size=4),
-        decoder=MegaConfig(**options, max_positions=6, cross_positions=6),
-        source=words,
-        target=words,
-        output=OutputConfig(),
-    )
+    config = small_translation({"chunk_size": 4}, {"max_positions": 6, "cross_positions": 6})
     model, tokens = randomised(config, 0, 0.3).float(), np.full((1, 6), 5)
     session = stream(model, 6, 1)
     session.encode({"src_tokens": tokens, "src_lengths": np.array([6])})
