@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.bench import floor, peers
-from mega_deploy.bench.contenders import OURS, TOLERANCE, Task, check_fits, lengths, load_case, save_case
-from mega_deploy.bench.host import describe
-from mega_deploy.bench.process import ContenderError
-from mega_deploy.bench.rounds import Options, Rounds
-from mega_deploy.bench.rows import limit_row, method, ratio_rows, result_row
-from mega_deploy.bench.streams import CACHED, ENCODE, NO_STEPS, PREFILL, WINDOW, frames_of, takes_whole
+from mega_deploy.bench.contenders import floor, peers
+from mega_deploy.bench.contenders.streams import CACHED, ENCODE, NO_STEPS, PREFILL, WINDOW, frames_of, takes_whole
+from mega_deploy.bench.contenders.task import OURS, TOLERANCE, Task, check_fits, lengths, load_case, save_case
+from mega_deploy.bench.measure.host import describe
+from mega_deploy.bench.measure.process import ContenderError
+from mega_deploy.bench.measure.rounds import Options, Rounds
+from mega_deploy.bench.report.rows import limit_row, method, ratio_rows, result_row
 from mega_deploy.bundle import MODEL, STEP
-from mega_deploy.config import Form
-from mega_deploy.cores import cores_for
-from mega_deploy.engines import TARGETS
+from mega_deploy.bundle.engines import TARGETS
+from mega_deploy.config.edifice import Form
 from mega_deploy.errors import BundleError
+from mega_deploy.machine.cores import cores_for
 from mega_deploy.runtime import OpenBundle
-from mega_deploy.runtime.library import find_engine, here
+from mega_deploy.runtime.tensorrt.library import find_engine, here
 from mega_deploy.signature import Range
 
 Report = dict[str, Any]
@@ -149,7 +149,7 @@ def _add(report: Report, rounds: Rounds, counted: dict[str, Any] | None) -> None
 def _check_backend(case: Case, backend: str) -> None:
     """Refuse an engine that is not there or cannot run here, before anything is timed."""
     if backend in TARGETS:
-        from mega_deploy.engines import refuse
+        from mega_deploy.bundle.engines import refuse
 
         engine = find_engine(case.bundle, backend, STEP if case.form == "stream" else MODEL)
         refuse(engine, here(engine))

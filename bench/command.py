@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from mega_deploy.arrays import replacing
-from mega_deploy.bench import against, suite, sweep
+from mega_deploy.bench import sweep
 from mega_deploy.bench.benchmark import Case, Report, cases, run
-from mega_deploy.bench.rounds import QUICK, Options
-from mega_deploy.config import Form
+from mega_deploy.bench.measure.rounds import QUICK, Options
+from mega_deploy.bench.report import against
+from mega_deploy.bench.suites import lra_text as suite
+from mega_deploy.config.edifice import Form
 from mega_deploy.errors import InputError, OptionError, require
+from mega_deploy.files.arrays import replacing
 
 FLAT = (
     *("contender", "backend", "form", "batch", "seq_len", "precision", "p50_ms", "p90_ms", "p99_ms", "p999_ms"),
@@ -173,7 +175,7 @@ def bench(
 
 
 def _write(report: Report, outputs: Mapping[str, Path | None]) -> None:
-    from mega_deploy.bench.page import page
+    from mega_deploy.bench.report.page import page
 
     makers: dict[str, Callable[[Report], str]] = {"json": json.dumps, "csv": table, "html": page}
     for kind, path in outputs.items():

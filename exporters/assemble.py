@@ -14,22 +14,22 @@ from onnxscript import ir
 from mega_deploy import bundle as files
 from mega_deploy.bundle import Manifest
 from mega_deploy.checkpoints import model_source, save_checkpoint
-from mega_deploy.config import Form as FormName
-from mega_deploy.config import Precision
+from mega_deploy.config.edifice import Form as FormName
+from mega_deploy.config.edifice import Precision
 from mega_deploy.errors import OptionError, QualityGateError
 from mega_deploy.exporters import PACKAGES
-from mega_deploy.exporters import onnx as onnx_file
-from mega_deploy.exporters.family import Family, Model, family_of
+from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters.assemble_stream import assemble_stream
+from mega_deploy.exporters.families import Family, Model, family_of
 from mega_deploy.exporters.flops import graph_flops
-from mega_deploy.exporters.precision import lower
-from mega_deploy.exporters.reference import record
-from mega_deploy.exporters.streams.assemble import assemble_stream
-from mega_deploy.exporters.streams.family import check as check_stream
-from mega_deploy.exporters.streams.family import own_window
-from mega_deploy.exporters.weighing import weigh_worst_block
+from mega_deploy.exporters.precision.fp32_fallback import weigh_worst_block
+from mega_deploy.exporters.precision.lowering import lower
+from mega_deploy.exporters.reference.recorder import record
+from mega_deploy.exporters.stream_families import check as check_stream
+from mega_deploy.exporters.stream_families import own_window
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import judging_session
-from mega_deploy.runtime.validate import compare, compare_blocks
+from mega_deploy.runtime.compare import compare, compare_blocks
 from mega_deploy.signature import Dim, Range, Signature, largest
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mega_deploy.config import EdificeConfig, Precision
+from mega_deploy.config.edifice import EdificeConfig, Precision
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 from mega_deploy.runtime import Session, SessionOptions
-from mega_deploy.runtime.emulation import emulated
+from mega_deploy.runtime.onnxruntime.emulation import emulated
 from mega_deploy.signature import Signature, TensorSpec, usual
 
 L1_OPERATIONS = 3

@@ -15,7 +15,7 @@ import onnxscript
 from onnxscript import ir
 
 from mega_deploy.errors import InputError
-from mega_deploy.exporters.fold import Linear
+from mega_deploy.exporters.linear import Linear
 from mega_deploy.models.edifice import NORM_EPSILON
 
 Length = int | ir.Value

@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mega_deploy.bisection import bisect
+    from mega_deploy.bisection.search import bisect
     from mega_deploy.checkpoints import load_checkpoint, save_checkpoint
     from mega_deploy.deploy import export
     from mega_deploy.errors import (
@@ -63,7 +63,7 @@ _HOMES = {
         "OptionError",
         "QualityGateError",
     ),
-    "mega_deploy.bisection": ("bisect",),
+    "mega_deploy.bisection.search": ("bisect",),
     "mega_deploy.exporters.tensorrt.engine": ("build",),
     "mega_deploy.exporters.tensorrt.options": ("EngineOptions",),
     "mega_deploy.parity": ("Report",),

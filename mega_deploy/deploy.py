@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mega_deploy import bundle as files
-from mega_deploy.config import Attention, Output, Precision
+from mega_deploy.config.edifice import Attention, Output, Precision
 from mega_deploy.errors import InputError, OptionError, require
 from mega_deploy.exporters import PACKAGES
 from mega_deploy.runtime import OpenBundle, open_bundle
 from mega_deploy.signature import Range
 
 if TYPE_CHECKING:
-    from mega_deploy.exporters.family import Model
+    from mega_deploy.exporters.families import Model
 
 PathLike = str | os.PathLike[str]
 DEFAULT_BATCH = Range(1, 1, 64)
@@ -142,7 +142,7 @@ def _own_model(model: Model, seq_len: int | None, for_checkpoints: Mapping[str, 
     """A model that came as a module; an Edifice Mega for windows of `seq_len` frames."""
     import torch
 
-    from mega_deploy.exporters.family import family_of
+    from mega_deploy.exporters.families import family_of
     from mega_deploy.models.edifice import Mega
 
     family_of(model)

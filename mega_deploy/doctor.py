@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError, MissingComponentError
-from mega_deploy.machine import REMEDY, cuda_version, look
+from mega_deploy.machine.gpu import REMEDY, cuda_version, look
 from mega_deploy.plugins.cache import Library, Recipe, Unusable
 from mega_deploy.plugins.compiler import compiler, described
 from mega_deploy.plugins.onnxruntime import headers as ort_headers
 from mega_deploy.plugins.onnxruntime.cache import RECIPE as ort_recipe
 from mega_deploy.plugins.tensorrt import headers as trt_headers
 from mega_deploy.plugins.tensorrt import recipe as trt_recipe
-from mega_deploy.runtime.providers import PROVIDERS, lacks, unloadable
+from mega_deploy.runtime.onnxruntime.providers import PROVIDERS, lacks, unloadable
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,17 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from mega_deploy import bundle as files
-from mega_deploy.arrays import load_arrays
+from mega_deploy.arrays import Array
 from mega_deploy.errors import OptionError, require
+from mega_deploy.files.arrays import load_arrays
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, open_bundle
-from mega_deploy.runtime.prefill import whole_sequences
-from mega_deploy.runtime.validate import compare, compare_blocks, compare_stream
+from mega_deploy.runtime.compare import compare, compare_blocks, compare_stream
+from mega_deploy.runtime.streams.prefill import whole_sequences
 from mega_deploy.signature import Range
 
-Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
 MAX_SEED = 2**32 - 1
 
@@ -78,7 +75,7 @@ def validate(
             continue
         session = bundle.judged_session(backend, native_ops=native_ops)
         report = compare(session, reference, precision, on_case)
-        # Other backends show nothing of their blocks, nor does a stream; mega_deploy.bisection asks them.
+        # Other backends show nothing of their blocks, nor does a stream; mega_deploy.bisection.search asks them.
         if backend == "onnxruntime":
             blocks = compare_blocks(bundle.file(files.MODEL), bundle.manifest.signature, reference)
             report = dataclasses.replace(report, blocks=blocks)
@@ -104,7 +101,7 @@ def _fresh_stream(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
     from mega_deploy.checkpoints import load_checkpoint
-    from mega_deploy.exporters.streams.family import SAMPLES, streamed
+    from mega_deploy.exporters.stream_families import SAMPLES, streamed
 
     form, precision = bundle.stream_form, bundle.manifest.precision
     stream = streamed(load_checkpoint(bundle.file(files.TRAINED)), form.length)
@@ -121,7 +118,7 @@ def _fresh_reference(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
     from mega_deploy.checkpoints import load_checkpoint
-    from mega_deploy.exporters.reference import SAMPLES, record, record_for
+    from mega_deploy.exporters.reference.recorder import SAMPLES, record, record_for
 
     signature = bundle.manifest.signature
     model = load_checkpoint(bundle.file(files.TRAINED))

@@ -20,14 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mega_deploy.exporters.ema.kernel import (
-    FLOAT32_HALF_ULP,
-    Array,
-    DecaySum,
-    MovingAverage,
-    beyond_taps,
-    needed_taps,
-)
+from mega_deploy.arrays import Float64Array
+from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP, DecaySum, MovingAverage, beyond_taps, needed_taps
 
 MOST_DOUBLINGS = 2
 """A sum of up to 2^2 blocks is made by doubling; beyond, the recurrence over all blocks costs less."""
@@ -38,11 +32,11 @@ SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 class Side:
     """What one direction of time carries from block to block."""
 
-    states: Array
+    states: Float64Array
     """R, [channels, C, N]."""
-    readout: Array
+    readout: Float64Array
     """L, [channels, N, C]."""
-    decay: Array
+    decay: Float64Array
     """Of a state over a block, decay^C: [channels, N]."""
     span: int | None
     """Blocks that h sums; None: all there are."""
@@ -55,7 +49,7 @@ class Edge:
     """What the block `lag` blocks ago, or -lag ahead, adds to y by a matrix of its own: u_(k - lag) matrix."""
 
     lag: int
-    matrix: Array
+    matrix: Float64Array
     """[channels, C, C]."""
 
 
@@ -63,7 +57,7 @@ class Edge:
 class Blocked:
     """Blocks of C frames: a matrix inside each, and what is carried from one to the next."""
 
-    inside: Array
+    inside: Float64Array
     """T, [channels, C, C]."""
     sides: tuple[Side, ...]
     """Those that carry anything."""
@@ -108,7 +102,7 @@ def lower_to_blocks(ema: MovingAverage, length: int, block: int, cut: float = FL
 class _Part:
     """One side's share of a Blocked."""
 
-    inside: Array
+    inside: Float64Array
     side: Side | None
     edges: tuple[Edge, ...]
     reach: int
@@ -149,7 +143,7 @@ def _lower_side(ema: MovingAverage, side: DecaySum, length: int, size: int, cut:
     return _mirrored(part) if ahead else part
 
 
-def _excess(taps: Array, truncation: int) -> float:
+def _excess(taps: Float64Array, truncation: int) -> float:
     """The largest share, over the channels, that the taps from `truncation` on have in the L1 norm of those before."""
     kept, rest = (np.abs(part).sum(axis=1) for part in (taps[:, :truncation], taps[:, truncation:]))
     share = np.divide(rest, kept, out=np.full_like(rest, np.inf), where=kept > 0)
@@ -179,6 +173,6 @@ def _mirrored(part: _Part) -> _Part:
     return _Part(part.inside[:, ::-1, ::-1], side, edges, part.reach, part.bound)
 
 
-def normal(constants: Array) -> Array:
+def normal(constants: Float64Array) -> Float64Array:
     """With zeros for what would be subnormal in float32, which processors are slow at."""
     return np.where(np.abs(constants) < SMALLEST_NORMAL, 0.0, constants)

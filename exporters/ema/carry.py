@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from onnxscript import ir
 
-from mega_deploy.exporters.ema import pieces
+from mega_deploy.arrays import Float64Array
+from mega_deploy.exporters.ema import padding as pieces
 from mega_deploy.exporters.ema.blocks import Side, normal
-from mega_deploy.exporters.ema.kernel import Array
 from mega_deploy.exporters.graph import Graph, Length
 
 GROUP = 16
@@ -91,7 +91,7 @@ class Relay:
         return op.Transpose(op.Reshape(rows, [-1, channels, states]), perm=[1, 0, 2])
 
 
-def _sum(graph: Graph, rows: ir.Value, decay: Array, span: int, *, ahead: bool) -> ir.Value:
+def _sum(graph: Graph, rows: ir.Value, decay: Float64Array, span: int, *, ahead: bool) -> ir.Value:
     """Over `span` blocks, by doubling: sums of 2 w blocks from sums of w, sums of w + 1 from sums of w."""
     op = graph.op
     rows = op.Pad(rows, [0, 0, 0, 0, span, 0] if ahead else [0, span, 0, 0, 0, 0])
@@ -104,7 +104,7 @@ def _sum(graph: Graph, rows: ir.Value, decay: Array, span: int, *, ahead: bool) 
 
 
 def _later(
-    graph: Graph, near: ir.Value, far: ir.Value, decay: Array, *, skip: int, blocks: int, ahead: bool
+    graph: Graph, near: ir.Value, far: ir.Value, decay: Float64Array, *, skip: int, blocks: int, ahead: bool
 ) -> ir.Value:
     """near[skip:] + decay^blocks far[:-blocks], or in the mirror near[:-skip] + decay^blocks far[blocks:]."""
     op = graph.op
@@ -113,7 +113,9 @@ def _later(
     return op.Add(near, op.Mul(far, graph.constant(f"decay.{skip}.{blocks}", normal(decay**blocks))))
 
 
-def _recurrence(graph: Graph, rows: ir.Value, decay: Array, blocks: Length, most: int, *, ahead: bool) -> ir.Value:
+def _recurrence(
+    graph: Graph, rows: ir.Value, decay: Float64Array, blocks: Length, most: int, *, ahead: bool
+) -> ir.Value:
     """Over all blocks: the recurrence written out within groups of blocks, and a sum of groups between those."""
     op, size, groups = graph.op, min(GROUP, most), -(-most // GROUP)
     count = pieces.count(graph, blocks, size)
@@ -145,7 +147,7 @@ def _written_out(graph: Graph, parts: Sequence[ir.Value], decay: ir.Value) -> li
     return states
 
 
-def _powers(decay: Array, size: int, *, ahead: bool) -> Array:
+def _powers(decay: Float64Array, size: int, *, ahead: bool) -> Float64Array:
     """Of what came before a group, beside what is there anyway: nothing at its first block, then decay, decay^2, ..."""
     powers = normal(decay ** np.arange(size)[:, None])
     powers[0] = 0.0

@@ -20,11 +20,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from mega_deploy.arrays import Float64Array
 from mega_deploy.errors import OptionError
-
-Array = npt.NDArray[np.float64]
 
 FLOAT32_HALF_ULP = 2.0**-24
 """Half a unit in the last place of 1.0: what float32 cannot tell from nothing beside a sum of that size."""
@@ -34,18 +32,18 @@ FLOAT32_HALF_ULP = 2.0**-24
 class DecaySum:
     """A convolution kernel in closed form: k[t] = sum_n weight_n decay_n^t for every channel, float64."""
 
-    weight: Array
+    weight: Float64Array
     """[channels, N]."""
-    decay: Array
+    decay: Float64Array
     """[channels, N], each in [0, 1]."""
 
-    def taps(self, length: int) -> Array:
+    def taps(self, length: int) -> Float64Array:
         """k[0], ..., k[length - 1]: [channels, length]."""
         # decay^(a B + b) = decay^(a B) decay^b: a matrix product instead of channels * N * length powers.
         stride = math.isqrt(length - 1) + 1
         coarse = self.weight[:, None, :] * self.decay[:, None, :] ** (stride * np.arange(stride)[:, None])
         fine = self.decay[:, :, None] ** np.arange(stride)
-        taps: Array = (coarse @ fine).reshape(len(self.weight), -1)[:, :length]
+        taps: Float64Array = (coarse @ fine).reshape(len(self.weight), -1)[:, :length]
         return taps
 
 
@@ -70,7 +68,7 @@ class MovingAverage:
         """The kernels: past, and future where there is one."""
         return (self.past,) if self.future is None else (self.past, self.future)
 
-    def taps(self, side: DecaySum, length: int) -> Array:
+    def taps(self, side: DecaySum, length: int) -> Float64Array:
         """A side's kernel, with zeros where it is truncated: [channels, length]."""
         taps = side.taps(length)
         if self.truncation is not None:
@@ -82,7 +80,7 @@ class MovingAverage:
 class Kernel:
     """One depthwise convolution over the window, with the first taps of the kernels."""
 
-    taps: Array
+    taps: Float64Array
     """[channels, ahead + T]: those of the future from the farthest to the nearest, the present's, those of the past."""
     ahead: int
     """Taps of the future."""
@@ -113,13 +111,13 @@ def lower_to_kernel(ema: MovingAverage, length: int, cut: float = FLOAT32_HALF_U
     return Kernel(taps, ahead, bound)
 
 
-def _cut(taps: Array, cut: float) -> tuple[Array, float]:
+def _cut(taps: Float64Array, cut: float) -> tuple[Float64Array, float]:
     beyond = beyond_taps(taps)
     count = needed_taps(beyond, cut)
     return taps[:, :count], float(beyond[count])
 
 
-def beyond_taps(taps: Array) -> Array:
+def beyond_taps(taps: Float64Array) -> Float64Array:
     """[length + 1], falling: the largest share, over the channels, of the kernel's L1 norm that lies beyond t taps."""
     # The tail is summed from its small end, so that its size is exact to rounding even where it is far below the sum.
     tails = np.cumsum(np.abs(taps)[:, ::-1], axis=1)[:, ::-1]  # [channels, t]: L1 norm of k[t:]
@@ -127,6 +125,6 @@ def beyond_taps(taps: Array) -> Array:
     return np.append(share.max(axis=0), 0.0)
 
 
-def needed_taps(beyond: Array, cut: float) -> int:
+def needed_taps(beyond: Float64Array, cut: float) -> int:
     """The fewest taps, at least one, beyond which no more than `cut` lies."""
     return max(1, int(np.argmax(beyond <= cut)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxscript import ir
 
-from mega_deploy.exporters.ema import pieces
+from mega_deploy.exporters.ema import padding as pieces
 from mega_deploy.exporters.ema.blocks import Blocked
 from mega_deploy.exporters.ema.carry import END, carry
 from mega_deploy.exporters.ema.kernel import Kernel

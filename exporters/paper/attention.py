@@ -19,11 +19,11 @@ from typing import Any
 
 from onnxscript import ir
 
+from mega_deploy.config.paper import MegaConfig
 from mega_deploy.exporters.graph import OPSET, Graph
 from mega_deploy.exporters.paper.bias import Bias
-from mega_deploy.exporters.paper.steps import Steps
+from mega_deploy.exporters.paper.sequence_layout import Steps
 from mega_deploy.models.paper.activation import LAPLACE_MU, LAPLACE_SIGMA
-from mega_deploy.paper.config import MegaConfig
 from mega_deploy.plugins.laplace.function import erf_function
 
 ROWS = 256

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from onnxscript import ir
 
-from mega_deploy.exporters.fold import Array
-from mega_deploy.exporters.paper.steps import Steps
+from mega_deploy.arrays import Float64Array
+from mega_deploy.exporters.paper.sequence_layout import Steps
 
 
 class Bias:
@@ -17,7 +17,7 @@ class Bias:
         distances: bias by key - query, from 1 - reach to reach - 1.
     """
 
-    def __init__(self, queries: Steps, keys: Steps, distances: Array) -> None:
+    def __init__(self, queries: Steps, keys: Steps, distances: Float64Array) -> None:
         self.queries, self.keys, self.graph, self.op = queries, keys, queries.graph, queries.op
         self.reach = (len(distances) + 1) // 2
         self._table = self.graph.constant("bias", distances)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mega_deploy.exporters.cases import RANDOM, Inputs, Kinds, frame_kinds
-from mega_deploy.paper.config import MegaConfig
-from mega_deploy.paper.tasks import (
+from mega_deploy.arrays import Array
+from mega_deploy.config.paper import MegaConfig
+from mega_deploy.config.tasks import (
     ClassifierConfig,
     EmbeddingConfig,
     HuggingFaceConfig,
@@ -18,9 +16,9 @@ from mega_deploy.paper.tasks import (
     PaperConfig,
     TranslationConfig,
 )
+from mega_deploy.exporters.reference.cases import RANDOM, Inputs, Kinds, frame_kinds
 from mega_deploy.signature import SEQUENCE_AXES, Range, Signature
 
-Array = npt.NDArray[Any]
 Keeps = Mapping[str, Callable[[int, int], Array]]
 """By name: which steps of so many rows and steps are no padding, bool [rows, steps]."""
 

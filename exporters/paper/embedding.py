@@ -14,11 +14,12 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from mega_deploy.exporters.fold import Array, Linear, as_array, as_linear
+from mega_deploy.arrays import Float64Array
 from mega_deploy.exporters.graph import Graph, Length
-from mega_deploy.exporters.paper.elements import normalise
+from mega_deploy.exporters.linear import Linear, as_array, as_linear
 from mega_deploy.exporters.paper.fold import fold_norm
-from mega_deploy.exporters.paper.steps import Steps
+from mega_deploy.exporters.paper.ops import normalise
+from mega_deploy.exporters.paper.sequence_layout import Steps
 from mega_deploy.models.paper.embedding import AdaptiveEmbedding, Embedding, ValueEmbedding
 from mega_deploy.signature import Dim, Range
 
@@ -104,7 +105,7 @@ class TokenEmbedding:
         return steps.masked(normalise(graph, x, fold_norm(self.embedding.norm, self.dim)))
 
     @torch.no_grad()
-    def _every_token(self) -> Array:
+    def _every_token(self) -> Float64Array:
         """What the trained form makes of each token, in float64: [words, D]."""
         embedding, words = self.embedding, self.embedding.config.vocab_size
         assert words is not None

@@ -26,15 +26,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from mega_deploy.arrays import Float64Array
+from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.ema.kernel import DecaySum, MovingAverage
-from mega_deploy.exporters.fold import Array, Linear, as_array, as_linear, join
+from mega_deploy.exporters.linear import Linear, as_array, as_linear, join
 from mega_deploy.models.paper.attention import GatedAttention, GatedCrossAttention
 from mega_deploy.models.paper.ema import MultiHeadEMA
 from mega_deploy.models.paper.encoder import FeedForward, MegaLayer, MegaStack
 from mega_deploy.models.paper.norm import EPSILON, BatchNorm, RMSNorm, ScaleNorm, Scaling
 from mega_deploy.models.paper.position import RotaryBias, SimpleBias
-from mega_deploy.paper.config import MegaConfig
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Norm:
 
     kind: Literal["layer", "rms", "affine"]
     """"affine" normalises nothing: a batch norm by running statistics, or Hugging Face's RMSNorm."""
-    weight: Array
+    weight: Float64Array
     """[D]."""
-    bias: Array
+    bias: Float64Array
     """[D]; zeros for "rms"."""
 
 
@@ -58,7 +59,7 @@ class FoldedAttention:
     post_norm: Norm | None
     """Behind the residual."""
     ema: MovingAverage
-    omega: Array
+    omega: Float64Array
     """[D]: the moving average's residual."""
     value: Linear
     joint: Linear
@@ -68,7 +69,7 @@ class FoldedAttention:
     """Unlike the others element by element: z * weight + bias, both [Z]."""
     key: Linear | None
     """The same; None for z itself."""
-    distances: Array
+    distances: Float64Array
     """Bias by j - i, from 1 - reach to reach - 1: [2 reach - 1]."""
 
 
@@ -83,7 +84,7 @@ class FoldedCross:
     memory: Linear
     """[key | value], Z + D."""
     hidden: Linear
-    distances: Array
+    distances: Float64Array
     """As in FoldedAttention."""
 
 
@@ -233,7 +234,7 @@ def behind(norm: Norm | None, layer: Linear) -> tuple[Norm | None, Linear]:
     return bare, folded
 
 
-def fold_distances(position: SimpleBias | RotaryBias, reach: int) -> Array:
+def fold_distances(position: SimpleBias | RotaryBias, reach: int) -> Float64Array:
     """The bias for each distance j - i from 1 - reach to reach - 1: [2 reach - 1]."""
     if isinstance(position, SimpleBias):
         if reach > position.reach:

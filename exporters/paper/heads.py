@@ -5,12 +5,12 @@ from __future__ import annotations
 from onnxscript import ir
 from torch import nn
 
-from mega_deploy.exporters.fold import as_array, as_linear
+from mega_deploy.config.tasks import ClassifierConfig, HuggingFaceConfig, PaperConfig
 from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.linear import as_array, as_linear
 from mega_deploy.exporters.paper.outputs import by_table
-from mega_deploy.exporters.paper.steps import Steps
+from mega_deploy.exporters.paper.sequence_layout import Steps
 from mega_deploy.models.paper import MegaHuggingFace
-from mega_deploy.paper.tasks import ClassifierConfig, HuggingFaceConfig, PaperConfig
 
 
 def computed_row(config: PaperConfig) -> int | None:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from onnxscript import ir
 
+from mega_deploy.arrays import Float64Array
 from mega_deploy.exporters.ema.kernel import Kernel
 from mega_deploy.exporters.ema.lowering import Lowered
 from mega_deploy.exporters.ema.nodes import moving_average
-from mega_deploy.exporters.fold import Array
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.attention import Attention
 from mega_deploy.exporters.paper.bias import Bias
-from mega_deploy.exporters.paper.elements import (
+from mega_deploy.exporters.paper.fold import FoldedAttention, FoldedCross, FoldedLayer, FoldedStack
+from mega_deploy.exporters.paper.ops import (
     activation,
     affine,
     cross_attention,
@@ -25,8 +26,7 @@ from mega_deploy.exporters.paper.elements import (
     remembered,
     update,
 )
-from mega_deploy.exporters.paper.fold import FoldedAttention, FoldedCross, FoldedLayer, FoldedStack
-from mega_deploy.exporters.paper.steps import Steps
+from mega_deploy.exporters.paper.sequence_layout import Steps
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class StackWriter:
         return cross_attention(graph, x, layer, config, attend)
 
 
-def with_present(lowered: Lowered, omega: Array) -> Lowered:
+def with_present(lowered: Lowered, omega: Float64Array) -> Lowered:
     """A moving average with omega x added to each step: a tap at distance 0."""
     if isinstance(lowered, Kernel):
         taps = lowered.taps.copy()

@@ -7,8 +7,8 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from mega_deploy.exporters.fold import Linear, as_array, as_linear, join
 from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.linear import Linear, as_array, as_linear, join
 from mega_deploy.exporters.paper.embedding import tied_table
 from mega_deploy.models.paper.embedding import AdaptiveEmbedding
 from mega_deploy.models.paper.output import AdaptiveSoftmax, Output

@@ -11,12 +11,12 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import nn
 
+from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.paper.embedding import padded
 from mega_deploy.models.paper import MegaTranslation
 from mega_deploy.models.paper.attention import GatedCrossAttention
 from mega_deploy.models.paper.position import SimpleBias
-from mega_deploy.paper.config import MegaConfig
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 

@@ -10,20 +10,21 @@ import numpy as np
 from onnxscript import ir
 from torch import nn
 
+from mega_deploy.config.paper_signature import pads_to_chunks
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters.edifice import LONGEST, MegaGraph
+from mega_deploy.exporters.edifice.window import LONGEST, MegaGraph
 from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP
 from mega_deploy.exporters.ema.lowering import choose
-from mega_deploy.exporters.fold import Linear, as_array, as_linear, check_trained
 from mega_deploy.exporters.graph import Graph, Length
-from mega_deploy.exporters.paper.elements import activation
+from mega_deploy.exporters.linear import Linear, as_array, as_linear, check_trained
 from mega_deploy.exporters.paper.embedding import TokenEmbedding, padded, tied_table, values
 from mega_deploy.exporters.paper.fold import fold_stack
 from mega_deploy.exporters.paper.heads import computed_row, headed
 from mega_deploy.exporters.paper.layers import Memory, StackWriter
+from mega_deploy.exporters.paper.ops import activation
 from mega_deploy.exporters.paper.outputs import scores
 from mega_deploy.exporters.paper.padding import check_padding
-from mega_deploy.exporters.paper.steps import Steps
+from mega_deploy.exporters.paper.sequence_layout import Steps
 from mega_deploy.models.paper import (
     MegaClassifier,
     MegaEncoder,
@@ -35,7 +36,6 @@ from mega_deploy.models.paper import (
 )
 from mega_deploy.models.paper.embedding import Embedding, ValueEmbedding
 from mega_deploy.models.paper.output import AdaptiveSoftmax, Output
-from mega_deploy.paper.signatures import pads_to_chunks
 from mega_deploy.signature import SEQUENCE_AXES, Range, Signature, TensorSpec, largest, usual
 
 DTYPES = {"int64": ir.DataType.INT64, "float32": None}

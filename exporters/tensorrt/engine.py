@@ -9,17 +9,17 @@ from types import ModuleType
 from typing import Any
 
 from mega_deploy.bundle import MODEL, Bundle, add_engines, sha256_of
-from mega_deploy.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_plan
+from mega_deploy.bundle.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_plan
 from mega_deploy.errors import InputError, MissingComponentError, OptionError, require
 from mega_deploy.exporters.tensorrt import library, network, refitting, timing
 from mega_deploy.exporters.tensorrt.compiling import Compiled, compile_graph
 from mega_deploy.exporters.tensorrt.library import Listener, OnStep
 from mega_deploy.exporters.tensorrt.options import EMBED, EngineOptions
-from mega_deploy.machine import REMEDY, Machine, look
+from mega_deploy.machine.gpu import REMEDY, Machine, look
 from mega_deploy.plugins import listing
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION
-from mega_deploy.runtime import parsed
-from mega_deploy.runtime.library import load
+from mega_deploy.runtime.tensorrt import parsed
+from mega_deploy.runtime.tensorrt.library import load
 from mega_deploy.signature import Signature
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
-from mega_deploy.runtime.library import first, make_logger
+from mega_deploy.runtime.tensorrt.library import first, make_logger
 
 OnStep = Callable[[str], None]
 CAPABILITY_PREFIX = "SM"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mega_deploy.engines import HARDWARE_COMPATIBILITY, ONE_GPU, TARGETS
+from mega_deploy.bundle.engines import HARDWARE_COMPATIBILITY, ONE_GPU, TARGETS
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.tensorrt.network import TURING
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import onnx
 
 from mega_deploy.bundle import Bundle
-from mega_deploy.engines import TARGETS, Engine, refuse
+from mega_deploy.bundle.engines import TARGETS, Engine, refuse
 from mega_deploy.errors import BundleError, OptionError
 from mega_deploy.exporters.tensorrt import network
 from mega_deploy.exporters.tensorrt.library import Listener, OnStep
-from mega_deploy.runtime.library import engines_of, find_engine, here, load, plugin_libraries
-from mega_deploy.runtime.refit import fill
+from mega_deploy.runtime.tensorrt.library import engines_of, find_engine, here, load, plugin_libraries
+from mega_deploy.runtime.tensorrt.refit import fill
 
 _NUMBERS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 

@@ -6,8 +6,8 @@ import re
 import uuid
 from pathlib import Path
 
-from mega_deploy.machine import Machine
-from mega_deploy.runtime.library import LOGGER
+from mega_deploy.machine.gpu import Machine
+from mega_deploy.runtime.tensorrt.library import LOGGER
 
 
 def path_for(bundle: Path, library_version: str, machine: Machine) -> Path:

@@ -11,10 +11,10 @@ from typing import Any
 
 import fastjsonschema
 
-from mega_deploy.config import Precision
+from mega_deploy.config.edifice import Precision
 from mega_deploy.errors import BundleError, InputError
 from mega_deploy.signature import Signature
-from mega_deploy.stream_form import StreamForm
+from mega_deploy.signature.stream_form import StreamForm
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy.typing as npt
-
-from mega_deploy.checkpoints import edifice, paper, sharded, state
-from mega_deploy.checkpoints.fairseq import is_fairseq, read_fairseq
-from mega_deploy.checkpoints.huggingface import read_hugging_face
-from mega_deploy.checkpoints.nx import is_nx, read_nx
-from mega_deploy.checkpoints.pickled import read_pt
-from mega_deploy.checkpoints.raw import read_bytes, read_safetensors
-from mega_deploy.config import EdificeConfig, SourceName
+from mega_deploy.arrays import Array
+from mega_deploy.checkpoints.containers import shards as sharded
+from mega_deploy.checkpoints.containers.nx import is_nx, read_nx
+from mega_deploy.checkpoints.containers.safetensors import read_bytes, read_safetensors
+from mega_deploy.checkpoints.containers.torch_zip import read_pt
+from mega_deploy.checkpoints.sources import edifice, paper
+from mega_deploy.checkpoints.sources import native as state
+from mega_deploy.checkpoints.sources.fairseq.reading import is_fairseq, read_fairseq
+from mega_deploy.checkpoints.sources.huggingface import read_hugging_face
+from mega_deploy.config.edifice import EdificeConfig, SourceName
+from mega_deploy.config.tasks import ARCHITECTURES, PaperConfig, architecture, from_dict, to_dict
 from mega_deploy.errors import CheckpointError, OptionError
-from mega_deploy.paper.tasks import ARCHITECTURES, PaperConfig, architecture, from_dict, to_dict
-
-Array = npt.NDArray[Any]
 
 NATIVE = "mega-deploy"
 """Where a native file keeps its header: the entry of the safetensors metadata, or of the dict in a .pt file."""

@@ -8,20 +8,18 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
-
-from mega_deploy.arrays import replacing
 from mega_deploy.checkpoints.reading import NATIVE
-from mega_deploy.checkpoints.state import weights_sha256
-from mega_deploy.config import EdificeConfig, Source
+from mega_deploy.checkpoints.sources.native import weights_sha256
+from mega_deploy.config.edifice import EdificeConfig, Source
+from mega_deploy.config.tasks import PaperConfig, architecture, to_dict
 from mega_deploy.errors import CheckpointError, OptionError, require
-from mega_deploy.paper.tasks import PaperConfig, architecture, to_dict
+from mega_deploy.files.arrays import replacing
 
 if TYPE_CHECKING:
     from mega_deploy.models.edifice import Mega
     from mega_deploy.models.paper import PaperModel
 
-Array = npt.NDArray[Any]
+from mega_deploy.arrays import Array
 
 
 def save_checkpoint(model: Mega | PaperModel, path: str | os.PathLike[str]) -> None:

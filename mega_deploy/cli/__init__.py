@@ -13,7 +13,9 @@ from typing import Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from mega_deploy.cli import bench, making, using
+from mega_deploy.cli import bench
+from mega_deploy.cli import export as making
+from mega_deploy.cli import run as using
 from mega_deploy.errors import MegaDeployError
 
 USAGE = 2

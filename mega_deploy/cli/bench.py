@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mega_deploy import show
+from mega_deploy.cli import tables as show
 from mega_deploy.cli.shared import Json, print_report
 
 app = typer.Typer()
@@ -77,9 +77,10 @@ def bench(
     Models with random weights are timed as bundles are. Of a stream a call is one step; beside it stand the window, a
     prefill, what takes a source where the model reads one, and with --peers PyTorch with a cache.
     """
-    from mega_deploy.bench import against as gate
-    from mega_deploy.bench import benchmark, command, terminal
-    from mega_deploy.bench import suite as suites
+    from mega_deploy.bench import benchmark, command
+    from mega_deploy.bench.report import against as gate
+    from mega_deploy.bench.report import terminal
+    from mega_deploy.bench.suites import lra_text as suites
 
     chosen = command.options(
         quick,

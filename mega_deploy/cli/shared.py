@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mega_deploy import show
+from mega_deploy.cli import tables as show
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the folder that `export` wrote.")]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mega_deploy.config import EdificeConfig, Source
+from mega_deploy.config.edifice import EdificeConfig, Source
 from mega_deploy.errors import OptionError
 from mega_deploy.plugins.laplace.torch_op import laplace_attention
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mega_deploy.config import Precision
-
-Array = npt.NDArray[Any]
+from mega_deploy.arrays import Array
+from mega_deploy.config.edifice import Precision
 
 LIMIT_FACTOR = 4.0
 # Half a unit in the last place of 1.0.

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
-from mega_deploy.arrays import DAMAGED
-from mega_deploy.config import Precision
+from mega_deploy.arrays import Array
+from mega_deploy.config.edifice import Precision
 from mega_deploy.errors import BundleError
+from mega_deploy.files.arrays import DAMAGED
 from mega_deploy.parity.error import ILL_CONDITIONED, Error, measure, worst
-
-Array = npt.NDArray[Any]
 
 # A reference comes with a bundle, which may come from a stranger.
 MAX_REFERENCE_BYTES = 1 << 30

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
 from mega_deploy.signature.ranges import Dim, Range
-
-Array = npt.NDArray[Any]
 
 # Axis of a stream's source.
 SOURCE_AXIS = "source_len"

@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
 from mega_deploy.signature.ranges import Dim
 from mega_deploy.signature.tensors import StateSpec, TensorSpec
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

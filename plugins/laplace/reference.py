@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mega_deploy.arrays import Array
 from mega_deploy.plugins.laplace import EPSILON, MU, SIGMA, Kind
-
-Array = npt.NDArray[Any]
 
 
 def laplace_attention(

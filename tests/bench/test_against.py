@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mega_deploy.bench.against import check_alike, compare, fail_on_regression, parse_limit, read_report
+from mega_deploy.bench.report.against import check_alike, compare, fail_on_regression, parse_limit, read_report
 from mega_deploy.errors import InputError, OptionError, QualityGateError
 
 MACHINE = {"cpu": "a", "platform": "Linux-x86_64", "memory_gb": 8, "threads": 2, "cores_seen": 2, "governor": None}

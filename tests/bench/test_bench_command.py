@@ -10,7 +10,7 @@ import pytest
 from benching import FAST, bench
 from spoiling import spoil
 
-from mega_deploy.bench.page import page
+from mega_deploy.bench.report.page import page
 
 
 def test_every_configuration_is_measured_and_checked(made):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from averages import recurrence
 
-from mega_deploy.bench.averages import BLOCKED, CONTENDERS, Task, build, convolve
-from mega_deploy.bench.ema import TOLERANCE, Ratio, figures
+from mega_deploy.bench.suites.averages import BLOCKED, CONTENDERS, Task, build, convolve
+from mega_deploy.bench.suites.ema import TOLERANCE, Ratio, figures
 from mega_deploy.errors import OptionError
 
 
@@ -40,7 +40,17 @@ def test_an_unknown_contender_is_refused():
 
 
 def test_the_command_gives_every_contender_and_its_ratio():
-    command = [sys.executable, "-m", "mega_deploy.bench.ema", "--channels", "4", "--states", "2", "--seq-len", "300"]
+    command = [
+        sys.executable,
+        "-m",
+        "mega_deploy.bench.suites.ema",
+        "--channels",
+        "4",
+        "--states",
+        "2",
+        "--seq-len",
+        "300",
+    ]
     command += ["--rounds", "3", "--turn", "0", "--without", "conv", "--without", "conv-1d", "--json"]
     results = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert [result["contender"] for result in results] == [BLOCKED, "torch-fft"]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import mega_deploy as md
-from mega_deploy.bench import floor
-from mega_deploy.bench.contenders import Task, build, load_case, relative_error, save_case
-from mega_deploy.bench.profile import by_block, by_op, read_trace
+from mega_deploy.bench.contenders import floor
+from mega_deploy.bench.contenders.task import Task, build, load_case, relative_error, save_case
+from mega_deploy.bench.measure.profile import by_block, by_op, read_trace
 from mega_deploy.errors import MegaDeployError, OptionError
 from mega_deploy.models.edifice import Mega
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mega_deploy.bench.gpu import Sensors, Timer
-from mega_deploy.bench.rows import throttling
-from mega_deploy.runtime.cuda import Device
+from mega_deploy.bench.contenders.gpu import Sensors, Timer
+from mega_deploy.bench.report.rows import throttling
+from mega_deploy.runtime.tensorrt.cuda import Device
 
 
 class NoSensor(Exception):
@@ -49,7 +49,7 @@ def device(tmp_path_factory):
     source = Path(__file__).parents[1] / "helpers" / "fake_driver.c"
     subprocess.run([shutil.which("cc"), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mega_deploy.runtime.cuda.DRIVER_LIBRARY", str(library))
+        patch.setattr("mega_deploy.runtime.tensorrt.cuda.DRIVER_LIBRARY", str(library))
         yield Device()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mega_deploy.bench import latency
+from mega_deploy.bench.measure import latency
 
 
 class Clock:

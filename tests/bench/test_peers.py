@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from mega_deploy.bench import peers
-from mega_deploy.bench.contenders import Task, build, load_case, relative_error, save_case
+from mega_deploy.bench.contenders import peers
+from mega_deploy.bench.contenders.task import Task, build, load_case, relative_error, save_case
 
 
 @pytest.mark.parametrize("name", ["torch-eager", "onnxruntime-naive"])
@@ -19,6 +19,6 @@ def test_a_peer_gives_what_the_trained_model_gives(tiny, tmp_path, name):
 
 
 def test_nothing_runs_on_a_gpu_that_is_not_there(monkeypatch):
-    monkeypatch.setattr("mega_deploy.machine.DRIVER_LIBRARY", "libno-driver.so")
+    monkeypatch.setattr("mega_deploy.machine.gpu.DRIVER_LIBRARY", "libno-driver.so")
     assert peers.available("cuda") == ()
     assert {"torch-eager", "torch-compile", "onnxruntime-naive"} <= set(peers.available("cpu"))

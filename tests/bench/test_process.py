@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mega_deploy.bench.process import ContenderError, Process
+from mega_deploy.bench.measure.process import ContenderError, Process
 
 LOOP = "import sys, json\nfor line in sys.stdin: print(json.dumps({'got': json.loads(line)}), flush=True)"
 

@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 from onnxscript import ir
 
-from mega_deploy.bench.scans import FORMS, average, measure_form, scan_model
+from mega_deploy.bench.suites.scans import FORMS, average, measure_form, scan_model
 
 
 @pytest.mark.parametrize("length", [1, 7, 70])

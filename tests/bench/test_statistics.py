@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mega_deploy.bench.statistics import change, drift, jitter, mean, noise, over_rounds, quantile, ratio
+from mega_deploy.bench.measure.statistics import change, drift, jitter, mean, noise, over_rounds, quantile, ratio
 
 
 def rounds_of(random, rounds=10, samples=60, between=0.05, within=0.1, centre=2.0):

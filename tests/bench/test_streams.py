@@ -12,15 +12,15 @@ from benching import FAST, bench
 from paper_goldens import models
 
 import mega_deploy as md
-from mega_deploy.bench import floor, streams
 from mega_deploy.bench.command import plan
-from mega_deploy.bench.contenders import Task, build, load_case, relative_error, save_case
-from mega_deploy.bench.course import Course
+from mega_deploy.bench.contenders import floor, streams
+from mega_deploy.bench.contenders.replay import Course
+from mega_deploy.bench.contenders.task import Task, build, load_case, relative_error, save_case
 from mega_deploy.bench.sweep import AXES
+from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import BundleError, InputError, OptionError
 from mega_deploy.models.edifice import Mega
 from mega_deploy.models.paper import MegaEncoder
-from mega_deploy.paper import MegaConfig
 
 WINDOW, FEATURES, HIDDEN = 6, 4, 16
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from onnxscript import ir
 
-from mega_deploy.bench import transformer
-from mega_deploy.bench.transformer import FORMS, Transformer, TransformerConfig, transformer_graph
+from mega_deploy.bench.suites import transformer
+from mega_deploy.bench.suites.transformer import FORMS, Transformer, TransformerConfig, transformer_graph
 
 SMALL = TransformerConfig(vocab_size=9, positions=8, embed_dim=8, heads=2, ffn_dim=12, num_layers=2, head_width=6)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters import onnx as onnx_file
-from mega_deploy.exporters.edifice import LONGEST, mega_graph
-from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters.edifice.fold import fold
+from mega_deploy.exporters.edifice.window import LONGEST, mega_graph
 from mega_deploy.models.edifice import Mega
 from mega_deploy.signature import Range
 

@@ -131,6 +131,6 @@ def install(monkeypatch, driver, model):
     module.engine = types.SimpleNamespace(create_execution_context=lambda: module.context)
     module.engines = {}
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
-    for place in ("mega_deploy.machine", "mega_deploy.runtime.cuda"):
+    for place in ("mega_deploy.machine.gpu", "mega_deploy.runtime.tensorrt.cuda"):
         monkeypatch.setattr(f"{place}.DRIVER_LIBRARY", str(driver))
     return module

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from mega_deploy.checkpoints.paper_names import own_name, own_shape
+from mega_deploy.checkpoints.sources.paper_names import own_name, own_shape
 
 DATA = Path(__file__).parents[1] / "data" / "paper"
 ELSEWHERE = Path(os.environ["MEGA_GOLDENS"]) if os.environ.get("MEGA_GOLDENS") else None

@@ -10,8 +10,8 @@ from onnx import inliner
 from onnx.reference import ReferenceEvaluator
 from onnxscript import ir
 
-from mega_deploy.exporters import onnx as onnx_file
-from mega_deploy.exporters.family import family_of
+from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.paper.tasks import paper_graph
 from mega_deploy.signature import Range
 

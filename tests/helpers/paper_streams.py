@@ -9,14 +9,14 @@ from onnxscript import ir
 from paper_goldens import DATA
 from safetensors.numpy import load_file
 
-from mega_deploy.exporters.streams.family import streamed
-from mega_deploy.exporters.streams.paper.source import SEEN
-from mega_deploy.exporters.streams.paper.tasks import StreamWriter
+from mega_deploy.exporters.paper.source import SEEN
+from mega_deploy.exporters.paper.stream_tasks import StreamWriter
+from mega_deploy.exporters.stream_families import streamed
 from mega_deploy.runtime import Session, StreamSession
-from mega_deploy.runtime.prefill import Prefill
-from mega_deploy.runtime.source import Encoder
+from mega_deploy.runtime.streams.encoder import Encoder
+from mega_deploy.runtime.streams.prefill import Prefill
 from mega_deploy.signature import Range
-from mega_deploy.stream_form import Encoding
+from mega_deploy.signature.stream_form import Encoding
 
 BATCH = Range(1, 1, 8)
 

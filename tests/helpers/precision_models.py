@@ -4,7 +4,7 @@ import onnxruntime
 import torch
 from onnxscript import ir
 
-from mega_deploy.exporters.islands import label
+from mega_deploy.exporters.precision.float32_nodes import label
 from mega_deploy.models.edifice import Mega
 
 FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16

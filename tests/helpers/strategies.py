@@ -6,8 +6,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnxscript import ir
 
-from mega_deploy.exporters.edifice import mega_graph
-from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters.edifice.fold import fold
+from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.models.edifice import Mega
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 CODE = (
-    "import json; from mega_deploy.machine import look; m = look(); "
+    "import json; from mega_deploy.machine.gpu import look; m = look(); "
     "print(json.dumps([m.driver, m.lacks, *((gpu.name, gpu.compute_capability) for gpu in m.gpus)]))"
 )
 

@@ -17,8 +17,8 @@ from commands import within
 import mega_deploy as md
 from mega_deploy.bundle import REFERENCE
 from mega_deploy.errors import BundleError, InputError, OptionError, QualityGateError
-from mega_deploy.exporters import family
-from mega_deploy.exporters.fold import fold
+from mega_deploy.exporters import families as family
+from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.models.edifice import Mega
 from mega_deploy.parity import LIMIT_FACTOR, SMALLEST_FLOOR, Error, Reference, limit_for, measure
 

@@ -14,9 +14,9 @@ import mega_deploy as md
 from mega_deploy.bundle import REFERENCE
 from mega_deploy.demo import CHECKPOINT
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError, QualityGateError
-from mega_deploy.exporters import onnx as onnx_file
+from mega_deploy.exporters import save_graph as onnx_file
 from mega_deploy.parity import INT8_LIMIT, LIMIT_FACTOR
-from mega_deploy.runtime.emulation import BACKEND
+from mega_deploy.runtime.onnxruntime.emulation import BACKEND
 
 PRECISIONS = ["float16", "bfloat16", "int8"]
 FRAMES = (29, 12)

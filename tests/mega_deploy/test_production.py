@@ -18,23 +18,22 @@ SOURCES = {
     "bench": "mega_deploy.bench",
 }
 FLOORS = [
-    {"errors", "config", "signature", "arrays", "cores", "machine"},
+    {"errors", "arrays", "files", "config", "signature", "machine"},
     # The op lies below the models: they are trained with its torch form.
-    {"plugins", "paper", "stream_form"},
-    {"models", "bundle", "parity", "engines"},
+    {"plugins"},
+    {"models", "bundle", "parity"},
     {"runtime", "checkpoints"},
     {"doctor"},
     {"exporters"},
     {"deploy", "validation", "bisection", "inspection"},
     {"bench"},
-    {"demo", "facts"},
-    {"show"},
+    {"demo"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # errors lies below its neighbours, which raise what it defines.
-GROUND = {"errors"}
+GROUND = {"errors", "arrays", "files", "signature"}
 
 
 def modules():
@@ -93,9 +92,9 @@ def blocked(tmp_path):
         "mega_deploy.deploy",
         "mega_deploy.validation",
         "mega_deploy.checkpoints",
-        "mega_deploy.bench.latency",
+        "mega_deploy.bench.measure.latency",
         "mega_deploy.bench.command",
-        "mega_deploy.bench.streams",
+        "mega_deploy.bench.contenders.streams",
     ],
 )
 def test_the_production_world_needs_no_torch(blocked, module, tmp_path):

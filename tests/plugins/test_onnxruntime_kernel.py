@@ -19,7 +19,8 @@ from mega_deploy.plugins.cache import RECORD, Unusable, sha256_of
 from mega_deploy.plugins.laplace.reference import laplace_attention
 from mega_deploy.plugins.onnxruntime import build, headers
 from mega_deploy.plugins.onnxruntime.cache import RECIPE
-from mega_deploy.runtime import Session, SessionOptions, session
+from mega_deploy.runtime import Session, SessionOptions
+from mega_deploy.runtime.onnxruntime import session
 from mega_deploy.signature import Range, Signature, TensorSpec
 
 FLOAT32_RATIO = 2e-6

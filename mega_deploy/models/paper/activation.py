@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mega_deploy.paper.config import Activation
+from mega_deploy.config.paper import Activation
 
 # The official code's rounding of sqrt(1/2) and sqrt(1/(4 pi)): with them the paper's Laplace function meets relu2 best.
 LAPLACE_MU, LAPLACE_SIGMA = 0.707107, 0.282095

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mega_deploy.config.paper import Attention, MegaConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.models.paper.activation import ACTIVATIONS, laplace, relu2
 from mega_deploy.models.paper.ema import MultiHeadEMA
 from mega_deploy.models.paper.norm import make_norm
 from mega_deploy.models.paper.position import position_bias
-from mega_deploy.paper import MegaConfig
-from mega_deploy.paper.config import Attention
 
 
 def attention_weights(

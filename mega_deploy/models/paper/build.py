@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from mega_deploy.models.paper.classifier import MegaClassifier
-from mega_deploy.models.paper.encoder import MegaEncoder
-from mega_deploy.models.paper.huggingface import MegaHuggingFace
-from mega_deploy.models.paper.language_model import MegaLanguageModel
-from mega_deploy.models.paper.translation import MegaTranslation
-from mega_deploy.paper.config import MegaConfig
-from mega_deploy.paper.tasks import (
+from mega_deploy.config.paper import MegaConfig
+from mega_deploy.config.tasks import (
     ClassifierConfig,
     HuggingFaceConfig,
     LanguageModelConfig,
     PaperConfig,
     TranslationConfig,
 )
+from mega_deploy.models.paper.classifier import MegaClassifier
+from mega_deploy.models.paper.encoder import MegaEncoder
+from mega_deploy.models.paper.huggingface import MegaHuggingFace
+from mega_deploy.models.paper.language_model import MegaLanguageModel
+from mega_deploy.models.paper.translation import MegaTranslation
 
 PaperModel = MegaEncoder | MegaClassifier | MegaLanguageModel | MegaTranslation | MegaHuggingFace
 

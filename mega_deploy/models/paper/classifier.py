@@ -7,12 +7,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mega_deploy.config import Source
+from mega_deploy.config.edifice import Source
+from mega_deploy.config.tasks import ClassifierConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.models.paper.activation import ACTIVATIONS
 from mega_deploy.models.paper.embedding import Embedding, make_table
 from mega_deploy.models.paper.encoder import MegaStack
-from mega_deploy.paper.tasks import ClassifierConfig
 
 
 class MegaClassifier(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mega_deploy.paper import MegaConfig
+from mega_deploy.config.paper import MegaConfig
 
 
 class MultiHeadEMA(nn.Module):

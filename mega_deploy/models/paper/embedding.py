@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mega_deploy.config.paper import MegaConfig
+from mega_deploy.config.tasks import EmbeddingConfig
 from mega_deploy.models.paper.norm import make_norm
-from mega_deploy.paper import MegaConfig
-from mega_deploy.paper.tasks import EmbeddingConfig
 
 
 class ValueEmbedding(nn.Module):

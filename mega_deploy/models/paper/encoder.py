@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mega_deploy.config import Source
+from mega_deploy.config.edifice import Source
+from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.models.paper.activation import ACTIVATIONS
 from mega_deploy.models.paper.attention import GatedAttention, GatedCrossAttention
 from mega_deploy.models.paper.norm import make_norm
-from mega_deploy.paper import MegaConfig
 
 
 class FeedForward(nn.Module):

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mega_deploy.config import Source
+from mega_deploy.config.edifice import Source
+from mega_deploy.config.tasks import HuggingFaceConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.models.paper.encoder import MegaStack
-from mega_deploy.paper.tasks import HuggingFaceConfig
 
 
 class MegaHuggingFace(nn.Module):

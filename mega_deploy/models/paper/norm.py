@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mega_deploy.paper.config import Norm
+from mega_deploy.config.paper import Norm
 
 EPSILON = 1e-5
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mega_deploy.config.tasks import OutputConfig, band_sizes
 from mega_deploy.models.paper.embedding import AdaptiveEmbedding
-from mega_deploy.paper.tasks import OutputConfig, band_sizes
 
 
 class Output(nn.Module):

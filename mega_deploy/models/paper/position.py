@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import OptionError
-from mega_deploy.paper import MegaConfig
 
 
 class SimpleBias(nn.Module):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mega_deploy.config import Source
+from mega_deploy.config.edifice import Source
+from mega_deploy.config.tasks import TranslationConfig
 from mega_deploy.models.paper.embedding import Embedding, make_table
 from mega_deploy.models.paper.encoder import MegaStack
 from mega_deploy.models.paper.output import make_output
-from mega_deploy.paper.tasks import TranslationConfig
 
 
 class MegaTranslation(nn.Module):

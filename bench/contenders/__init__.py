@@ -1,0 +1,1 @@
+"""What is timed: sessions of bundles, their peers, and the machine's limits."""

@@ -1,0 +1,178 @@
+"""What is timed of a stream: a call takes the next frame of each of `batch` streams.
+
+mega-deploy      the bundle's stream.
+window-session   the bundle's other form, which computes the whole sequence anew for each frame.
+torch-cached     the trained model in PyTorch, which keeps keys, values and averages from frame to frame (--peers).
+prefill          the sequence in one call, to the first output; no alternative to a step, so in no ratio.
+encode           the source, which each stream reads once before its first step, as translation does; in no ratio.
+
+The sequence is as long as the bundle's window, or the stream's. Before it is timed each has gone through it from its
+first frame on, and its last output was the trained model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from mega_deploy.bench.contenders.replay import Course, along, frame_by_frame, parted
+from mega_deploy.bench.contenders.task import OURS, Contender, Outputs, Task, lengths
+from mega_deploy.bundle import MODEL, TRAINED
+from mega_deploy.bundle.engines import TARGETS
+from mega_deploy.errors import InputError, require
+from mega_deploy.parity import Case, Reference
+from mega_deploy.runtime import OpenBundle, StreamSession
+from mega_deploy.signature import usual
+
+if TYPE_CHECKING:
+    from mega_deploy.exporters.paper.stream_io import StreamModel
+
+from mega_deploy.arrays import Array
+
+WINDOW, CACHED, PREFILL, ENCODE = "window-session", "torch-cached", "prefill", "encode"
+NO_STEPS = (PREFILL, ENCODE)
+"""Contenders whose call is no step, so that they are compared with none."""
+
+
+def frames_of(bundle: OpenBundle) -> int:
+    """Frames of the sequence that streams are timed on: those of the bundle's window, where it has one beside them."""
+    window = lengths(bundle) if "window" in bundle.forms else None
+    return bundle.stream_form.length if window is None else usual(window)
+
+
+def recorded(reference: Reference, bundle: OpenBundle, batch: int) -> dict[str, Array]:
+    """Arrays for contenders.CASE: sequences [batch, frames, ...], with their source, and the outputs at the last frame.
+
+    They are the random ones of the bundle's reference, over again where the batch is larger: `frames_of` the bundle, or
+    as many as were recorded where that is less. Of a large vocabulary they end with a step whose outputs are kept.
+
+    Args:
+        reference: of the stream.
+        bundle: that it belongs to.
+        batch: streams.
+    """
+    steps, most = bundle.stream_form.step.inputs, frames_of(bundle)
+
+    def frames(case: Case) -> int:
+        pool = reference.pools[case.pool]
+        for kept in pool.steps.values():
+            return int(kept[kept < most][-1]) + 1
+        return min(most, int(pool.inputs[steps[0].name].shape[1]))
+
+    case = max(
+        (case for case in reference.cases if case.name.startswith("random")),
+        key=lambda case: (frames(case), len(case.rows)),
+    )
+    rows, length = [case.rows[index % len(case.rows)] for index in range(batch)], frames(case)
+    pool, own = reference.pools[case.pool], {spec.name for spec in steps}
+    inputs = {
+        f"input/{name}": array[rows, :length] if name in own else array[rows] for name, array in pool.inputs.items()
+    }
+    return inputs | {f"output/{name}": array[:, 0] for name, array in pool.want(rows, length - 1).items()}
+
+
+def takes_whole(bundle: OpenBundle, sequences: Mapping[str, Array]) -> bool:
+    """Whether the bundle has a window that takes what was recorded of its stream, and computes the same.
+
+    A window truncates its moving average where the trained model does, and a stream does not.
+    """
+    if "window" not in bundle.forms:
+        return False
+    config = bundle.manifest.config
+    cut = config.get("decoder", config.get("encoder", config)).get("truncation")  # bare layers: their own
+    if cut is not None and cut < next(iter(parted(bundle.stream_form.step, sequences)[0].values())).shape[1]:
+        return False
+    try:
+        bundle.signature(MODEL).feeds(sequences)
+    except InputError:
+        return False
+    return True
+
+
+def _contender(course: Course, settings: str) -> Contender:
+    return Contender(course.call, settings, measure=course.measure, check=course.check)
+
+
+def _opened(task: Task) -> StreamSession:
+    threads = None if task.backend in TARGETS else task.threads
+    return OpenBundle.open(task.bundle).stream(task.batch, backend=task.backend, threads=threads)
+
+
+def _ours(task: Task, sequences: Mapping[str, Array]) -> Contender:
+    stream = _opened(task)
+    return _contender(along(stream, sequences), ", ".join(stream.providers))
+
+
+def _prefill(task: Task, sequences: Mapping[str, Array]) -> Contender:
+    stream = _opened(task)
+    frames = next(iter(parted(stream.signature, sequences)[0].values())).shape[1]
+    return _contender(along(stream, sequences, at_once=True), f"{', '.join(stream.providers)}, {frames} frames")
+
+
+def _encode(task: Task, sequences: Mapping[str, Array]) -> Contender:
+    stream = _opened(task)
+    own, source = parted(stream.signature, sequences)
+
+    def call() -> Outputs:
+        stream.encode(source)
+        return ()
+
+    def through_the_sequence() -> Outputs:
+        stream.encode(source)
+        return stream.prefill_named(own)
+
+    sizes = ", ".join(f"{name} {list(array.shape[1:])}" for name, array in source.items() if array.ndim > 1)
+    return Contender(call, f"{', '.join(stream.providers)}, {sizes} of each stream", check=through_the_sequence)
+
+
+def _window(task: Task, sequences: Mapping[str, Array]) -> Contender:
+    bundle = OpenBundle.open(task.bundle)
+    session, inputs = bundle.session(threads=task.threads), dict(sequences)
+    axes = {spec.name: len(spec.dims) for spec in bundle.stream_form.step.outputs}
+
+    def last() -> Outputs:
+        outputs = session.run_named(inputs)
+        return {name: array if array.ndim == axes[name] else array[:, -1] for name, array in outputs.items()}
+
+    settings = f"{', '.join(session.providers)}, the whole sequence each time"
+    return Contender(lambda: session.run_named(inputs), settings, check=last)
+
+
+def _cached(task: Task, sequences: Mapping[str, Array]) -> Contender:
+    torch = require("torch", "export", task.contender)
+    torch.set_num_threads(task.threads)
+    from mega_deploy.bench.contenders.torch_decoder import CachedDecoder
+    from mega_deploy.bench.contenders.torch_stream import CachedMega
+    from mega_deploy.checkpoints import load_checkpoint
+    from mega_deploy.models.edifice import Mega
+
+    bundle = OpenBundle.open(task.bundle)
+    form, model = bundle.stream_form, load_checkpoint(bundle.file(TRAINED))
+    own, source = parted(form.step, sequences)
+    tensors = {name: torch.from_numpy(array) for name, array in source.items()}
+    with torch.inference_mode():
+        cached = (
+            CachedMega(model, task.batch, form.window)
+            if isinstance(model, Mega)
+            else CachedDecoder(cast("StreamModel", model), form.length, tensors)
+        )
+
+    def step(frame: Mapping[str, Array]) -> Outputs:
+        with torch.inference_mode():
+            found = cached.step({name: torch.from_numpy(array) for name, array in frame.items()})
+            return {name: np.asarray(value) for name, value in found.items()}
+
+    ends = any(spec.limit is not None for spec in form.step.state)
+    course = Course(frame_by_frame(own), step, cached.reset, ends=ends)
+    return _contender(course, "eager, inference mode, float32, keys and values by torch.cat")
+
+
+BUILD: dict[str, Callable[[Task, Mapping[str, Array]], Contender]] = {
+    OURS: _ours,
+    WINDOW: _window,
+    PREFILL: _prefill,
+    ENCODE: _encode,
+    CACHED: _cached,
+}

@@ -1,0 +1,1 @@
+"""How it is timed: processes, rounds, samples and statistics."""

@@ -1,0 +1,1 @@
+"""What is told of it: rows, tables, pages, and comparison with earlier reports."""

@@ -1,0 +1,180 @@
+"""The rows of a report, from the samples of the rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mega_deploy.bench.contenders.streams import NO_STEPS, WINDOW
+from mega_deploy.bench.contenders.task import OURS, Task
+from mega_deploy.bench.measure.latency import Latency
+from mega_deploy.bench.measure.process import Process
+from mega_deploy.bench.measure.statistics import jitter, mean, noise, over_rounds, quantile, ratio
+from mega_deploy.bench.measure.worker import RETURN_CALLS
+
+if TYPE_CHECKING:
+    from mega_deploy.bench.measure.rounds import Options
+
+Row = dict[str, Any]
+# NVML's reasons for lower clocks: power cap, slowdown by hardware, heat by software and by hardware, power brake.
+HELD_BACK = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
+Rounds = list[list[float]]
+
+
+@dataclass
+class Timed:
+    """A contender under way, and what it has measured so far."""
+
+    task: Task
+    process: Process
+    facts: Row
+    calls: int
+    rounds: Rounds = field(default_factory=list)
+    """Seconds of every call, round by round."""
+    processor: list[float] = field(default_factory=list)
+    """Seconds of processor time of a call, on all threads, in each round."""
+    others: list[float] = field(default_factory=list)
+    """Share of the cores that other processes used in each round."""
+    device: list[Row] = field(default_factory=list)
+    """Of each round on a GPU: what its events and sensors gave."""
+
+    def add(self, answer: Row, busy_seconds: float | None) -> None:
+        """Take what one turn gave."""
+        self.rounds.append(answer["seconds"])
+        self.processor.append(answer["processor_seconds"])
+        if busy_seconds is not None:
+            free = answer["wall_seconds"] * self.task.threads
+            self.others.append(max(0.0, busy_seconds - answer["cpu_seconds"]) / free)
+        if "device_ms" in answer:
+            self.device.append({name: answer[name] for name in ("device_ms", "sensors")})
+
+
+def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits: Mapping[str, Rounds]) -> Row:
+    """One contender on one case."""
+    seconds = [second for turn in one.rounds for second in turn]
+    latency = Latency.of(seconds)
+    batch, facts = about["batch"], one.facts
+    intervals = {
+        name: {key: value * 1e3 for key, value in over_rounds(one.rounds, statistic).to_json().items()}
+        for name, statistic in (
+            ("p50_ms", quantile(0.5)),
+            ("p90_ms", quantile(0.9)),
+            ("p99_ms", quantile(0.99)),
+            ("p999_ms", quantile(0.999)),
+            ("mean_ms", mean),
+        )
+    }
+    others = float(np.median(one.others)) if one.others else 0.0
+    of_bundle = one.task.contender in (OURS, WINDOW, *NO_STEPS)
+    row = {
+        "contender": one.task.contender,
+        "backend": one.task.backend,
+        **about,
+        "precision": about["config"]["precision"] if of_bundle else "float32",
+        **vars(latency),
+        "jitter_ms": jitter(one.rounds) * 1e3,
+        "throughput_per_s": batch / latency.mean_ms * 1e3,
+        "rounds": len(one.rounds),
+        "intervals": intervals,
+        "processor_ms": float(np.median(one.processor)) * 1e3,
+        "peak_rss_mb": facts["peak_rss_mb"],
+        "load_ms": facts["load_ms"],
+        "cold_start_ms": facts["cold_start_ms"],
+        "relative_error": facts["relative_error"],
+        "settings": facts["settings"],
+        "warm_up": facts["warm_up"],
+        "others_share": others,
+        "noise": noise(one.rounds, others=others, converged=facts["warm_up"]["converged"]),
+        "limit_share": None if one.task.contender in NO_STEPS else limit_share(one.rounds, latency, limit, limits),
+        "samples_ms": [[round(second * 1e3, 5) for second in turn] for turn in one.rounds],
+    }
+    if one.device:
+        row["noise"] += throttling(one.device)
+        row |= {"gpu": facts["gpu"], "cuda_graph": one.task.cuda_graph, "device": _device(one.device)}
+    return row
+
+
+def limit_share(
+    rounds: Rounds, latency: Latency, limit: Mapping[str, float] | None, limits: Mapping[str, Rounds]
+) -> Row | None:
+    """What share of each limit is reached; 1 is all that the machine can do."""
+    if limit is None:
+        return None
+    return {
+        "gemm_floor": ratio(limits["gemm-floor"], rounds).to_json(),
+        "compute": limit["compute_floor_ms"] / latency.p50_ms,
+        "memory": limit["memory_floor_ms"] / latency.p50_ms,
+    }
+
+
+def ratio_rows(contenders: Sequence[Timed], about: Row) -> list[Row]:
+    """How many times faster each of our sessions is than each alternative on its kind of device."""
+    ours = [one for one in contenders if one.task.contender == OURS]
+    rows = []
+    for one in ours:
+        for peer in contenders:
+            if peer.task.contender in (OURS, *NO_STEPS) or bool(peer.facts.get("gpu")) != bool(one.facts.get("gpu")):
+                continue
+            found = ratio(peer.rounds, one.rounds)
+            row = {"contender": OURS, "backend": one.task.backend, "baseline": peer.task.contender, **about}
+            rows.append({**row, "ratio": found.value, "low": found.low, "high": found.high})
+    return rows
+
+
+def limit_row(
+    about: Row,
+    limit: Mapping[str, float],
+    counted: Mapping[str, Any],
+    contenders: Sequence[Timed],
+    limits: Mapping[str, Rounds],
+) -> Row:
+    """What the machine could reach on a case, who reaches how much of it, and where our time goes."""
+    ours = next((one for one in contenders if one.task.contender == OURS), None)
+    return {
+        **about,
+        "precision": about["config"]["precision"],
+        **limit,
+        "p50_ms": Latency.of([second for turn in ours.rounds for second in turn]).p50_ms if ours else None,
+        "times_gemm_floor": ratio(ours.rounds, limits["gemm-floor"]).to_json() if ours else None,
+        "times_memory_floor": ratio(ours.rounds, limits["memory-read"]).to_json() if ours else None,
+        "profile": {name: counted[name] for name in ("nodes", "products", "nodes_ms", "by_op", "by_block")},
+    }
+
+
+def throttling(turns: Sequence[Row]) -> list[str]:
+    """A label where the GPU held its clocks back in a round, by the sensors read behind it."""
+    held = sum(bool((turn["sensors"]["throttled_by"] or 0) & HELD_BACK) for turn in turns)
+    return [f"throttled: the GPU held its clocks back in {held} of {len(turns)} rounds"] if held else []
+
+
+def _device(turns: Sequence[Row]) -> Row:
+    """Medians over the rounds of what events gave, and every round's sensors."""
+    names = turns[0]["device_ms"]
+    return {
+        **{f"{name}_ms": float(np.median([turn["device_ms"][name] for turn in turns])) for name in names},
+        "sensors": [turn["sensors"] for turn in turns],
+    }
+
+
+def method(options: Options, cores: Sequence[int]) -> Row:
+    """How it was measured, for the reader."""
+    return {
+        "isolation": "a process for each contender, pinned to the cores; those whose turn it is not are stopped",
+        "cores": list(cores),
+        "threads": len(cores),
+        "rounds": options.rounds,
+        "turn_seconds": options.turn_seconds,
+        "frames": options.frames,
+        "order": "there and back",
+        "calls_before_a_turn": RETURN_CALLS,
+        "warm_up": "until four stretches in a row of 50 ms or more are no faster, to within 1 %, than the best before",
+        "clock": "time.perf_counter around a whole call, input and output arrays included",
+        "intervals": "95 %; quantiles: percentile bootstrap over whole rounds; ratios: p50 by p50 within a round, "
+        "the rounds' median, and its interval from the binomial distribution (all rounds where there are fewer than 6)",
+        "noise": "a row is labelled where p50 drifts (Kendall's tau, p < 0.05, 3 % or more), the middle half of the "
+        "rounds spreads over 5 %, p99 exceeds 2 x p50, or others used more than 5 % of the cores",
+        "checked": "every output against the trained model in float64 before it is timed",
+    }

@@ -1,0 +1,1 @@
+"""Fixed sets of contenders that answer one question."""

@@ -1,0 +1,68 @@
+"""What it would gain and cost to keep the worst block of a lower precision in float32."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxscript import ir
+
+from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters.precision.lowering import lower
+from mega_deploy.parity import Reference, Report
+from mega_deploy.runtime import judging_session
+from mega_deploy.signature import Signature
+
+
+def weigh_worst_block(
+    model: ir.Model,
+    report: Report,
+    reference: Reference,
+    signature: Signature,
+    written: Path,
+    *,
+    keep: Sequence[str] = (),
+    half_io: bool = False,
+) -> dict[str, Any] | None:
+    """The first case's error and the file's size as they are, and as they would be; None where nothing can be kept.
+
+    Args:
+        model: the float32 graph.
+        report: on the lowered one, with its blocks.
+        reference: that it was compared with.
+        signature: of the model.
+        written: the lowered model's file.
+        keep: the float32 islands that it has already, as `lower` takes them.
+        half_io: as `lower` takes it.
+    """
+    worst = report.worst_block
+    if worst is None or report.precision == "float32":
+        return None
+    block = worst.name.removesuffix(".output")
+    if block in keep:
+        return None
+    kept = lower(model, report.precision, keep=[*keep, block], half_io=half_io)
+    case = reference.cases[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / written.name
+        onnx_file.save(kept.model, path)
+        session = judging_session(path, signature, report.precision)
+        error = reference.error(case, (session.run_named(feeds) for feeds in reference.feeds(case)))
+        then, size = error.relative_l2, _bytes(path)
+    now = report.cases[0].error.relative_l2
+    return {
+        "block": block,
+        "case": case.name,
+        "relative_l2": {
+            name: value if math.isfinite(value) else None for name, value in (("now", now), ("then", then))
+        },
+        "bytes": {"now": _bytes(written), "then": size},
+    }
+
+
+def _bytes(model: Path) -> int:
+    """Of a model with its weights, which may lie beside it."""
+    return sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*"))

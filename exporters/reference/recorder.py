@@ -1,0 +1,284 @@
+"""The parity reference of a model: what the trained form gives in float64, and the noise floor of its own precision."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from mega_deploy.arrays import Array
+from mega_deploy.config.edifice import Precision
+from mega_deploy.errors import InputError, QualityGateError
+from mega_deploy.exporters.families import Model, family_of
+from mega_deploy.exporters.reference.cases import RANDOM, Cases, Inputs, make_cases, rows_that_fit
+from mega_deploy.exporters.reference.kept_steps import Handovers, kept_steps, told
+from mega_deploy.exporters.reference.trained import AUTOCAST, a_last_place_away, keep_in_float32, own_precision, run
+from mega_deploy.parity import (
+    ILL_CONDITIONED,
+    BlockFloor,
+    Case,
+    Error,
+    Pool,
+    Reference,
+    batches,
+    measure,
+    median,
+    worst,
+)
+from mega_deploy.signature import SEQUENCE_AXES, Signature, usual
+
+SAMPLES = 8
+NEARBY = 4
+ROWS_AT_ONCE = 16
+# Numbers of an activation, or of attention's scores, in one run: 128 MB in float64, of which a run holds several.
+LARGEST_RUN = 1 << 24
+# Floating-point operations of one run over a case, beyond which a large model has fewer of them: two cores take some
+# three seconds for so many in float32, and five in float64.
+MOST_WORK = 1 << 38
+# How many times longer a run takes under autocast to float16, for which most CPUs have no arithmetic: 12 on one thread
+# of an AMD EPYC (Zen 4), two layers 512 wide over 256 steps.
+FLOAT16_TIMES = 12
+# A floor is taken of all rows, in the batches of the case, which changes float32's last places, while the activations
+# hold no more numbers than this.
+LARGEST_FLOOR = 1 << 22
+# Of the residual streams the last frames are kept: enough to find the first bad block, and a bound on a bundle's size.
+BLOCK_FRAMES = 256
+
+
+def record(
+    model: Model,
+    signature: Signature,
+    block_names: Sequence[str],
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    precision: Precision = "float32",
+    kept: Sequence[str] = (),
+) -> Reference:
+    """The reference for random and adversarial inputs and several batches; of a range of lengths several, too.
+
+    Of a model whose rows take long, beyond MOST_WORK, there are fewer, of which the reference tells.
+
+    Args:
+        model: in eval mode; it is left as it is.
+        signature: of its bundle.
+        block_names: what the graph calls the residual stream behind each block: a module's name and ".output".
+        samples: random rows, at least 1; None for SAMPLES, or as many as MOST_WORK allows.
+        seed: of the random rows.
+        precision: in which the noise floor is taken: for float16 and bfloat16 under autocast; for int8, which the
+            trained form does not have, in float32.
+        kept: modules of the trained form, by name, that stay float32 for the floor: the islands that were asked for.
+    """
+    family = family_of(model)
+    kinds = family.kinds(signature, np.random.default_rng(seed))
+    # Two at least, for a batch must hold rows that differ.
+    most = max(2, min(MOST_WORK // max(1, family.flops(signature)), rows_that_fit(signature)))
+    pools, cases = make_cases(kinds, signature, family.width, samples or min(SAMPLES, most), most)
+    sampled = [f"{most} random rows instead of {SAMPLES}"] if samples is None and most < SAMPLES else []
+    return Recorder(model, signature, precision, kept).record(pools, cases, block_names, sampled, seed=seed)
+
+
+def record_for(
+    model: Model,
+    signature: Signature,
+    block_names: Sequence[str],
+    inputs: Inputs,
+    name: str = "given inputs",
+    *,
+    precision: Precision = "float32",
+    kept: Sequence[str] = (),
+) -> Reference:
+    """The reference for inputs of one's own as a single case.
+
+    Args:
+        model: in eval mode.
+        signature: of its bundle.
+        block_names: see `record`.
+        inputs: all of them, as `signature.feeds` gives them.
+        name: of the case.
+        precision: see `record`.
+        kept: see `record`.
+    """
+    rows = len(next(iter(inputs.values())))
+    cases = {name: (name, list(range(rows)), rows)}
+    return Recorder(model, signature, precision, kept).record({name: inputs}, cases, block_names)
+
+
+class Recorder:
+    """Runs a trained model in float64 and in its own precision.
+
+    Args:
+        model: in eval mode; it is left as it is.
+        signature: whose outputs count.
+        precision: in which the noise floor is taken.
+        kept: see `record`.
+    """
+
+    def __init__(self, model: Model, signature: Signature, precision: Precision, kept: Sequence[str]) -> None:
+        self.precision, self.kept = precision, tuple(kept)
+        self.exact = copy.deepcopy(model).double().eval()
+        self.single = copy.deepcopy(model).float().eval()
+        keep_in_float32(self.single, kept)
+        self.family = family_of(model)
+        self.signature, self.outputs = signature, [spec.name for spec in signature.outputs]
+        self._step_flops = self.family.flops(signature) / usual(signature.dim(*SEQUENCE_AXES))
+
+    def record(
+        self,
+        inputs: dict[str, Inputs],
+        cases: Cases,
+        block_names: Sequence[str],
+        sampled: Sequence[str] = (),
+        *,
+        seed: int = 0,
+        handovers: Handovers = MappingProxyType({}),
+    ) -> Reference:
+        """The reference for pools of inputs.
+
+        Args:
+            inputs: of each pool.
+            cases: made of them.
+            block_names: see `record`.
+            sampled: what the pools hold less of than those of a smaller model.
+            seed: of the steps at which outputs are kept, where they are too large to be kept whole.
+            handovers: see `kept_steps`.
+
+        Raises:
+            InputError: outputs are too large for any reference, or not finite.
+            QualityGateError: the model is too ill-conditioned for one.
+        """
+        steps = kept_steps(inputs, self.signature, self.family.chunk, seed, handovers)
+        pools = {name: self._exactly(Pool(pool, {}, steps.get(name, {}))) for name, pool in inputs.items()}
+        if not all(np.isfinite(array).all() for pool in pools.values() for array in pool.outputs.values()):
+            raise InputError(
+                "the trained model gives NaN or infinite outputs for ordinary inputs; it cannot be deployed"
+            )
+        floors = self._floors(pools, cases)
+        limit = ILL_CONDITIONED[self.precision]
+        usable = {name: floor for name, floor in floors.items() if floor.relative_l2 <= limit}
+        if not all(name in usable for name in cases if name.startswith(RANDOM)) or not usable:
+            name, floor = max(floors.items(), key=lambda item: item[1].relative_l2)
+            raise QualityGateError(
+                f"the trained model itself is off by {floor.relative_l2:.1e} in {own_precision(self.precision)} "
+                f'in case "{name}": it is too ill-conditioned for any deployment to be proven equal to it'
+            )
+        usual = median(list(usable.values()))
+        measured = tuple(
+            Case(name, pool, tuple(rows), batch, worst([usable[name], usual]))
+            for name, (pool, rows, batch) in cases.items()
+            if name in usable
+        )
+        first = measured[0]
+        some = _rows(inputs[first.pool], list(first.rows)[: first.batch])
+        got, want = self._streams(some, block_names, pools[first.pool].steps)
+        return Reference(
+            pools={name: pool for name, pool in pools.items() if name in {case.pool for case in measured}},
+            cases=measured,
+            blocks=tuple(BlockFloor(name, measure(got[name], want[name])) for name in got),
+            block_outputs=want,
+            precision=self.precision,
+            kept=self.kept,
+            left_out=tuple(name for name in floors if name not in usable),
+            sampled=(*sampled, *told(steps, inputs, self.signature), *self._fewer_runs(pools, cases)),
+        )
+
+    def _exactly(self, pool: Pool) -> Pool:
+        """With the outputs in float64."""
+        count = len(next(iter(pool.inputs.values())))
+        parts = [
+            run(self.exact, _rows(pool.inputs, rows), self.outputs, steps=pool.steps)[0]
+            for rows in batches(range(count), self._rows_at_once(_steps(pool.inputs)))
+        ]
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+        return dataclasses.replace(pool, outputs=outputs)
+
+    def _streams(self, inputs: Inputs, names: Sequence[str], steps: Mapping[str, Array]) -> tuple[Inputs, Inputs]:
+        """The residual stream behind each block, in the model's precision and in float64."""
+        if not names:
+            return {}, {}
+        modules = [name.removesuffix(".output") for name in names]
+        runs: tuple[tuple[Model, Precision], ...] = (self.single, self.precision), (self.exact, "float32")
+        row, streams = self.family.computed_row, []
+        for model, precision in runs:
+            kept = run(model, inputs, self.outputs, precision, modules, steps=steps)[1]
+            if row is not None and kept:
+                kept[-1] = kept[-1][:, [row]]  # the graph computes no more of the last block
+            streams.append({name: stream[:, -BLOCK_FRAMES:] for name, stream in zip(names, kept, strict=True)})
+        return streams[0], streams[1]
+
+    def _floors(self, pools: dict[str, Pool], cases: Cases) -> dict[str, Error]:
+        """The noise floor of each case."""
+        floors: dict[tuple[str, tuple[int, ...], int], Error] = {}
+        named = {}
+        for name, (pool, all_rows, size) in cases.items():
+            rows, batch = all_rows, size
+            length = _steps(pools[pool].inputs)
+            large = len(rows) * length * self.family.width(length) > LARGEST_FLOOR
+            if large or self.precision in AUTOCAST:
+                # PyTorch takes long for much, and for half precision, where batches change nothing that shows.
+                rows = sorted(set(rows))
+                batch = min(len(rows), self._rows_at_once(length))
+            key = pool, tuple(rows), batch
+            if key not in floors:
+                floors[key] = self._floor(pools[pool], rows, batch)
+            named[name] = floors[key]
+        return named
+
+    def _floor(self, pool: Pool, rows: list[int], batch: int) -> Error:
+        """The worst error of the trained form in its own precision, on a case and on inputs a last place away from it.
+
+        One run alone may come near float64 by luck, and then no other implementation would be allowed what rounding
+        costs.
+        """
+        random = np.random.default_rng(0)
+        inputs = _rows(pool.inputs, rows)
+        part = Pool(inputs, _rows(pool.outputs, rows), pool.steps)
+        errors = [self._error(inputs, part, batch)]
+        for _ in range(self._nearby(len(rows), _steps(inputs))):
+            with a_last_place_away(self.single, inputs, self.precision, random) as nearby:
+                errors.append(self._error(nearby, part, batch))
+        return worst(errors)
+
+    def _rows_at_once(self, length: int) -> int:
+        """As many as memory is meant for."""
+        return max(1, min(ROWS_AT_ONCE, LARGEST_RUN // (length * self.family.width(length))))
+
+    def _nearby(self, rows: int, length: int) -> int:
+        """Runs on inputs a last place away, besides the one on the inputs themselves.
+
+        What takes long has many outputs, over which the error of a single run is no matter of luck.
+        """
+        work = rows * length * self._step_flops * (FLOAT16_TIMES if self.precision == "float16" else 1)
+        return min(NEARBY, int(MOST_WORK // max(1, work)))
+
+    def _fewer_runs(self, pools: Mapping[str, Pool], cases: Cases) -> list[str]:
+        """What to tell of noise floors that are of fewer runs than usual."""
+        nearby = [self._nearby(len(set(rows)), _steps(pools[pool].inputs)) for pool, rows, _ in cases.values()]
+        few = sum(count < NEARBY for count in nearby)
+        if not few:
+            return []
+        runs = f"{1 + min(nearby)} runs" if min(nearby) else "a single run"
+        return [f"noise floors of {few} of {len(cases)} cases from {runs} instead of {1 + NEARBY}"]
+
+    def _error(self, inputs: Inputs, pool: Pool, batch: int) -> Error:
+        """Of the model in its own precision on inputs that are the pool's, or next to them."""
+        parts = [
+            run(self.single, _rows(inputs, rows), self.outputs, self.precision, steps=pool.steps)[0]
+            for rows in batches(range(len(next(iter(inputs.values())))), batch)
+        ]
+        return worst(
+            [measure(np.concatenate([part[name] for part in parts]), pool.outputs[name]) for name in self.outputs]
+        )
+
+
+def _steps(inputs: Mapping[str, Array]) -> int:
+    """Of each row; tokens may stand in several sequences of one."""
+    first = next(iter(inputs.values()))
+    return int(first.shape[-1 if first.dtype.kind in "iu" else 1])
+
+
+def _rows(arrays: Mapping[str, Array], rows: list[int]) -> Inputs:
+    return {name: array[rows] for name, array in arrays.items()}

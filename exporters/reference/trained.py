@@ -1,0 +1,135 @@
+"""Running a trained model as parity needs it: by names, in a precision, with a look at its residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mega_deploy.arrays import Array
+from mega_deploy.config.edifice import Precision
+from mega_deploy.exporters.reference.cases import Inputs
+from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaTranslation
+from mega_deploy.parity import UNIT_ROUNDOFF
+
+AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def own_precision(precision: Precision) -> str:
+    """The precision that the trained form has for it."""
+    return precision if precision in AUTOCAST else "float32"
+
+
+@torch.no_grad()
+def run(
+    model: nn.Module,
+    inputs: Inputs,
+    outputs: Sequence[str],
+    precision: Precision = "float32",
+    blocks: Sequence[str] = (),
+    *,
+    steps: Mapping[str, Array] | None = None,
+) -> tuple[dict[str, Array], list[Array]]:
+    """The model's outputs by name, and what its modules `blocks` gave when they were first called.
+
+    Args:
+        model: in float32 or float64; it takes tensors by keyword, and gives one or several by name.
+        inputs: by name.
+        outputs: names of what the model gives.
+        precision: float16 and bfloat16 are those of autocast; otherwise the model's own holds.
+        blocks: modules by name.
+        steps: of outputs by name: the only ones that are asked for, int64. A vocabulary is scored at no others.
+    """
+    streams: dict[str, Array] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            streams.setdefault(name, as_array(output))
+
+        return keep
+
+    dtype = next(model.parameters()).dtype
+    lower = AUTOCAST.get(precision)
+    context: AbstractContextManager[Any] = torch.autocast("cpu", lower) if lower else nullcontext()
+    tensors = {name: _as_tensor(array, dtype) for name, array in inputs.items()}
+    with ExitStack() as stack:
+        stack.enter_context(context)
+        for name in blocks:
+            stack.callback(model.get_submodule(name).register_forward_hook(watch(name)).remove)
+        left = steps or {}
+        if left and (hook := _score_at(model, torch.from_numpy(next(iter(left.values()))))):
+            stack.callback(hook.remove)
+            left = {}
+        result = model(**tensors)
+    named = {outputs[0]: result} if isinstance(result, Tensor) else result
+    arrays = {name: as_array(named[name]) for name in outputs}
+    kept = {name: array[:, left[name]] if name in left else array for name, array in arrays.items()}
+    return kept, [streams[name] for name in blocks]
+
+
+def _score_at(model: nn.Module, steps: Tensor) -> RemovableHandle | None:
+    """Have a vocabulary scored at some steps alone, until the hook is removed; None where no vocabulary is."""
+    match model:
+        case MegaLanguageModel() | MegaTranslation():
+            return model.output.register_forward_pre_hook(lambda _module, given: (given[0][:, steps], *given[1:]))
+        case MegaHuggingFace() if model.config.head in ("masked_lm", "causal_lm"):
+            return model.encoder.register_forward_hook(lambda _module, _given, last: last[:, steps])
+        case _:
+            return None
+
+
+def keep_in_float32(model: nn.Module, names: Sequence[str]) -> None:
+    """Take modules, with all in them, out of autocast; the name of a folded layer, which none has, does nothing."""
+    for name, module in model.named_modules():
+        if any(f"{name}.".startswith(f"{kept}.") for kept in names):
+            module.forward = _without_autocast(module.forward)
+
+
+def _without_autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def in_float32(*given: Any, **named: Any) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return forward(*map(_raised, given), **{name: _raised(value) for name, value in named.items()})
+
+    return in_float32
+
+
+def _raised(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@contextmanager
+def a_last_place_away(
+    model: nn.Module, inputs: Inputs, precision: Precision, random: np.random.Generator
+) -> Iterator[Inputs]:
+    """Inputs that differ by rounding; those of tokens are the rows that the model's tables have for them, meanwhile."""
+    # Of a lower precision half a last place: what the trained form itself rounds its inputs by.
+    last_place = np.float32(max(2.0**-23, UNIT_ROUNDOFF[own_precision(precision)]))
+
+    def factor(shape: Sequence[int]) -> Array:
+        return 1 + last_place * random.integers(-1, 2, shape, np.int8)
+
+    def shake(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output * torch.from_numpy(factor(output.shape)).to(output.dtype)
+
+    with ExitStack() as stack:
+        for table in model.modules():
+            if isinstance(table, nn.Embedding):
+                stack.callback(table.register_forward_hook(shake).remove)
+        yield {
+            name: array * factor(array.shape) if array.dtype.kind == "f" else array for name, array in inputs.items()
+        }
+
+
+def _as_tensor(array: Array, dtype: torch.dtype) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def as_array(tensor: Tensor) -> Array:
+    """An array of at least float32: numpy has no bfloat16."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).numpy()

@@ -1,0 +1,1 @@
+"""Finding the first node of a deployed model whose numbers are wrong."""

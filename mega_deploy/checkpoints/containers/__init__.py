@@ -1,0 +1,1 @@
+"""File formats of weights: bytes in, arrays by name out; nothing here knows a model."""

@@ -1,0 +1,1 @@
+"""Checkpoints of fairseq's Mega models."""

@@ -1,0 +1,261 @@
+"""fairseq's checkpoints of Mega: the training run's arguments as a configuration.
+
+What the arguments do not say (sizes of vocabularies, of a classifier's layers) the weights do. Arguments that older
+checkpoints lack have the official code's defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mega_deploy.arrays import Array
+from mega_deploy.checkpoints.sources.fairseq.arguments import Arguments
+from mega_deploy.checkpoints.sources.fairseq.names import named_as_ours
+from mega_deploy.config.paper import MegaConfig
+from mega_deploy.config.tasks import (
+    ClassifierConfig,
+    EmbeddingConfig,
+    LanguageModelConfig,
+    OutputConfig,
+    PaperConfig,
+    TranslationConfig,
+)
+from mega_deploy.errors import CheckpointError, OptionError
+
+Weights = Mapping[str, Array]
+
+PAD = 1  # in every dictionary of fairseq's
+
+
+def is_fairseq(header: Mapping[str, Any]) -> bool:
+    """Whether what stands beside the weights in a .pt file is fairseq's."""
+    return isinstance(header.get("args"), Mapping)
+
+
+def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig, dict[str, Array], dict[str, str]]:
+    """The configuration, the weights under our names, and for each of those names fairseq's.
+
+    Args:
+        args: the arguments of the run, as the checkpoint has them.
+        tensors: its weights.
+
+    Raises:
+        CheckpointError: it is no Mega's, an argument is missing or impossible, or weights that are one in the model
+            differ in the file.
+    """
+    told = Arguments(args)
+    if not any(".mega_layer." in name for name in tensors):
+        raise CheckpointError(f"its architecture is {told.text('arch', 'unnamed')}, none of fairseq's Mega models")
+    try:
+        if "sentence_projection_layer.weight" in tensors:
+            config: PaperConfig = _classifier(told, tensors)
+        elif "encoder.embed_tokens.weight" in tensors:
+            config = _translation(told, tensors)
+        elif any(name.startswith("decoder.embed_tokens.") for name in tensors):
+            config = _language_model(told, tensors)
+        else:
+            raise CheckpointError(f"its architecture is {told.text('arch', 'unnamed')}, none of fairseq's Mega models")
+    except OptionError as error:
+        raise CheckpointError(f"its arguments make an impossible model: {error}") from error
+    return config, *named_as_ours(config, tensors)
+
+
+# What an option is called, which differs between the tasks. Without a default it must be there: the classifiers' differ
+# from one architecture to another, and fairseq writes them all into its checkpoints.
+_OF_CLASSIFIERS = {
+    "side": "encoder",
+    "z_dim": "z_dim",
+    "n_dim": "n_dim",
+    "chunk_size": "chunk_size",
+    "norm": "norm_type",
+    "prenorm": "encoder_normalize_before",
+    "hidden_dropout": "act_dropout",
+    "activation_dropout": "act_dropout",
+}
+_OF_DECODERS = {
+    "side": "decoder",
+    "z_dim": "decoder_z_dim",
+    "n_dim": "decoder_n_dim",
+    "chunk_size": "decoder_chunk_size",
+    "norm": "normalization_type",
+    "prenorm": "normalize_before",
+    "hidden_dropout": "hidden_dropout",
+    "activation_dropout": "activation_dropout",
+}
+_OF_ENCODERS = {option: name.replace("decoder", "encoder") for option, name in _OF_DECODERS.items()}
+_DEFAULTS: dict[str, Any] = {
+    "chunk_size": -1,
+    "norm": "layernorm",
+    "prenorm": False,
+    "attention": "softmax",
+    "activation": "silu",
+}
+
+
+def _stack(
+    told: Arguments,
+    called: Mapping[str, str],
+    defaults: Mapping[str, Any],
+    *,
+    truncation: int,
+    max_positions: int,
+    **options: Any,
+) -> MegaConfig:
+    """A stack of layers; `truncation` is the default of its task."""
+    side = called["side"]
+    hidden = told.size(f"{side}_hidden_dim")
+    ffn = told.size(f"{side}_ffn_embed_dim", hidden)
+    chunk = told.size(called["chunk_size"], defaults.get("chunk_size"))
+    norm: Any = told.text(called["norm"], defaults.get("norm"))
+    attention: Any = told.text("attention_activation_fn", defaults.get("attention"))
+    activation: Any = told.text("activation_fn", defaults.get("activation"))
+    position: Any = told.text("rel_pos_bias", "simple")
+    return MegaConfig(
+        embed_dim=told.size(f"{side}_embed_dim"),
+        z_dim=told.size(called["z_dim"]),
+        hidden_dim=hidden,
+        ffn_dim=ffn if ffn > 0 else None,
+        ema_dim=told.size(called["n_dim"]),
+        num_layers=told.size(f"{side}_layers"),
+        attention=attention,
+        position=position,
+        norm="batchnorm" if norm == "syncbatchnorm" else norm,
+        prenorm=told.flag(called["prenorm"], defaults.get("prenorm")),
+        chunk_size=chunk if chunk >= 0 else None,
+        truncation=told.truncation(truncation),
+        max_positions=max_positions,
+        activation=activation,
+        dropout=told.number("dropout", 0.0),
+        attention_dropout=told.number("attention_dropout", 0.0),
+        hidden_dropout=told.number(called["hidden_dropout"], 0.0),
+        activation_dropout=told.number(called["activation_dropout"], 0.0),
+        **options,
+    )
+
+
+def _rows(tensors: Weights, name: str) -> int:
+    """Rows of a matrix, which tell what the arguments do not."""
+    if name not in tensors:
+        raise CheckpointError(f"the tensor {name} is missing")
+    if tensors[name].ndim != 2:
+        raise CheckpointError(f"the tensor {name} has the shape {list(tensors[name].shape)}, not two axes")
+    return int(tensors[name].shape[0])
+
+
+def _classifier(told: Arguments, tensors: Weights) -> ClassifierConfig:
+    if (kind := told.text("layer_type", "mega")) != "mega":
+        raise CheckpointError(f"its layers are of the type {kind}, not Mega's")
+    for name in ("use_p", "mfcc"):
+        if told.flag(name):
+            raise CheckpointError(f"it was trained with {name}, which this version does not read")
+    arch = told.text("arch", "unnamed")
+    encoder = _stack(
+        told,
+        _OF_CLASSIFIERS,
+        {},
+        truncation=1000 if arch.startswith("mega_sc_raw") else 4096 if arch == "mega_lra_pf128" else 1024,
+        max_positions=told.size("max_positions"),
+        bidirectional=True,
+    )
+    words = "encoder.encoder.embed_tokens.embed.weight"
+    widths = []
+    for index in range(told.size("classifier_layers", 1)):
+        widths.append(_rows(tensors, f"classifier.{index}.0.weight"))
+    first = "classifier.0.0.weight" if widths else "sentence_projection_layer.weight"
+    _rows(tensors, first)
+    documents = tensors[first].shape[1]
+    if documents not in (encoder.embed_dim, 2 * encoder.embed_dim):
+        raise CheckpointError(f"the tensor {first} takes {documents} numbers, not one or two of {encoder.embed_dim}")
+    return ClassifierConfig(
+        encoder=encoder,
+        embedding=EmbeddingConfig(
+            vocab_size=_rows(tensors, words) if words in tensors else None,
+            dim=encoder.embed_dim,
+            norm=told.flag("normalize_embedding"),
+            pad=PAD,
+        ),
+        classes=_rows(tensors, "sentence_projection_layer.weight"),
+        pooling="mean" if told.text("sen_rep_type", "mp") == "mp" else "first",
+        pair=documents == 2 * encoder.embed_dim,
+        widths=tuple(widths),
+        head_activation=told.text("classifier_activation_fn", "gelu"),  # type: ignore[arg-type]
+    )
+
+
+def _output(told: Arguments, vocab_size: int) -> OutputConfig:
+    cutoffs = _below(told.cutoffs("adaptive_softmax_cutoff"), vocab_size)
+    tied = told.flag("tie_adaptive_weights") if cutoffs else told.flag("share_decoder_input_output_embed")
+    return OutputConfig(
+        tied=tied or (not cutoffs and told.flag("share_all_embeddings")),
+        cutoffs=cutoffs,
+        factor=told.number("adaptive_softmax_factor", 4.0),
+        tied_projections=tied and bool(cutoffs) and told.flag("tie_adaptive_proj"),
+    )
+
+
+def _below(cutoffs: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
+    """Cutoffs without the vocabulary's end, which fairseq lets one write."""
+    return cutoffs[:-1] if cutoffs and cutoffs[-1] == vocab_size else cutoffs
+
+
+def _language_model(told: Arguments, tensors: Weights) -> LanguageModelConfig:
+    decoder = _stack(
+        told,
+        _OF_DECODERS,
+        _DEFAULTS,
+        truncation=2048,
+        max_positions=told.size("max_target_positions", 1024),
+        final_norm_affine=not told.flag("no_affine_final_norm"),
+    )
+    cutoffs: tuple[int, ...] = ()
+    if told.flag("adaptive_input"):
+        cutoffs = told.cutoffs("adaptive_input_cutoff")
+        bands = [f"decoder.embed_tokens.embeddings.{band}.0.weight" for band in range(len(cutoffs) + 1)]
+        vocab_size = sum(_rows(tensors, name) for name in bands if name in tensors)
+        cutoffs = _below(cutoffs, vocab_size)
+    else:
+        vocab_size = _rows(tensors, "decoder.embed_tokens.weight")
+    embedding = EmbeddingConfig(
+        vocab_size=vocab_size,
+        dim=told.size("decoder_input_dim", decoder.embed_dim),
+        cutoffs=cutoffs,
+        factor=told.number("adaptive_input_factor", 4.0),
+        scaled=not told.flag("no_scale_embedding"),
+        norm=told.flag("normalize_embedding"),
+        pad=PAD,
+    )
+    return LanguageModelConfig(decoder=decoder, embedding=embedding, output=_output(told, vocab_size))
+
+
+def _translation(told: Arguments, tensors: Weights) -> TranslationConfig:
+    reach = {side: told.size(f"max_{side}_positions", 1024) for side in ("source", "target")}
+    encoder = _stack(told, _OF_ENCODERS, _DEFAULTS, truncation=1024, max_positions=reach["source"], bidirectional=True)
+    decoder = _stack(
+        told,
+        _OF_DECODERS,
+        _DEFAULTS,
+        truncation=1024,
+        max_positions=reach["target"],
+        cross_positions=max(reach.values()),
+    )
+
+    def embedding(side: str, stack: MegaConfig) -> EmbeddingConfig:
+        return EmbeddingConfig(
+            vocab_size=_rows(tensors, f"{side}.embed_tokens.weight"),
+            dim=stack.embed_dim,
+            scaled=not told.flag("no_scale_embedding"),
+            norm=told.flag("normalize_embedding"),
+            pad=PAD,
+        )
+
+    source, target = embedding("encoder", encoder), embedding("decoder", decoder)
+    assert target.vocab_size is not None
+    return TranslationConfig(
+        encoder=encoder,
+        decoder=decoder,
+        source=source,
+        target=target,
+        output=_output(told, target.vocab_size),
+        shared=told.flag("share_all_embeddings"),
+    )

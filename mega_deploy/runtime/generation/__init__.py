@@ -1,0 +1,1 @@
+"""Generating tokens with a stream of a language model."""

@@ -1,0 +1,1 @@
+"""Sessions on onnxruntime: its CPU provider, its GPU providers, and bfloat16 by emulation."""

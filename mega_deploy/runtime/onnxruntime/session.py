@@ -1,0 +1,248 @@
+"""A session: arrays in, arrays out, on one backend."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from mega_deploy.arrays import Array
+from mega_deploy.errors import BundleError, OptionError, require
+from mega_deploy.machine.cores import cores_for
+from mega_deploy.plugins.cache import Unusable
+from mega_deploy.plugins.laplace import NAME as LAPLACE
+from mega_deploy.plugins.onnxruntime.cache import RECIPE
+from mega_deploy.runtime.onnxruntime.splitting import Split, rows_are_apart
+from mega_deploy.signature import Signature, TensorSpec
+
+Backend = Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+MAX_THREADS = 1024
+OPTIMISED = "optimised.onnx"
+# How onnxruntime calls the types of a signature.
+_TYPES = {
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "bool": "tensor(bool)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """How a session uses the machine."""
+
+    threads: int | None = None
+    """Threads that share the work of one call; None: one for each physical core, as onnxruntime decides."""
+    spinning: bool = True
+    """Whether idle threads spin for a while: lower latency, busier cores. Switch it off where sessions share a host."""
+    memory_arena: bool = True
+    """Whether memory of one call is kept for the next: faster, at the price of the peak staying allocated."""
+    native_ops: bool = True
+    """Whether native kernels serve our operators where they were built; otherwise their function bodies do."""
+    split_batches: bool = True
+    """Whether a batch that is large enough runs in parts, one a thread: faster, above all on busy cores. The model is
+    loaded a second time when the first such batch comes, and stays in memory twice from then on."""
+    config: Mapping[str, str] = field(default_factory=dict)
+    """Further entries of onnxruntime's session configuration, such as {"session.set_denormal_as_zero": "1"}."""
+    profile: Path | None = None
+    """Folder for the graph as onnxruntime runs it (OPTIMISED) and, after `stop_profiling`, the time of every node."""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(value, bool) for value in (self.spinning, self.memory_arena, self.split_batches)):
+            raise OptionError("spinning, memory_arena and split_batches must be True or False")
+        if not all(isinstance(text, str) for entry in self.config.items() for text in entry):
+            raise OptionError("config must map names to values, both strings")
+        threads = self.threads
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+            raise OptionError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
+
+
+class Session:
+    """A model that is ready to run on onnxruntime, here on its CPU provider.
+
+    `run` may be called from many threads at once: it keeps no state, and onnxruntime's sessions are made for it.
+
+    Args:
+        model: path of an ONNX file, or its bytes.
+        signature: what it takes and gives.
+        options: how it uses the machine.
+        plugins: names of the operators in it that a native kernel may serve, as the bundle's manifest has them.
+        work: multiply-adds of one row of a batch at the usual length, by which is decided what is split; None: nothing
+            is.
+
+    Raises:
+        MissingComponentError: onnxruntime is not installed.
+        BundleError: onnxruntime cannot load the model with these options.
+    """
+
+    backend: str = "onnxruntime"
+    _providers: Sequence[str | tuple[str, Mapping[str, str]]] = ("CPUExecutionProvider",)
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes,
+        signature: Signature,
+        options: SessionOptions | None = None,
+        plugins: Sequence[str] = (),
+        work: int | None = None,
+    ) -> None:
+        ort = require("onnxruntime", "cpu", "the onnxruntime backend")
+        self.signature = signature
+        self.options = options = options or SessionOptions()
+        self._native_ops: tuple[str, ...] = ()
+        self._source = model if isinstance(model, bytes) else os.fspath(model)
+        self._plugins = plugins
+        loaded = _stamp(self._source)
+        self._session = self._load(ort, options.threads)
+        _check_names(signature.outputs, self._session.get_outputs())
+        _check_names(signature.inputs, self._session.get_inputs())
+        _check_inputs(signature.inputs, self._session.get_inputs())
+        self._outputs = [spec.name for spec in signature.outputs]
+        self._split: Split | None = None
+        many = options.threads or len(cores_for(None))
+        if work and many > 1 and options.split_batches and rows_are_apart(signature):
+
+            def load_again() -> Any:  # unless another model is in the file's place by then
+                return self._load(ort, 1) if _stamp(self._source) == loaded else None
+
+            self._split = Split(load_again, many, work)
+
+    def _load(self, ort: Any, threads: int | None) -> Any:
+        """onnxruntime's session, with so many threads for each node."""
+        options = self.options
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = threads or 0
+        settings.enable_cpu_mem_arena = options.memory_arena
+        settings.log_severity_level = 3
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+        if options.native_ops:
+            self._native_ops = _register(ort, settings, self._plugins)
+        try:
+            for key, value in options.config.items():
+                settings.add_session_config_entry(key, value)
+            if options.profile:
+                settings.enable_profiling = True
+                settings.profile_file_prefix = os.fspath(options.profile / "nodes")
+                settings.optimized_model_filepath = os.fspath(options.profile / OPTIMISED)
+            self._configure(settings)
+            # Without its fallback onnxruntime says that a provider fails, instead of trying another one.
+            providers = list(self._providers)
+            return ort.InferenceSession(self._source, settings, providers=providers, enable_fallback=False)
+        except Exception as error:  # onnxruntime's own classes have no base of theirs
+            named = "the model" if isinstance(self._source, bytes) else self._source
+            reason = " ".join(str(error).split())
+            raise BundleError(f"onnxruntime {ort.__version__} cannot load {named}: {reason:.400}") from error
+
+    def _configure(self, settings: Any) -> None:
+        """Settings of a kind of session."""
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that serve, in onnxruntime's order."""
+        return tuple(self._session.get_providers())
+
+    @property
+    def inference(self) -> Any:
+        """onnxruntime's own session, to bind memory to."""
+        return self._session
+
+    @property
+    def native_ops(self) -> tuple[str, ...]:
+        """Operators of ours that a native kernel serves; the others run as their function bodies."""
+        return self._native_ops
+
+    def run(self, inputs: Array | Mapping[str, Array]) -> Any:
+        """The model's output for one batch.
+
+        Args:
+            inputs: one array where the model has one input, or arrays by name; shapes and dtypes as `signature` says.
+
+        Returns:
+            One array where the model has one output, or a dict by name.
+
+        Raises:
+            InputError: an input does not fit; the message names it, the axis, the size and what is allowed.
+        """
+        outputs = self.run_named(inputs)
+        return outputs[self._outputs[0]] if len(self._outputs) == 1 else outputs
+
+    def run_named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """As `run`, but always a dict by name."""
+        feeds = self.signature.feeds(inputs)
+        results = self._split.run(self._outputs, feeds) if self._split else None
+        if results is None:
+            results = self._session.run(self._outputs, feeds)
+        return {name: np.asarray(value) for name, value in zip(self._outputs, results, strict=True)}
+
+    def stop_profiling(self) -> Path:
+        """The file of onnxruntime's trace, for a session with `SessionOptions.profile`."""
+        return Path(self._session.end_profiling())
+
+
+def native_ops(plugins: Sequence[str], onnxruntime_version: str) -> tuple[tuple[str, ...], str | None]:
+    """Which of the operators a native kernel would serve on this machine, and why the others are not, in one line."""
+    if LAPLACE not in plugins:
+        return (), None
+    library = RECIPE.find(onnxruntime_version)
+    return ((), library.reason) if isinstance(library, Unusable) else ((LAPLACE,), None)
+
+
+def _register(ort: Any, settings: Any, plugins: Sequence[str]) -> tuple[str, ...]:
+    """Register our library, if it is in the cache and intact, for a model that holds its operator."""
+    if LAPLACE not in plugins:
+        return ()
+    library = RECIPE.find(ort.__version__)
+    if isinstance(library, Unusable):
+        _warn_once(f"{LAPLACE} runs as its function body, which is slower: {library.reason}")
+        return ()
+    try:
+        settings.register_custom_ops_library(os.fspath(library.path))
+    except Exception as error:  # onnxruntime's own classes have no base of theirs
+        _warn_once(f"{LAPLACE} runs as its function body, which is slower: {library.path} does not load: {error}")
+        return ()
+    return (LAPLACE,)
+
+
+def _stamp(source: str | bytes) -> object:
+    """What tells whether a file is still the one that it was."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        stat = Path(source).stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.getLogger("mega_deploy").warning(message)
+
+
+def _check_names(ours: Sequence[TensorSpec], theirs: Sequence[Any]) -> None:
+    if unknown := {spec.name for spec in ours} - {value.name for value in theirs}:
+        raise BundleError(f"the model has no {', '.join(sorted(unknown))}, which its signature names; export it anew")
+
+
+def _check_inputs(ours: Sequence[TensorSpec], theirs: Sequence[Any]) -> None:
+    """Refuse a signature whose inputs have other types or sizes than the model's."""
+    found = {value.name: value for value in theirs}
+    for spec in ours:
+        value = found[spec.name]
+        fits = len(value.shape) == len(spec.dims) and all(
+            size == dim for size, dim in zip(value.shape, spec.dims, strict=True) if isinstance(size, int)
+        )
+        if value.type != _TYPES.get(spec.dtype) or not fits:
+            raise BundleError(
+                f'the model takes "{spec.name}" as {value.type} {value.shape}, but its signature says '
+                f"{spec.dtype} {spec}; export it anew"
+            )

@@ -1,0 +1,116 @@
+"""A step on onnxruntime, with the state bound to it where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mega_deploy.arrays import Array
+from mega_deploy.runtime.onnxruntime.session import Session
+from mega_deploy.runtime.streams.buffers import Buffer
+from mega_deploy.runtime.tensorrt.session import EngineSession
+from mega_deploy.signature import Signature
+
+
+class BoundStep:
+    """`batch` streams on an onnxruntime session.
+
+    Every state has a buffer of its own, on the GPU where the session runs there, bound once as the step's input and as
+    its output, so that nothing is copied in or out: the graph writes into what it read (exporters.state tells
+    why it may). onnxruntime's TensorRT provider hands the graph to TensorRT, which promises nothing of outputs that lie
+    where inputs do: there each state has two buffers, which take turns.
+
+    Args:
+        model: on the step's graph, loaded with `signature.with_state`.
+        signature: of one step.
+        batch: streams.
+    """
+
+    def __init__(self, model: Session, signature: Signature, batch: int) -> None:
+        self._model, self._signature, self._batch = model, signature, batch
+        device = "cpu" if model.providers == ("CPUExecutionProvider",) else "cuda"
+        state = {spec.name: Buffer(spec.shape(batch), spec.dtype, device) for spec in signature.state}
+        self._sides = [state]
+        if model.backend == "onnxruntime-tensorrt":
+            changing = [spec for spec in signature.state if spec.output is not None]
+            self._sides.append(state | {spec.name: Buffer(spec.shape(batch), spec.dtype, device) for spec in changing})
+        self._now = 0
+        self._bindings: dict[tuple[int, int], _Binding] = {}
+
+    @property
+    def state(self) -> Mapping[str, Buffer]:
+        """What the next step reads, by name."""
+        return self._sides[self._now]
+
+    def run(self, count: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """A step of the first `count` streams: inputs and outputs by name, [count, ...].
+
+        The outputs are overwritten by the next step.
+        """
+        key = count, self._now
+        after = (self._now + 1) % len(self._sides)
+        if key not in self._bindings:
+            self._bindings[key] = _Binding(self._model, self._signature, self.state, self._sides[after], count)
+        outputs = self._bindings[key].run(feeds)
+        if count == self._batch:
+            self._now = after
+        elif after != self._now:  # the others' state is on the old side, so these come back to it
+            for name, buffer in self.state.items():
+                if (new := self._sides[after][name]) is not buffer:
+                    buffer.write(new.read()[:count], slice(0, count))
+        return outputs
+
+    def many(
+        self, model: Session | EngineSession, count: int, parts: Iterable[Mapping[str, Array]]
+    ) -> dict[str, Array]:
+        """Many steps of the first `count` streams: inputs [count, steps, ...] by name, outputs of the last one.
+
+        Args:
+            model: on the graph that takes them, loaded as the step's.
+            count: streams.
+            parts: the inputs, as many as it takes at once each.
+        """
+        state = {name: buffer.read()[:count] for name, buffer in self.state.items()}
+        changing = {spec.name: spec.output for spec in self._signature.state if spec.output is not None}
+        outputs: dict[str, Array] = {}
+        for part in parts:
+            outputs = model.run_named({**part, **state})
+            state |= {name: outputs.pop(output) for name, output in changing.items()}
+        for name in changing:
+            self.state[name].write(state[name], slice(0, count))
+        return outputs
+
+
+class _Binding:
+    """One number of streams at the front of the buffers, bound to the model, with memory for its inputs and outputs."""
+
+    def __init__(
+        self, model: Session, signature: Signature, old: Mapping[str, Buffer], new: Mapping[str, Buffer], count: int
+    ) -> None:
+        self._run = model.inference.run_with_iobinding
+        self._binding = model.inference.io_binding()
+        self._inputs = {spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.inputs}
+        self._outputs = {spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.outputs}
+        for name, array in self._inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in self._outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for spec in signature.state:
+            kind, shape = np.dtype(spec.dtype).type, spec.shape(count)
+            before, after = old[spec.name], new[spec.name]
+            self._binding.bind_input(spec.name, before.device, 0, kind, shape, before.address)
+            if spec.output is not None:
+                self._binding.bind_output(spec.output, after.device, 0, kind, shape, after.address)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        for name, array in feeds.items():
+            self._inputs[name][...] = array
+        self._run(self._binding)
+        return self._outputs
+
+
+def _sizes(dims: Sequence[Any]) -> tuple[int, ...]:
+    assert all(isinstance(dim, int) for dim in dims), "a step has no dynamic axis but its batch"
+    return tuple(dims)

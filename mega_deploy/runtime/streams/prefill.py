@@ -1,0 +1,61 @@
+"""Many frames of a stream in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from mega_deploy.arrays import Array
+from mega_deploy.runtime.onnxruntime.session import Session
+from mega_deploy.runtime.onnxruntime.step import BoundStep
+from mega_deploy.runtime.tensorrt.session import EngineSession
+from mega_deploy.runtime.tensorrt.step import EngineStep
+from mega_deploy.signature import LARGEST_SIZE, Range, Signature
+from mega_deploy.signature.stream_form import StreamForm
+
+
+class Prefill:
+    """A graph that takes up to so many frames at once, and the state as the step has it.
+
+    Args:
+        load: gives the session on that graph, or on its engine, which is asked for on the first use.
+        signature: of the graph, with the state: inputs [batch, frames, ...], outputs of the last frame.
+    """
+
+    def __init__(self, load: Callable[[], Session | EngineSession], signature: Signature) -> None:
+        self._load = load
+        self._session: Session | EngineSession | None = None
+        frames = signature.inputs[0].dims[1]
+        assert isinstance(frames, Range)
+        self._most = frames.max
+        self.signature = any_number_of_frames(signature)
+        """What `run` takes: any number of frames."""
+
+    def run(self, feeds: Mapping[str, Array], streams: BoundStep | EngineStep, count: int) -> dict[str, Array]:
+        """Take the frames of the first `count` of some streams; the outputs of the last one."""
+        if self._session is None:
+            self._session = self._load()
+        return streams.many(self._session, count, self._parts(feeds))
+
+    def _parts(self, feeds: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """As many frames as the graph takes at once each."""
+        frames = next(iter(feeds.values())).shape[1]
+        for start in range(0, frames, self._most):
+            end = start + self._most
+            yield {name: np.ascontiguousarray(array[:, start:end]) for name, array in feeds.items()}
+
+
+def whole_sequences(form: StreamForm) -> Signature:
+    """The inputs of a stream for all its frames at once, those of its source behind them."""
+    frames = any_number_of_frames(form.prefill)
+    return frames if form.encode is None else replace(frames, inputs=frames.inputs + form.encode.signature.inputs)
+
+
+def any_number_of_frames(signature: Signature) -> Signature:
+    """The inputs and outputs of a graph for many frames, without the limit of one call."""
+    inputs = (
+        replace(spec, dims=(spec.dims[0], Range(1, 1, LARGEST_SIZE), *spec.dims[2:])) for spec in signature.inputs
+    )
+    return Signature(tuple(inputs), signature.outputs)

@@ -1,0 +1,285 @@
+"""Streams: a frame in, its output out, and a state that stays where the model runs.
+
+What is carried stands in the signature alone: this module knows no model. Where the state lies, and how a step reads
+and writes it there, is a matter of the backend: runtime.bound for onnxruntime, runtime.engine_step for engines.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mega_deploy.arrays import Array
+from mega_deploy.errors import InputError, OptionError
+from mega_deploy.runtime.onnxruntime.session import Session
+from mega_deploy.runtime.onnxruntime.step import BoundStep
+from mega_deploy.runtime.streams import state_file
+from mega_deploy.runtime.streams.counters import Counters
+from mega_deploy.runtime.streams.encoder import Encoder
+from mega_deploy.runtime.streams.prefill import Prefill
+from mega_deploy.runtime.streams.slots import Numbers, Order, Rows, Seats, as_asked, in_places
+from mega_deploy.runtime.tensorrt.session import EngineSession
+from mega_deploy.runtime.tensorrt.step import EngineStep
+from mega_deploy.signature import Range, Signature
+
+
+class StreamSession:
+    """`batch` streams on one model, each with a state of its own.
+
+    stream = mega_deploy.open_bundle("game.mega").stream()
+    features = stream.step(frame)  # [1, embed_dim] -> [1, hidden_size]
+
+    Calls from several threads are served one after the other; whose frame comes first is up to the callers. For work
+    at the same time give each thread a session: `another` makes one that shares the loaded model.
+
+    Args:
+        model: a session on the step's graph, loaded with `signature.with_state`, or on an engine of it.
+        signature: of one step.
+        batch: streams that are served at once.
+        identity: of the model, in hex: a saved state is for this one alone.
+        prefill: takes many frames in one call, where the bundle can.
+        encoder: takes the source of a stream, where the model reads one.
+
+    Raises:
+        OptionError: the batch is outside the model's range.
+    """
+
+    def __init__(
+        self,
+        model: Session | EngineSession,
+        signature: Signature,
+        batch: int = 1,
+        identity: str = "",
+        prefill: Prefill | None = None,
+        *,
+        encoder: Encoder | None = None,
+    ) -> None:
+        range_ = signature.inputs[0].dims[0]
+        if type(batch) is not int or batch < 1:
+            raise OptionError(f"batch must be a whole number of streams, got {batch!r}")
+        if isinstance(range_, Range) and batch > range_.max:
+            raise OptionError(
+                f"batch {batch} is outside this bundle's range {range_.min}..{range_.max}; export with "
+                f"--batch-range {range_.min}:{range_.opt}:{batch}"
+            )
+        self.signature, self.batch, self.backend = signature, batch, model.backend
+        self._model, self._identity, self._prefill, self._encoder = model, identity, prefill, encoder
+        self._lock = threading.Lock()
+        self._step = (
+            BoundStep(model, signature, batch) if isinstance(model, Session) else EngineStep(model, signature, batch)
+        )
+        self._seats = Seats(batch)
+        self._counters = Counters(signature.state, None if encoder is None else encoder.encoding, batch)
+        self._known: tuple[tuple[int, ...], np.dtype[Any]] | None = None
+        """Shape and type of the last array that was found to fit."""
+        self.reset()
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that serve."""
+        return self._model.providers
+
+    @property
+    def native_ops(self) -> tuple[str, ...]:
+        """Operators of ours that a native kernel serves."""
+        return self._model.native_ops
+
+    @property
+    def prefills(self) -> bool:
+        """Whether `prefill` can be used."""
+        return self._prefill is not None
+
+    @property
+    def source(self) -> Signature | None:
+        """What `encode` takes and gives; None for a model that reads no source."""
+        return None if self._encoder is None else self._encoder.signature
+
+    def encode(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> None:
+        """Let streams begin anew, each with a source of its own, such as the sentence that it is to translate.
+
+        Args:
+            inputs: sources, [batch, source_len, ...], padded as the trained model takes them; by name, or one array.
+            rows: the streams that they are for, one for each; all by default.
+
+        Raises:
+            InputError: an input does not fit, or the model reads no source.
+        """
+        if self._encoder is None:
+            raise InputError("this bundle's streams read no source; step through them without one")
+        feeds = self._encoder.signature.feeds(inputs)
+        chosen = self._seats.rows(rows)
+        _check_count(chosen, feeds, "begun")
+        given = self._encoder.run(feeds)
+        with self._lock:
+            self._begin(chosen, given)
+            self._counters.begin(chosen, given)
+
+    def step(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
+        """The outputs for the next frame of each stream.
+
+        Args:
+            inputs: [batch, ...], one array where the model has one input, or arrays by name.
+            rows: the streams that the frames are for, one for each; the others stay as they are. All by default. A
+                change of rows from one call to the next moves the state of some streams; the same rows move nothing.
+
+        Returns:
+            One array where the model has one output, or a dict by name; in the order of the frames.
+
+        Raises:
+            InputError: an input does not fit.
+        """
+        outputs = self.step_named(inputs, rows)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def step_named(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> dict[str, Array]:
+        """As `step`, but always a dict by name."""
+        feeds = self._feeds(inputs)
+        with self._lock:
+            chosen, order = self._gather(rows, feeds, 1)
+            outputs = self._step.run(len(chosen), in_places(feeds, order))
+            self._counters.step(chosen, 1)
+            return as_asked(outputs, order)
+
+    def prefill(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
+        """Take many frames in one call, which leaves the state that stepping through them would, to rounding.
+
+        They are taken some at a time: where an engine fails in between, those before are taken, and counted by `room`.
+
+        Args:
+            inputs: [batch, frames, ...], as `step` takes them, with an axis of frames behind the batch.
+            rows: as for `step`.
+
+        Returns:
+            The outputs for the last frame, as `step` would return them.
+
+        Raises:
+            InputError: an input does not fit, or there is no frame.
+        """
+        outputs = self.prefill_named(inputs, rows)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def prefill_named(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> dict[str, Array]:
+        """As `prefill`, but always a dict by name."""
+        if self._prefill is None:
+            raise InputError("this stream has no graph that takes many frames at once; step through them")
+        feeds = self._prefill.signature.feeds(inputs)
+        with self._lock:
+            steps = next(iter(feeds.values())).shape[1]
+            chosen, order = self._gather(rows, feeds, steps)
+            try:
+                outputs = self._prefill.run(in_places(feeds, order), self._step, len(chosen))
+            except BaseException:
+                # An engine may have taken the first of them; how many, the state tells.
+                self._counters.load(self._state())
+                raise
+            self._counters.step(chosen, steps)
+        return as_asked(outputs, order)
+
+    def reset(self, rows: Rows | None = None) -> None:
+        """Let streams begin anew: those of `rows`, or all; where they read a source, they need another one then."""
+        chosen = self._seats.rows(rows)
+        with self._lock:
+            self._begin(chosen, {})
+            self._counters.begin(chosen)
+
+    def room(self, rows: Rows | None = None) -> Array | None:
+        """The steps that streams can have before they are reset, [rows]: of `rows`, or all; None where none ends."""
+        with self._lock:
+            return self._counters.room(self._seats.rows(rows))
+
+    def reorder(self, rows: Rows) -> None:
+        """Let stream i go on from the state of stream `rows[i]`, for every i, as a beam search does."""
+        chosen = self._seats.rows(rows, distinct=False)
+        if len(chosen) != self.batch:
+            raise InputError(f"reorder takes a row for each of the {self.batch} streams, got {len(chosen)}")
+        with self._lock:
+            old, new = self._seats.places(chosen), self._seats.places(self._seats.rows(None))
+            for buffer in self._step.state.values():
+                buffer.write(buffer.read()[old], new)
+            self._counters.follow(chosen)
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """A copy of the state by name, [batch, ...] in the order of the streams, for `load`."""
+        with self._lock:
+            return self._state()
+
+    def load(self, state: Mapping[str, Array] | str | os.PathLike[str]) -> None:
+        """Go on from a state that `state` gave, or that `save` wrote.
+
+        Raises:
+            InputError: it is of another model or another batch, or the file is damaged.
+        """
+        if not isinstance(state, Mapping):
+            state = state_file.read(state, self._identity, sum(buffer.nbytes for buffer in self._step.state.values()))
+        specs = Signature(tuple(spec.tensor for spec in self.signature.state), ())
+        arrays = specs.feeds(state)
+        with self._lock:
+            for name, array in arrays.items():
+                if len(array) != self.batch:
+                    raise InputError(f'the state "{name}" is of {len(array)} streams, this session has {self.batch}')
+            places = self._seats.places(self._seats.rows(None))
+            for name, array in arrays.items():
+                self._step.state[name].write(array, places)
+            self._counters.load(arrays)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file (.npz) that tells whose it is, with the hashes of all that it holds.
+
+        Raises:
+            InputError: the name does not end in .npz, or the file system refuses.
+        """
+        state_file.write(path, self.state, self._identity)
+
+    def another(self, batch: int | None = None) -> StreamSession:
+        """Further streams on the same loaded model, which another thread may step at the same time."""
+        return StreamSession(
+            self._model,
+            self.signature,
+            self.batch if batch is None else batch,
+            self._identity,
+            self._prefill,
+            encoder=self._encoder,
+        )
+
+    def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """Checked inputs by name; of one array that looks like the last one nothing but the numbers is checked anew."""
+        if isinstance(inputs, np.ndarray) and (inputs.shape, inputs.dtype) == self._known and np.isfinite(inputs).all():
+            return {self.signature.inputs[0].name: np.ascontiguousarray(inputs)}
+        feeds = self.signature.feeds(inputs)
+        spec, *others = self.signature.inputs
+        if isinstance(inputs, np.ndarray) and not others and spec.values is None and inputs.dtype == spec.dtype:
+            self._known = inputs.shape, inputs.dtype
+        return feeds
+
+    def _state(self) -> dict[str, Array]:
+        places = self._seats.places(self._seats.rows(None))
+        return {name: buffer.read()[places] for name, buffer in self._step.state.items()}
+
+    def _begin(self, rows: Numbers, given: Mapping[str, Array]) -> None:
+        """Put the state of a stream's beginning in place, of which an encode graph may have given a part."""
+        places = self._seats.places(rows)
+        for spec in self.signature.state:
+            new = given.get(spec.name, np.asarray(spec.initial, spec.dtype))
+            self._step.state[spec.name].write(new, places)
+
+    def _gather(self, rows: Rows | None, feeds: Mapping[str, Array], steps: int) -> tuple[Numbers, Order]:
+        """The streams of `rows`, brought to the front of the buffers, and whose frame each place takes.
+
+        Raises:
+            InputError: the inputs are not one for each, or a stream cannot have so many steps.
+        """
+        chosen = self._seats.stepped(rows)
+        _check_count(chosen, feeds, "stepped")
+        self._counters.check(chosen, steps)
+        return chosen, self._seats.seat(chosen, self._step.state.values())
+
+
+def _check_count(rows: Numbers, feeds: Mapping[str, Array], called: str) -> None:
+    for name, array in feeds.items():
+        if len(array) != len(rows):
+            raise InputError(f'input "{name}" is for {len(array)} streams, but {len(rows)} are {called}')

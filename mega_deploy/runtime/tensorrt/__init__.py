@@ -1,0 +1,1 @@
+"""Sessions on engines of TensorRT and TensorRT-RTX."""

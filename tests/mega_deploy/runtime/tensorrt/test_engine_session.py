@@ -1,0 +1,291 @@
+"""A session on an engine, with a driver whose GPU is host memory and a library whose engine is onnxruntime."""
+
+import ctypes
+import gc
+import hashlib
+import json
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
+
+import fake_engine
+import numpy as np
+import pytest
+import tensorrt_rtx
+from fake_engine import Validity
+
+import mega_deploy as md
+from mega_deploy.errors import BundleError, MegaDeployError, MissingComponentError, OptionError
+from mega_deploy.runtime.tensorrt.library import LOGGER
+
+
+@pytest.fixture
+def library(monkeypatch, driver, built):
+    return fake_engine.install(monkeypatch, driver, built / "model.onnx")
+
+
+@pytest.fixture
+def session(library, built):
+    return md.open_bundle(built).session("tensorrt-rtx")
+
+
+def test_a_session_gives_what_the_model_gives_whatever_the_batch(session, built):
+    reference = md.open_bundle(built).session()
+    random = np.random.default_rng(0)
+    for batch in (3, 64, 1, 5):
+        frames = random.standard_normal((batch, 8, 6), np.float32)
+        np.testing.assert_allclose(session.run(frames), reference.run(frames), atol=1e-6)
+        assert session.run_named({"frames": frames})["features"].shape == (batch, 16)
+    assert session.backend == "tensorrt-rtx" and session.native_ops == ()
+    assert session.providers == (f"TensorRT-RTX {tensorrt_rtx.__version__}",)
+
+
+def test_validate_judges_an_engine_by_the_same_cases(library, built):
+    report = md.validate(built, backend="tensorrt-rtx")
+    assert report.passed and report.backend == "tensorrt-rtx" and report.blocks == ()
+    assert [case.name for case in report.cases] == [case.name for case in md.validate(built).cases]
+
+
+def test_inputs_are_checked_as_everywhere(session):
+    with pytest.raises(md.InputError, match="batch 65"):
+        session.run(np.zeros((65, 8, 6), np.float32))
+
+
+def test_many_threads_may_call_it(session):
+    batches = np.random.default_rng(1).standard_normal((40, 2, 8, 6), np.float32)
+    want = [session.run(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(np.array_equal(got, one) for got, one in zip(pool.map(session.run, batches), want, strict=True))
+
+
+def test_memory_on_the_gpu_goes_with_the_session(library, built, driver):
+    blocks = ctypes.CDLL(str(driver)).fake_blocks
+    gc.collect()
+    before = blocks()
+    session = md.open_bundle(built).session("tensorrt-rtx")
+    assert blocks() == before + 2
+    session.run(np.zeros((2, 8, 6), np.float32))
+    assert blocks() == before + 2
+    del session
+    gc.collect()
+    assert blocks() == before
+
+
+def test_calls_that_repeat_are_replayed_as_a_graph_with_the_same_numbers(session, library, built):
+    reference = md.open_bundle(built).session()
+    random = np.random.default_rng(2)
+    for batch, calls in ((3, 1), (3, 2), (3, 2), (3, 2), (5, 3), (3, 4), (3, 5), (3, 5)):
+        frames = random.standard_normal((batch, 8, 6), np.float32)
+        np.testing.assert_allclose(session.run(frames), reference.run(frames), atol=1e-6)
+        assert library.context.calls == calls
+    assert set(library.context.streams) == {7}
+
+
+def test_a_graph_goes_with_its_session_and_with_other_shapes(library, built):
+    session, graphs = md.open_bundle(built).session("tensorrt-rtx"), library.context.driver.fake_graphs
+    assert graphs() == 0
+    for batch, alive in ((2, 0), (2, 1), (2, 1), (4, 0), (4, 1)):
+        session.run(np.zeros((batch, 8, 6), np.float32))
+        assert graphs() == alive
+    del session
+    gc.collect()
+    assert graphs() == 0
+
+
+@pytest.mark.parametrize("why", ["asked", "tried"])
+def test_what_cannot_be_captured_is_launched_as_usual(session, library, monkeypatch, why):
+    if why == "asked":
+        library.context.capturable = False
+    else:
+        monkeypatch.setenv("FAKE_NO_CAPTURE", "1")
+    frames = np.random.default_rng(3).standard_normal((2, 8, 6), np.float32)
+    want = session.run(frames)
+    for _ in range(3):
+        assert np.array_equal(session.run(frames), want)
+    assert library.context.driver.fake_graphs() == 0
+
+
+class Tensor:
+    """What a library of GPU arrays makes: memory of the fake GPU, which numpy holds."""
+
+    def __init__(self, array, index=0):
+        self.array, self.device = np.asarray(array), types.SimpleNamespace(index=index)
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.array.__array_interface__, "data": (self.array.ctypes.data, False)}
+
+
+@pytest.fixture
+def gpu_arrays(monkeypatch):
+    """A library `torch` in the place of the real one, as far as sessions may see it."""
+    made = types.SimpleNamespace(
+        __name__="torch", float32=np.float32, empty=lambda shape, dtype, device: Tensor(np.empty(shape, dtype))
+    )
+    monkeypatch.setitem(sys.modules, "torch", made)
+    monkeypatch.setattr(Tensor, "__module__", "torch")
+
+
+def test_arrays_on_the_gpu_are_read_and_written_where_they_are(session, library, built, gpu_arrays):
+    frames = np.random.default_rng(4).standard_normal((3, 8, 6), np.float32)
+    want = md.open_bundle(built).session().run(frames)
+    given = Tensor(frames)
+    got = session.run(given)
+    assert isinstance(got, Tensor) and library.context.streams == [7]
+    np.testing.assert_allclose(got.array, want, atol=1e-6)
+    assert library.context.addresses == {"frames": frames.ctypes.data, "features": got.array.ctypes.data}
+    out = Tensor(np.empty((3, 16), np.float32))
+    assert session.run({"frames": given}, out={"features": out}) is out
+    np.testing.assert_allclose(out.array, want, atol=1e-6)
+    np.testing.assert_allclose(session.run(frames), want, atol=1e-6)  # the host's way uses its own memory again
+
+
+def test_work_goes_into_the_stream_that_is_given_also_when_it_is_replayed(session, library, gpu_arrays, monkeypatch):
+    monkeypatch.setattr(session.execution.device, "wait", lambda: pytest.fail("the caller's stream is waited for"))
+    given, out = Tensor(np.zeros((2, 8, 6), np.float32)), {"features": Tensor(np.empty((2, 16), np.float32))}
+    for stream in (11, types.SimpleNamespace(cuda_stream=12), types.SimpleNamespace(ptr=13)):
+        session.run(given, stream=stream, out=out)
+    assert library.context.streams == [11, 12, 13] and library.context.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "words"),
+    [
+        (Tensor(np.zeros((2, 8, 6), np.float64)), {}, "must be float32 on the GPU, got float64"),
+        (Tensor(np.zeros((65, 8, 6), np.float32)), {}, "batch 65"),
+        (Tensor(np.zeros((2, 6, 8), np.float32).transpose(0, 2, 1)), {}, "not contiguous"),
+        (Tensor(np.zeros((2, 8, 6), np.float32), index=1), {}, "on GPU 1"),
+        (Tensor(np.zeros((2, 8, 6), np.float32)), {"out": {}}, '"features" is missing'),
+        (Tensor(np.zeros((2, 8, 6), np.float32)), {"out": {"features": np.zeros((2, 16))}}, "on the host"),
+        (Tensor(np.zeros((2, 8, 6), np.float32)), {"out": {"features": Tensor(np.zeros((3, 16), "f"))}}, "3, 16"),
+        (Tensor(np.zeros((2, 8, 6), np.float32)), {"stream": "main"}, "a stream is"),
+        (np.zeros((2, 8, 6), np.float32), {"stream": 5}, "for inputs on the GPU"),
+    ],
+)
+def test_arrays_on_the_gpu_that_do_not_fit_are_refused(session, gpu_arrays, inputs, options, words):
+    with pytest.raises(md.InputError, match=words):
+        session.run(inputs, **options)
+
+
+def test_a_gpu_without_memory_is_told(library, built, monkeypatch):
+    monkeypatch.setenv("FAKE_MEMORY", "0")
+    with pytest.raises(MissingComponentError, match="too little free memory"):
+        md.open_bundle(built).session("tensorrt-rtx")
+
+
+def test_an_engine_for_other_gpus_is_refused_with_the_command_that_builds_for_this_one(library, built, monkeypatch):
+    monkeypatch.setenv("FAKE_CAPABILITY", "9.0")
+    with pytest.raises(BundleError, match=r"Fake GPU 0 of 9\.0; .*--compute-capability 9\.0"):
+        md.open_bundle(built).session("tensorrt-rtx")
+
+
+def test_another_release_of_the_library_is_refused(library, built):
+    library.__version__ = "9.9.9.9"
+    with pytest.raises(MissingComponentError, match=r"9\.9\.9\.9 is installed"):
+        md.open_bundle(built).session("tensorrt-rtx")
+
+
+def test_the_librarys_own_refusals_are_put_into_words(library, built):
+    library.validity = (Validity.INVALID, 4 | 2)
+    with pytest.raises(BundleError, match="unsupported cc, old cuda driver"):
+        md.open_bundle(built).session("tensorrt-rtx")
+    library.validity = (Validity.VALID, 0)
+    library.context = None
+    with pytest.raises(BundleError, match="cannot be prepared to run: a reason of the library's own"):
+        md.open_bundle(built).session("tensorrt-rtx")
+    library.engine = None
+    with pytest.raises(BundleError, match="does not load: a reason of the library's own"):
+        md.open_bundle(built).session("tensorrt-rtx")
+
+
+def test_an_engine_that_fails_does_not_give_old_numbers(session, library, monkeypatch):
+    monkeypatch.setattr(library.context, "execute_async_v3", lambda stream: False)
+    with pytest.raises(MegaDeployError, match="the engine failed"):
+        session.run(np.zeros((1, 8, 6), np.float32))
+
+
+def test_a_failure_of_the_driver_is_told_in_its_words(session, monkeypatch):
+    monkeypatch.setattr(session.execution.device, "_stream", ctypes.c_void_p())
+    with pytest.raises(MegaDeployError, match="cuMemcpyHtoDAsync_v2 says error 400"):
+        session.run(np.zeros((1, 8, 6), np.float32))
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_code_in_an_engine_is_allowed_to_a_version_compatible_one_alone(library, engine, compatible):
+    path = engine.parents[1] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["engines"][0]["options"]["version_compatible"] = compatible
+    path.write_text(json.dumps(manifest))
+    md.open_bundle(path.parent).session("tensorrt-rtx")
+    assert library.runtime.engine_host_code_allowed is compatible
+
+
+def test_a_plugins_library_is_loaded_from_where_it_was_if_it_is_still_the_same(library, engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place, loaded = tmp_path / "plugin.so", []
+    place.write_bytes(b"a library")
+    digest = hashlib.sha256(b"a library").hexdigest()
+    library.get_plugin_registry = lambda: types.SimpleNamespace(load_library=loaded.append)
+    path = engine.parents[1] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    plugin = {"name": "LaplaceAttention", "version": "1", "namespace": "mega.deploy"}
+    manifest["engines"][0]["plugins"] = [{**plugin, "sha256": digest, "library": str(place)}]
+    path.write_text(json.dumps(manifest))
+    assert md.open_bundle(path.parent).session("tensorrt-rtx").native_ops == ("LaplaceAttention",)
+    assert loaded == [str(place)]
+    place.write_bytes(b"another")
+    with pytest.raises(BundleError, match="is not the engine's"):
+        md.open_bundle(path.parent).session("tensorrt-rtx")
+    place.unlink()
+    with pytest.raises(MissingComponentError, match="LaplaceAttention is not built"):
+        md.open_bundle(path.parent).session("tensorrt-rtx")
+    assert len(loaded) == 1
+
+
+def test_a_stripped_engine_gets_its_weights_from_the_bundles_graph(library, engine):
+    path, given = engine.parents[1], []
+
+    class Refitter:
+        def __init__(self, loaded, logger):
+            assert loaded is library.engine
+
+        def get_missing_weights(self):
+            return library.missing
+
+        def refit_cuda_engine(self):
+            return True
+
+    class OnnxParserRefitter:
+        def __init__(self, refitter, logger):
+            pass
+
+        def refit_from_bytes(self, model, place):
+            given.append((len(model), place))
+            return True
+
+    library.__dict__.update(Refitter=Refitter, OnnxParserRefitter=OnnxParserRefitter, missing=[])
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["engines"][0]["options"]["stripped"] = True
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert md.open_bundle(path).session("tensorrt-rtx").run(np.zeros((1, 8, 6), np.float32)).shape == (1, 16)
+    assert given == [((path / "model.onnx").stat().st_size, str(path / "model.onnx"))]
+    library.missing = ["blocks.0.weight"]
+    with pytest.raises(BundleError, match=r"weights that .* does not name: blocks\.0\.weight"):
+        md.open_bundle(path).session("tensorrt-rtx")
+
+
+def test_options_of_onnxruntime_are_refused(library, built):
+    with pytest.raises(OptionError, match="onnxruntime's"):
+        md.open_bundle(built).session("tensorrt-rtx", threads=2)
+
+
+def test_a_bundle_without_an_engine_says_how_to_add_one(pristine):
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        with pytest.raises(BundleError, match=f"mega-deploy build .* --target {backend}"):
+            md.open_bundle(pristine).session(backend)
+
+
+def test_what_the_library_says_is_logged_and_not_printed(library, built, capfd):
+    md.open_bundle(built).session("tensorrt-rtx")
+    assert capfd.readouterr() == ("", "") and LOGGER.name == "mega_deploy.tensorrt"
