@@ -18,12 +18,10 @@ from mega_deploy.bench.measure.process import ContenderError
 from mega_deploy.bench.measure.rounds import Options, Rounds
 from mega_deploy.bench.report.rows import limit_row, method, ratio_rows, result_row
 from mega_deploy.bundle import MODEL, STEP
-from mega_deploy.bundle.engines import TARGETS
 from mega_deploy.config.edifice import Form
 from mega_deploy.errors import BundleError
 from mega_deploy.machine.cores import cores_for
-from mega_deploy.runtime import OpenBundle
-from mega_deploy.runtime.tensorrt.library import find_engine, here
+from mega_deploy.runtime import OpenBundle, find_backend
 from mega_deploy.signature import Range
 
 Report = dict[str, Any]
@@ -148,11 +146,7 @@ def _add(report: Report, rounds: Rounds, counted: dict[str, Any] | None) -> None
 
 def _check_backend(case: Case, backend: str) -> None:
     """Refuse an engine that is not there or cannot run here, before anything is timed."""
-    if backend in TARGETS:
-        from mega_deploy.bundle.engines import refuse
-
-        engine = find_engine(case.bundle, backend, STEP if case.form == "stream" else MODEL)
-        refuse(engine, here(engine))
+    find_backend(backend).check(case.bundle, STEP if case.form == "stream" else MODEL)
 
 
 def _configurations(cases: Sequence[Case]) -> dict[Path, dict[str, Any]]:
@@ -187,8 +181,8 @@ def _tasks(case: Case, options: Options, cores: Sequence[int], folder: Path) -> 
             case.form,
         )
 
-    on_cpu = [backend for backend in options.backends if backend not in TARGETS]
-    on_gpu = [backend for backend in options.backends if backend in TARGETS]
+    on_cpu = [backend for backend in options.backends if not find_backend(backend).needs_engine]
+    on_gpu = [backend for backend in options.backends if find_backend(backend).needs_engine]
     for backend in on_cpu:
         yield task(OURS, backend)
     for backend in on_gpu:

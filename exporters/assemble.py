@@ -28,7 +28,7 @@ from mega_deploy.exporters.reference.recorder import record
 from mega_deploy.exporters.stream_families import check as check_stream
 from mega_deploy.exporters.stream_families import own_window
 from mega_deploy.parity import Reference, Report
-from mega_deploy.runtime import judging_session
+from mega_deploy.runtime import parity_session
 from mega_deploy.runtime.compare import compare, compare_blocks
 from mega_deploy.signature import Dim, Range, Signature, largest
 
@@ -167,7 +167,7 @@ def _judge(model: Path, signature: Signature, reference: Reference, on_step: Cal
     Raises:
         QualityGateError: it is not equal to the trained one.
     """
-    session = judging_session(model, signature, reference.precision)
+    session = parity_session(model, signature, reference.precision)
     report = compare(
         session, reference, reference.precision, lambda case: on_step(f"compare the deployed model with it: {case}")
     )

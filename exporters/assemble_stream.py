@@ -18,8 +18,8 @@ from mega_deploy.exporters.precision.lowering import Lowered, lower
 from mega_deploy.exporters.state import StreamGraph
 from mega_deploy.exporters.stream_families import SAMPLES, streamed
 from mega_deploy.parity import Reference
+from mega_deploy.runtime import parity_stream
 from mega_deploy.runtime.compare import compare_stream
-from mega_deploy.runtime.streams.replay import judging_stream
 from mega_deploy.signature import Range
 from mega_deploy.signature.stream_form import Encoding, StreamForm
 
@@ -76,7 +76,7 @@ def assemble_stream(
         parity={},
         encode=encode,
     )
-    judged = judging_stream(folder, form, precision)
+    judged = parity_stream(folder, form, precision)
     report = compare_stream(judged, reference, precision, lambda case: on_step(f"compare the stream with it: {case}"))
     if not report.passed:
         bad = report.worst

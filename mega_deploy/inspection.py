@@ -9,7 +9,8 @@ from mega_deploy.bundle import MANIFEST, sha256_of
 from mega_deploy.bundle.engines import FOLDER, Engine, lacks, read_header
 from mega_deploy.doctor import missing
 from mega_deploy.errors import InputError
-from mega_deploy.runtime import OpenBundle
+from mega_deploy.runtime import OpenBundle, find_backend
+from mega_deploy.runtime.backends import DEFAULT
 from mega_deploy.runtime.onnxruntime.session import native_ops
 from mega_deploy.runtime.tensorrt.library import engines_of, find_engine, here
 
@@ -31,7 +32,7 @@ def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
         bundle = OpenBundle.open(path)
         manifest = bundle.manifest.to_json()
         size = sum(entry["bytes"] for entry in bundle.manifest.files.values())
-        lacking = [*missing("onnxruntime"), *filter(None, [bundle.lacking])]
+        lacking = [*missing("onnxruntime"), *filter(None, [find_backend(DEFAULT).lacking(bundle)])]
         found = {"kind": "bundle", "path": str(path), "bytes": size, **manifest, "native_ops": _native_ops(bundle)}
     elif path.is_file() and (engine := _engine(path)):
         return engine
@@ -104,10 +105,10 @@ def export_report(bundle: OpenBundle, seconds: float) -> dict[str, Any]:
 
 def engine_report(bundle: Path, engine: Engine) -> dict[str, Any]:
     """What `build` tells of the engine that it added, as JSON values; `engines` are of the bundle's other graphs."""
-    opened = OpenBundle.open(bundle)
+    holder = OpenBundle.open(bundle)
 
-    def told(one: Engine) -> dict[str, Any]:
-        return {"bytes": opened.manifest.files[one.file]["bytes"], **one.to_json()}
+    def describe(one: Engine) -> dict[str, Any]:
+        return {"bytes": holder.manifest.files[one.file]["bytes"], **one.to_json()}
 
-    others = [told(one) for one in engines_of(opened, engine.target) if one.file != engine.file]
-    return {"bundle": str(bundle), **told(engine), "engines": others}
+    others = [describe(one) for one in engines_of(holder, engine.target) if one.file != engine.file]
+    return {"bundle": str(bundle), **describe(engine), "engines": others}

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mega_deploy import bundle as files
 from mega_deploy.arrays import Array
+from mega_deploy.bundle import MODEL, TRAINED
 from mega_deploy.errors import OptionError, require
 from mega_deploy.files.arrays import load_arrays
 from mega_deploy.parity import Reference, Report
-from mega_deploy.runtime import OpenBundle, open_bundle
+from mega_deploy.runtime import OpenBundle, find_backend, open_bundle
 from mega_deploy.runtime.compare import compare, compare_blocks, compare_stream
 from mega_deploy.runtime.streams.prefill import whole_sequences
 from mega_deploy.signature import Range
@@ -71,13 +71,12 @@ def validate(
             on_step(f"compare: {case}")
 
         if form == "stream":
-            reports.append(compare_stream(bundle.judged_stream(backend), reference, precision, on_case))
+            reports.append(compare_stream(bundle.parity_stream(backend), reference, precision, on_case))
             continue
-        session = bundle.judged_session(backend, native_ops=native_ops)
+        session = bundle.parity_session(backend, native_ops=native_ops)
         report = compare(session, reference, precision, on_case)
-        # Other backends show nothing of their blocks, nor does a stream; mega_deploy.bisection.search asks them.
-        if backend == "onnxruntime":
-            blocks = compare_blocks(bundle.file(files.MODEL), bundle.manifest.signature, reference)
+        if find_backend(backend).shows_blocks:  # of the others, and of streams, bisection finds what is wrong
+            blocks = compare_blocks(bundle.file(MODEL), bundle.manifest.signature, reference)
             report = dataclasses.replace(report, blocks=blocks)
         reports.append(report)
     return reports[0] if len(reports) == 1 else _together(*reports)
@@ -104,7 +103,7 @@ def _fresh_stream(
     from mega_deploy.exporters.stream_families import SAMPLES, streamed
 
     form, precision = bundle.stream_form, bundle.manifest.precision
-    stream = streamed(load_checkpoint(bundle.file(files.TRAINED)), form.length)
+    stream = streamed(load_checkpoint(bundle.file(TRAINED)), form.length)
     if inputs is None:
         batch = form.step.inputs[0].dims[0]
         assert isinstance(batch, Range)
@@ -121,7 +120,7 @@ def _fresh_reference(
     from mega_deploy.exporters.reference.recorder import SAMPLES, record, record_for
 
     signature = bundle.manifest.signature
-    model = load_checkpoint(bundle.file(files.TRAINED))
+    model = load_checkpoint(bundle.file(TRAINED))
     recorded = bundle.reference()
     names = [block.name for block in recorded.blocks]
     if inputs is None:

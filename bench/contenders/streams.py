@@ -20,10 +20,9 @@ import numpy as np
 from mega_deploy.bench.contenders.replay import Course, along, frame_by_frame, parted
 from mega_deploy.bench.contenders.task import OURS, Contender, Outputs, Task, lengths
 from mega_deploy.bundle import MODEL, TRAINED
-from mega_deploy.bundle.engines import TARGETS
 from mega_deploy.errors import InputError, require
 from mega_deploy.parity import Case, Reference
-from mega_deploy.runtime import OpenBundle, StreamSession
+from mega_deploy.runtime import OpenBundle, StreamSession, find_backend
 from mega_deploy.signature import usual
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def _contender(course: Course, settings: str) -> Contender:
 
 
 def _opened(task: Task) -> StreamSession:
-    threads = None if task.backend in TARGETS else task.threads
+    threads = task.threads if find_backend(task.backend).takes_options else None
     return OpenBundle.open(task.bundle).stream(task.batch, backend=task.backend, threads=threads)
 
 

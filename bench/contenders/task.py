@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mega_deploy.bench.measure.latency import sample
-from mega_deploy.bundle.engines import TARGETS
 from mega_deploy.config.edifice import Form
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.files.arrays import load_arrays, save_arrays
 from mega_deploy.parity import Pool
-from mega_deploy.runtime import OpenBundle
+from mega_deploy.runtime import OpenBundle, find_backend
 from mega_deploy.signature import SEQUENCE_AXES, Range, TensorSpec
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def build(task: Task, feeds: Mapping[str, Array]) -> Contender:
 def open_ours(task: Task, feeds: Mapping[str, Array]) -> Contender:
     """A bundle's own session, or engine."""
     bundle = OpenBundle.open(task.bundle)
-    if task.backend in TARGETS:
+    if find_backend(task.backend).needs_engine:
         from mega_deploy.bench.contenders.gpu import engine_contender
 
         return engine_contender(bundle, task, feeds)

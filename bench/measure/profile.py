@@ -17,10 +17,9 @@ from mega_deploy.bench.contenders.replay import along
 from mega_deploy.bench.measure.latency import sample, warm_up
 from mega_deploy.bundle import ENCODE, MODEL, STEP
 from mega_deploy.config.edifice import Form
-from mega_deploy.runtime import OpenBundle
-from mega_deploy.runtime.onnxruntime.session import Session, SessionOptions
+from mega_deploy.runtime import OpenBundle, Session, SessionOptions
+from mega_deploy.runtime.onnxruntime.step import STEP_CONFIG
 from mega_deploy.runtime.streams.encoder import Encoder
-from mega_deploy.runtime.streams.replay import CONFIG
 from mega_deploy.runtime.streams.session import StreamSession
 
 CALLS = 60
@@ -58,7 +57,7 @@ def profile(
     call: Callable[[], object]
     if form == "stream":
         told, batch = bundle.stream_form, len(next(iter(inputs.values())))
-        options = SessionOptions(threads=threads, profile=folder, config=CONFIG)
+        options = SessionOptions(threads=threads, profile=folder, config=STEP_CONFIG)
         session = Session(bundle.file(STEP), told.step.with_state, options)
         encoder = None
         if told.encode is not None:

@@ -14,7 +14,7 @@ from mega_deploy.bench.measure.host import Busy
 from mega_deploy.bench.measure.process import ContenderError, Process
 from mega_deploy.bench.report.rows import Timed
 from mega_deploy.errors import MegaDeployError, OptionError
-from mega_deploy.runtime.onnxruntime.session import BACKENDS
+from mega_deploy.runtime import find_backend
 
 MIN_ROUNDS = 3
 MIN_SAMPLES = 50
@@ -41,8 +41,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for backend in self.backends:
-            if backend not in BACKENDS:
-                raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
+            find_backend(backend)
         if self.rounds < MIN_ROUNDS:
             raise OptionError(f"rounds must be {MIN_ROUNDS} or more, got {self.rounds}")
         if self.frames < 1:

@@ -13,7 +13,7 @@ from onnxscript import ir
 from mega_deploy.exporters import save_graph as onnx_file
 from mega_deploy.exporters.precision.lowering import lower
 from mega_deploy.parity import Reference, Report
-from mega_deploy.runtime import judging_session
+from mega_deploy.runtime import parity_session
 from mega_deploy.signature import Signature
 
 
@@ -49,7 +49,7 @@ def weigh_worst_block(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / written.name
         onnx_file.save(kept.model, path)
-        session = judging_session(path, signature, report.precision)
+        session = parity_session(path, signature, report.precision)
         error = reference.error(case, (session.run_named(feeds) for feeds in reference.feeds(case)))
         then, size = error.relative_l2, _bytes(path)
     now = report.cases[0].error.relative_l2

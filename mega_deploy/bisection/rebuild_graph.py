@@ -14,7 +14,7 @@ from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.precision.lowering import lower
 from mega_deploy.signature import Signature
 
-# Of the largest number of a constant, by its type; those of no other type are rounded.
+# Shares of a constant's largest number, by its type; those of no other type are rounded.
 LAST_PLACES: dict[int, float] = {
     onnx.TensorProto.FLOAT: 2.0**-22,
     onnx.TensorProto.FLOAT16: 2.0**-10,
@@ -25,7 +25,7 @@ LAST_PLACES: dict[int, float] = {
 
 
 @dataclass(frozen=True)
-class Retold:
+class Rebuilt:
     """Two graphs whose values have the same names."""
 
     exact: onnx.ModelProto
@@ -45,7 +45,7 @@ class Retold:
         }
 
 
-def retell(bundle: Bundle, kept: tuple[str, ...]) -> Retold:
+def rebuild_graph(bundle: Bundle, kept: tuple[str, ...]) -> Rebuilt:
     """Fold the trained weights of a bundle again.
 
     Args:
@@ -59,7 +59,7 @@ def retell(bundle: Bundle, kept: tuple[str, ...]) -> Retold:
         family.graph(signature, manifest.ema["lowering"], dtype) for dtype in (ir.DataType.DOUBLE, ir.DataType.FLOAT)
     )
     lowered = lower(single.model, manifest.precision, keep=kept, half_io=half_io)
-    return Retold(ir.to_proto(exact.model), ir.to_proto(lowered.model), exact.block_outputs)
+    return Rebuilt(ir.to_proto(exact.model), ir.to_proto(lowered.model), exact.block_outputs)
 
 
 def _is_half(signature: Signature) -> bool:

@@ -18,7 +18,7 @@ from mega_deploy.bundle.manifest import (
     TRAINED,
     Manifest,
 )
-from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, sha256_of
+from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, sha256_of, stream_signature
 from mega_deploy.bundle.staging import add_engines, check_target, describe_files, write_json, writing
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "check_target",
     "describe_files",
     "sha256_of",
+    "stream_signature",
     "write_json",
     "writing",
 ]

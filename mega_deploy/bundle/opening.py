@@ -15,6 +15,7 @@ from typing import Any, Self
 from mega_deploy.bundle.manifest import ENCODE, MANIFEST, MODEL, PREFILL, STEP, Manifest
 from mega_deploy.errors import BundleError
 from mega_deploy.signature import Signature
+from mega_deploy.signature.stream_form import StreamForm
 
 # A manifest is read before anything in the bundle is trusted.
 MAX_MANIFEST_BYTES = 16 << 20
@@ -74,6 +75,11 @@ class Bundle:
         """Files of its graphs; the first one is what the manifest's signature is of."""
         return tuple(name for name in (MODEL, STEP, PREFILL, ENCODE) if name in self.manifest.files)
 
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """Names of the operators in the model that a native kernel may serve."""
+        return tuple(plugin["name"] for plugin in self.manifest.plugins)
+
     def signature(self, graph: str) -> Signature:
         """What a graph takes and gives, with the state where it is one of a stream that has it.
 
@@ -83,11 +89,9 @@ class Bundle:
         manifest = self.manifest
         if graph == MODEL and MODEL in manifest.files:
             return dataclasses.replace(manifest.signature, state=())
-        if (stream := manifest.stream) is not None and graph != MODEL:
-            encode = None if stream.encode is None else stream.encode.signature
-            found = {STEP: stream.step, PREFILL: stream.prefill, ENCODE: encode}[graph]
-            if found is not None:
-                return found
+        stream = manifest.stream
+        if stream is not None and graph != MODEL and (graph != ENCODE or stream.encode is not None):
+            return stream_signature(stream, graph)
         raise BundleError(f"{self.path} holds no {graph}; export the model anew")
 
     def file(self, name: str) -> Path:
@@ -99,6 +103,19 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"{self.path} holds no {name}; export the model anew")
         return self.path / name
+
+
+def stream_signature(form: StreamForm, graph: str) -> Signature:
+    """What one of a stream's graphs takes and gives, with the state where it has it.
+
+    Args:
+        form: of the stream; it reads a source where the graph is ENCODE.
+        graph: STEP, PREFILL or ENCODE.
+    """
+    if graph == ENCODE:
+        assert form.encode is not None
+        return form.encode.signature
+    return {STEP: form.step, PREFILL: form.prefill}[graph]
 
 
 def _verify(folder: Path, name: str, entry: Mapping[str, Any]) -> None:

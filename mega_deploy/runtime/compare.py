@@ -10,15 +10,16 @@ import numpy as np
 from mega_deploy.arrays import Array
 from mega_deploy.config.edifice import Precision
 from mega_deploy.parity import Case, CaseResult, Error, Reference, Report, handover, measure
+from mega_deploy.runtime.model import Model
 from mega_deploy.runtime.onnxruntime.emulation import emulated
-from mega_deploy.runtime.onnxruntime.session import Session, SessionOptions
-from mega_deploy.runtime.streams.replay import SteppedSession
-from mega_deploy.runtime.tensorrt.session import EngineSession
+from mega_deploy.runtime.onnxruntime.session import Session
+from mega_deploy.runtime.options import SessionOptions
+from mega_deploy.runtime.streams.replay import ReplaySession
 from mega_deploy.signature import Signature, TensorSpec
 
 
 def compare(
-    session: Session | EngineSession | SteppedSession,
+    session: Model | ReplaySession,
     reference: Reference,
     precision: Precision,
     on_case: Callable[[str], None] = lambda name: None,
@@ -40,7 +41,7 @@ def compare(
 
 
 def compare_stream(
-    session: SteppedSession,
+    session: ReplaySession,
     reference: Reference,
     precision: Precision,
     on_case: Callable[[str], None] = lambda name: None,

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from mega_deploy.bundle import ENCODE, MODEL, PREFILL, REFERENCE, STEP, STREAM_REFERENCE, Bundle
-from mega_deploy.bundle.engines import TARGETS
 from mega_deploy.config.edifice import Form
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
-from mega_deploy.runtime.onnxruntime.emulation import EmulatedSession
-from mega_deploy.runtime.onnxruntime.providers import PROVIDERS, ProviderSession
-from mega_deploy.runtime.onnxruntime.session import BACKENDS, Session, SessionOptions
-from mega_deploy.runtime.streams.encoder import Encoder
-from mega_deploy.runtime.streams.prefill import Prefill
-from mega_deploy.runtime.streams.replay import CONFIG, SteppedSession, judging_stream
+from mega_deploy.runtime.backends import DEFAULT, Backend, find_backend
+from mega_deploy.runtime.model import Model
+from mega_deploy.runtime.options import SessionOptions
+from mega_deploy.runtime.streams.loading import load_stream
+from mega_deploy.runtime.streams.replay import ReplaySession
 from mega_deploy.runtime.streams.session import StreamSession
-from mega_deploy.runtime.tensorrt.library import engines_of, find_engine
-from mega_deploy.runtime.tensorrt.session import EngineSession
 from mega_deploy.signature.stream_form import StreamForm
 
 
@@ -32,7 +28,7 @@ class OpenBundle(Bundle):
 
     def session(
         self,
-        backend: str = "onnxruntime",
+        backend: str = DEFAULT,
         *,
         threads: int | None = None,
         spinning: bool = True,
@@ -40,7 +36,7 @@ class OpenBundle(Bundle):
         native_ops: bool = True,
         split_batches: bool = True,
         config: Mapping[str, str] | None = None,
-    ) -> Session | EngineSession:
+    ) -> Model:
         """Load the model on a backend.
 
         Args:
@@ -59,12 +55,8 @@ class OpenBundle(Bundle):
             MissingComponentError: the backend's library, or the GPU that it needs, is not there, or it has not the
                 bundle's precision.
         """
-        _check_backend(backend)
-        if self.manifest.stream and MODEL not in self.manifest.files:
-            raise BundleError(
-                f"{self.path} holds only a stream: take bundle.stream() (`run --form stream`), or export with "
-                "--form both"
-            )
+        found = find_backend(backend)
+        self._check_window()
         options = SessionOptions(
             threads=threads,
             spinning=spinning,
@@ -73,21 +65,14 @@ class OpenBundle(Bundle):
             split_batches=split_batches,
             config=dict(config or {}),
         )
-        if backend in TARGETS:
-            _check_no_options(backend, options)
-            return EngineSession(self, backend, MODEL)
-        if backend in PROVIDERS:
-            return ProviderSession(backend, self.file(MODEL), self.manifest.signature, options)
-        if lacking := self.lacking:
-            raise MissingComponentError(lacking)
-        work = self.manifest.flops["deployed"] // 2  # multiply-adds, of a row of the usual length
-        return Session(self.file(MODEL), self.manifest.signature, options, self.plugins, work)
+        self._check_options(found, options)
+        return found.load(self, MODEL, options)
 
     def stream(
         self,
         batch: int = 1,
         *,
-        backend: str = "onnxruntime",
+        backend: str = DEFAULT,
         threads: int | None = None,
         spinning: bool = True,
         memory_arena: bool = True,
@@ -110,40 +95,18 @@ class OpenBundle(Bundle):
             MissingComponentError: the backend's library, or the GPU that it needs, is not there, or it has not the
                 bundle's precision.
         """
-        _check_backend(backend)
-        form = self.stream_form
+        found, form = find_backend(backend), self.stream_form
         options = SessionOptions(
             threads=threads, spinning=spinning, memory_arena=memory_arena, config=dict(config or {})
         )
-        if backend in TARGETS:
-            _check_no_options(backend, options)
-            if form.encode is not None:
-                find_engine(self, backend, ENCODE)  # refuses before anything is loaded
-        elif backend not in PROVIDERS and (lacking := self.lacking):
-            raise MissingComponentError(lacking)
+        self._check_options(found, options)
+        return self._load_stream(found, form, partial(found.load, self), options, batch)
 
-        def load(graph: str) -> Session | EngineSession:
-            if backend in TARGETS:
-                return EngineSession(self, backend, graph)
-            signature = self.signature(graph).with_state
-            if backend in PROVIDERS:
-                return ProviderSession(backend, self.file(graph), signature, tuned)
-            return Session(self.file(graph), signature, tuned)
-
-        tuned = dataclasses.replace(options, config={**CONFIG, **options.config})
-        many = backend not in TARGETS or any(e.graph == PREFILL for e in engines_of(self, backend))
-        prefill = Prefill(lambda: load(PREFILL), form.prefill) if many else None
-        encoder = None if form.encode is None else Encoder(lambda: load(ENCODE), form.encode)
-        identity = self.manifest.files[STEP]["sha256"]
-        return StreamSession(load(STEP), form.step, batch, identity, prefill, encoder=encoder)
-
-    def runner(
-        self, form: Form | None, backend: str = "onnxruntime", *, threads: int | None = None
-    ) -> Session | EngineSession | SteppedSession:
+    def runner(self, form: Form | None, backend: str = DEFAULT, *, threads: int | None = None) -> Model | ReplaySession:
         """What `run` runs: a session, or a stream that takes whole sequences; by default the first of `forms`."""
         if (form or self.forms[0]) == "window":
             return self.session(backend, threads=threads)
-        return SteppedSession(self.stream(backend=backend, threads=threads))
+        return ReplaySession(self.stream(backend=backend, threads=threads))
 
     @property
     def stream_form(self) -> StreamForm:
@@ -162,38 +125,21 @@ class OpenBundle(Bundle):
         window: tuple[Form, ...] = ("window",) if MODEL in self.manifest.files else ()
         return (*window, "stream") if self.manifest.stream else window
 
-    @property
-    def plugins(self) -> tuple[str, ...]:
-        """Names of the operators in the model that a native kernel may serve."""
-        return tuple(plugin["name"] for plugin in self.manifest.plugins)
-
-    @property
-    def lacking(self) -> str | None:
-        """Why onnxruntime's CPU provider cannot run the bundle, and what to do; None where it can."""
-        if self.manifest.precision != "bfloat16":
-            return None
-        return (
-            f"{self.path} is in bfloat16, for which onnxruntime's CPU provider has no kernels: it is for GPU engines; "
-            "for a CPU export it with --precision float32, float16 or int8"
-        )
-
-    def judged_session(self, backend: str = "onnxruntime", *, native_ops: bool = True) -> Session | EngineSession:
+    def parity_session(self, backend: str = DEFAULT, *, native_ops: bool = True) -> Model:
         """The session whose numbers parity judges: `session`, or an emulation where the backend lacks the precision."""
-        if backend == "onnxruntime" and self.lacking:
-            return EmulatedSession(self.file(MODEL), self.manifest.signature)
-        return self.session(backend, native_ops=native_ops or backend in TARGETS)
+        found = find_backend(backend)
+        self._check_window()
+        return (found.load_for_parity or found.load)(self, MODEL, SessionOptions(native_ops=native_ops))
 
-    def judged_stream(self, backend: str = "onnxruntime") -> SteppedSession:
+    def parity_stream(self, backend: str = DEFAULT) -> ReplaySession:
         """The stream whose numbers parity judges: an emulation where the backend lacks the precision."""
-        if backend == "onnxruntime":
-            return judging_stream(self.path, self.stream_form, self.manifest.precision)
-        return SteppedSession(self.stream(backend=backend))
+        found = find_backend(backend)
+        load = partial(found.load_for_parity or found.load, self)
+        return ReplaySession(self._load_stream(found, self.stream_form, load, SessionOptions()))
 
     def forms_on(self, backend: str) -> tuple[Form, ...]:
         """The forms that a backend serves: of a bundle's engines those that it holds, as earlier releases built one."""
-        if backend not in TARGETS:
-            return self.forms
-        graphs = {engine.graph for engine in engines_of(self, backend)}
+        graphs = find_backend(backend).graphs(self)
         found = tuple(form for form in self.forms if {"window": MODEL, "stream": STEP}[form] in graphs)
         return found or self.forms[:1]
 
@@ -211,15 +157,35 @@ class OpenBundle(Bundle):
             )
         return reference
 
+    def _load_stream(
+        self,
+        backend: Backend,
+        form: StreamForm,
+        load: Callable[[str, SessionOptions], Model],
+        options: SessionOptions,
+        batch: int = 1,
+    ) -> StreamSession:
+        if form.encode is not None:
+            backend.check(self, ENCODE)  # it is loaded when the first source comes
+        prefills = PREFILL in backend.graphs(self)
+        identity = self.manifest.files[STEP]["sha256"]
+        return load_stream(lambda graph: load(graph, options), form, batch, identity, prefills=prefills)
 
-def _check_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise OptionError(f"there is no backend {backend!r}; this version has {', '.join(BACKENDS)}")
+    def _check_window(self) -> None:
+        if self.manifest.stream and MODEL not in self.manifest.files:
+            raise BundleError(
+                f"{self.path} holds only a stream: take bundle.stream() (`run --form stream`), or export with "
+                "--form both"
+            )
 
-
-def _check_no_options(backend: str, options: SessionOptions) -> None:
-    if options != SessionOptions():
-        raise OptionError(f"threads and the other options of a session are onnxruntime's; {backend} takes none")
+    def _check_options(self, backend: Backend, options: SessionOptions) -> None:
+        """Refuse options that a backend does not take, and a bundle that it cannot run."""
+        if not backend.takes_options and options != SessionOptions():
+            raise OptionError(
+                f"threads and the other options of a session are onnxruntime's; {backend.name} takes none"
+            )
+        if lacking := backend.lacking(self):
+            raise MissingComponentError(lacking)
 
 
 def open_bundle(path: str | os.PathLike[str]) -> OpenBundle:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.config.edifice import Precision
 from mega_deploy.errors import require
-from mega_deploy.runtime.onnxruntime.session import Session, SessionOptions
+from mega_deploy.runtime.onnxruntime.session import Session
+from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.signature import Signature
 
 BACKEND = "onnxruntime, bfloat16 emulated in float32"
@@ -36,11 +36,6 @@ class EmulatedSession(Session):
         proto = emulated(onnx.load(model, load_external_data=False))
         options = SessionOptions(config={"session.model_external_initializers_file_folder_path": str(model.parent)})
         super().__init__(proto.SerializeToString(), signature, options)
-
-
-def judging_session(model: Path, signature: Signature, precision: Precision) -> Session:
-    """The session on onnxruntime whose numbers parity judges: an emulation where it lacks the precision."""
-    return (EmulatedSession if precision == "bfloat16" else Session)(model, signature)
 
 
 def emulated(model: Any) -> Any:

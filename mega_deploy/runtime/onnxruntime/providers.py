@@ -29,10 +29,10 @@ from mega_deploy.bundle import sha256_of
 from mega_deploy.errors import MissingComponentError, require
 from mega_deploy.machine.gpu import REMEDY, Machine, look
 from mega_deploy.plugins.cache import home
-from mega_deploy.runtime.onnxruntime.session import Session, SessionOptions
+from mega_deploy.runtime.onnxruntime.session import CPU, Session
+from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.signature import Range, Signature, TensorSpec
 
-CPU = "CPUExecutionProvider"
 INSTALL = "pip uninstall onnxruntime; pip install 'mega-deploy[gpu]'"
 _SHARED = "libonnxruntime_providers_shared.so"
 _FLOATS = ("float", "float16", "bfloat16", "double")
@@ -50,6 +50,8 @@ class Provider:
     """That it lives in, beside onnxruntime's own."""
     needs: str
     """What that library loads, with the command that installs it."""
+    writes_in_place: bool
+    """Whether an output may lie where an input does: TensorRT promises nothing of such outputs."""
 
 
 CUDA = Provider(
@@ -57,12 +59,14 @@ CUDA = Provider(
     "CUDAExecutionProvider",
     "libonnxruntime_providers_cuda.so",
     "CUDA and cuDNN; run: pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    writes_in_place=True,
 )
 TENSORRT = Provider(
     "onnxruntime-tensorrt",
     "TensorrtExecutionProvider",
     "libonnxruntime_providers_tensorrt.so",
     "CUDA, cuDNN and TensorRT 10; run: pip install 'onnxruntime-gpu[cuda,cudnn]' 'tensorrt>=10,<11'",
+    writes_in_place=False,
 )
 PROVIDERS = {provider.backend: provider for provider in (CUDA, TENSORRT)}
 
@@ -82,6 +86,8 @@ class ProviderSession(Session):
         BundleError: onnxruntime cannot load the model.
     """
 
+    state_device = "cuda"
+
     def __init__(
         self, backend: str, model: Path | bytes, signature: Signature, options: SessionOptions | None = None
     ) -> None:
@@ -91,7 +97,7 @@ class ProviderSession(Session):
         if lacking := lacks(provider, ort.get_available_providers(), machine):
             raise MissingComponentError(f"{backend} cannot serve: {lacking}")
         _preload(ort)
-        self.backend = backend
+        self.backend, self.writes_in_place = backend, provider.writes_in_place
         with tempfile.TemporaryDirectory(prefix="mega-deploy-") as folder:
             self._profile = Path(folder) / "profile"
             self._providers = provider_options(provider, model, signature, ort.__version__, machine)

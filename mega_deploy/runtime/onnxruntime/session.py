@@ -1,4 +1,4 @@
-"""A session: arrays in, arrays out, on one backend."""
+"""A session on onnxruntime: arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.errors import BundleError, OptionError, require
+from mega_deploy.errors import BundleError, require
 from mega_deploy.machine.cores import cores_for
 from mega_deploy.plugins.cache import Unusable
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 from mega_deploy.plugins.onnxruntime.cache import RECIPE
 from mega_deploy.runtime.onnxruntime.splitting import Split, rows_are_apart
+from mega_deploy.runtime.onnxruntime.step import OrtStep
+from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.signature import Signature, TensorSpec
 
-Backend = Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
-MAX_THREADS = 1024
+CPU = "CPUExecutionProvider"
 OPTIMISED = "optimised.onnx"
 # How onnxruntime calls the types of a signature.
 _TYPES = {
@@ -34,36 +33,6 @@ _TYPES = {
     "int32": "tensor(int32)",
     "bool": "tensor(bool)",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionOptions:
-    """How a session uses the machine."""
-
-    threads: int | None = None
-    """Threads that share the work of one call; None: one for each physical core, as onnxruntime decides."""
-    spinning: bool = True
-    """Whether idle threads spin for a while: lower latency, busier cores. Switch it off where sessions share a host."""
-    memory_arena: bool = True
-    """Whether memory of one call is kept for the next: faster, at the price of the peak staying allocated."""
-    native_ops: bool = True
-    """Whether native kernels serve our operators where they were built; otherwise their function bodies do."""
-    split_batches: bool = True
-    """Whether a batch that is large enough runs in parts, one a thread: faster, above all on busy cores. The model is
-    loaded a second time when the first such batch comes, and stays in memory twice from then on."""
-    config: Mapping[str, str] = field(default_factory=dict)
-    """Further entries of onnxruntime's session configuration, such as {"session.set_denormal_as_zero": "1"}."""
-    profile: Path | None = None
-    """Folder for the graph as onnxruntime runs it (OPTIMISED) and, after `stop_profiling`, the time of every node."""
-
-    def __post_init__(self) -> None:
-        if not all(isinstance(value, bool) for value in (self.spinning, self.memory_arena, self.split_batches)):
-            raise OptionError("spinning, memory_arena and split_batches must be True or False")
-        if not all(isinstance(text, str) for entry in self.config.items() for text in entry):
-            raise OptionError("config must map names to values, both strings")
-        threads = self.threads
-        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-            raise OptionError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
 
 
 class Session:
@@ -85,7 +54,11 @@ class Session:
     """
 
     backend: str = "onnxruntime"
-    _providers: Sequence[str | tuple[str, Mapping[str, str]]] = ("CPUExecutionProvider",)
+    state_device: str = "cpu"
+    """Where the state of streams lies."""
+    writes_in_place: bool = True
+    """Whether an output of the graph may lie where an input does."""
+    _providers: Sequence[str | tuple[str, Mapping[str, str]]] = (CPU,)
 
     def __init__(
         self,
@@ -151,11 +124,6 @@ class Session:
         return tuple(self._session.get_providers())
 
     @property
-    def inference(self) -> Any:
-        """onnxruntime's own session, to bind memory to."""
-        return self._session
-
-    @property
     def native_ops(self) -> tuple[str, ...]:
         """Operators of ours that a native kernel serves; the others run as their function bodies."""
         return self._native_ops
@@ -182,6 +150,10 @@ class Session:
         if results is None:
             results = self._session.run(self._outputs, feeds)
         return {name: np.asarray(value) for name, value in zip(self._outputs, results, strict=True)}
+
+    def step(self, signature: Signature, batch: int) -> OrtStep:
+        """Steps of `batch` streams on this graph, loaded with `signature.with_state`."""
+        return OrtStep(self._session, signature, batch, self.state_device, in_place=self.writes_in_place)
 
     def stop_profiling(self) -> Path:
         """The file of onnxruntime's trace, for a session with `SessionOptions.profile`."""

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.runtime.onnxruntime.session import Session
-from mega_deploy.runtime.streams.buffers import Buffer
-from mega_deploy.runtime.tensorrt.session import EngineSession
+from mega_deploy.runtime.model import Model
+from mega_deploy.runtime.onnxruntime.buffers import Buffer
 from mega_deploy.signature import Signature
 
+# onnxruntime multiplies by weights in blocks as 8-bit integers only where it is told to: exporters.precision.quantise.
+STEP_CONFIG = {"session.qdq_matmulnbits_accuracy_level": "4"}
 
-class BoundStep:
+
+class OrtStep:
     """`batch` streams on an onnxruntime session.
 
     Every state has a buffer of its own, on the GPU where the session runs there, bound once as the step's input and as
@@ -23,17 +25,18 @@ class BoundStep:
     where inputs do: there each state has two buffers, which take turns.
 
     Args:
-        model: on the step's graph, loaded with `signature.with_state`.
+        inference: onnxruntime's own session on the step's graph.
         signature: of one step.
         batch: streams.
+        device: "cpu" or "cuda", where the state lies.
+        in_place: whether an output may lie where an input does.
     """
 
-    def __init__(self, model: Session, signature: Signature, batch: int) -> None:
-        self._model, self._signature, self._batch = model, signature, batch
-        device = "cpu" if model.providers == ("CPUExecutionProvider",) else "cuda"
+    def __init__(self, inference: Any, signature: Signature, batch: int, device: str, *, in_place: bool) -> None:
+        self._inference, self._signature, self._batch = inference, signature, batch
         state = {spec.name: Buffer(spec.shape(batch), spec.dtype, device) for spec in signature.state}
         self._sides = [state]
-        if model.backend == "onnxruntime-tensorrt":
+        if not in_place:
             changing = [spec for spec in signature.state if spec.output is not None]
             self._sides.append(state | {spec.name: Buffer(spec.shape(batch), spec.dtype, device) for spec in changing})
         self._now = 0
@@ -52,7 +55,7 @@ class BoundStep:
         key = count, self._now
         after = (self._now + 1) % len(self._sides)
         if key not in self._bindings:
-            self._bindings[key] = _Binding(self._model, self._signature, self.state, self._sides[after], count)
+            self._bindings[key] = _Binding(self._inference, self._signature, self.state, self._sides[after], count)
         outputs = self._bindings[key].run(feeds)
         if count == self._batch:
             self._now = after
@@ -62,9 +65,7 @@ class BoundStep:
                     buffer.write(new.read()[:count], slice(0, count))
         return outputs
 
-    def many(
-        self, model: Session | EngineSession, count: int, parts: Iterable[Mapping[str, Array]]
-    ) -> dict[str, Array]:
+    def many(self, model: Model, count: int, parts: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
         """Many steps of the first `count` streams: inputs [count, steps, ...] by name, outputs of the last one.
 
         Args:
@@ -84,13 +85,13 @@ class BoundStep:
 
 
 class _Binding:
-    """One number of streams at the front of the buffers, bound to the model, with memory for its inputs and outputs."""
+    """One number of streams at the front of the buffers, bound to the graph, with memory for its inputs and outputs."""
 
     def __init__(
-        self, model: Session, signature: Signature, old: Mapping[str, Buffer], new: Mapping[str, Buffer], count: int
+        self, inference: Any, signature: Signature, old: Mapping[str, Buffer], new: Mapping[str, Buffer], count: int
     ) -> None:
-        self._run = model.inference.run_with_iobinding
-        self._binding = model.inference.io_binding()
+        self._run = inference.run_with_iobinding
+        self._binding = inference.io_binding()
         self._inputs = {spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.inputs}
         self._outputs = {spec.name: np.zeros((count, *_sizes(spec.dims[1:])), spec.dtype) for spec in signature.outputs}
         for name, array in self._inputs.items():

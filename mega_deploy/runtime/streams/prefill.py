@@ -8,10 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.runtime.onnxruntime.session import Session
-from mega_deploy.runtime.onnxruntime.step import BoundStep
-from mega_deploy.runtime.tensorrt.session import EngineSession
-from mega_deploy.runtime.tensorrt.step import EngineStep
+from mega_deploy.runtime.model import Model, Step
 from mega_deploy.signature import LARGEST_SIZE, Range, Signature
 from mega_deploy.signature.stream_form import StreamForm
 
@@ -20,24 +17,24 @@ class Prefill:
     """A graph that takes up to so many frames at once, and the state as the step has it.
 
     Args:
-        load: gives the session on that graph, or on its engine, which is asked for on the first use.
+        load: gives that graph as it is loaded, which is asked for on the first use.
         signature: of the graph, with the state: inputs [batch, frames, ...], outputs of the last frame.
     """
 
-    def __init__(self, load: Callable[[], Session | EngineSession], signature: Signature) -> None:
+    def __init__(self, load: Callable[[], Model], signature: Signature) -> None:
         self._load = load
-        self._session: Session | EngineSession | None = None
+        self._model: Model | None = None
         frames = signature.inputs[0].dims[1]
         assert isinstance(frames, Range)
         self._most = frames.max
         self.signature = any_number_of_frames(signature)
         """What `run` takes: any number of frames."""
 
-    def run(self, feeds: Mapping[str, Array], streams: BoundStep | EngineStep, count: int) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], step: Step, count: int) -> dict[str, Array]:
         """Take the frames of the first `count` of some streams; the outputs of the last one."""
-        if self._session is None:
-            self._session = self._load()
-        return streams.many(self._session, count, self._parts(feeds))
+        if self._model is None:
+            self._model = self._load()
+        return step.many(self._model, count, self._parts(feeds))
 
     def _parts(self, feeds: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
         """As many frames as the graph takes at once each."""

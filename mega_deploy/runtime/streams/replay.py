@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.bundle import ENCODE, PREFILL, STEP
-from mega_deploy.config.edifice import Precision
 from mega_deploy.errors import InputError
-from mega_deploy.runtime.onnxruntime.emulation import judging_session
-from mega_deploy.runtime.onnxruntime.session import Session, SessionOptions
-from mega_deploy.runtime.streams.encoder import Encoder
-from mega_deploy.runtime.streams.prefill import Prefill
 from mega_deploy.runtime.streams.session import StreamSession
 from mega_deploy.signature import Signature
-from mega_deploy.signature.stream_form import StreamForm
-
-# onnxruntime multiplies by weights in blocks as 8-bit integers only where it is told to: exporters.quantise.
-CONFIG = {"session.qdq_matmulnbits_accuracy_level": "4"}
 
 
-class SteppedSession:
+class ReplaySession:
     """A stream as a session on whole sequences: [batch, steps, ...] -> every step's outputs, [batch, steps, ...].
 
     Args:
@@ -91,19 +80,3 @@ def _in_turn(
         yield last
     for step in range(prefilled, steps):
         yield stream.step_named({name: array[:, step] for name, array in arrays.items()})
-
-
-def judging_stream(folder: Path, form: StreamForm, precision: Precision) -> SteppedSession:
-    """What parity judges: the stream on onnxruntime, or an emulation where that lacks the precision."""
-
-    def load(name: str, signature: Signature) -> Session:
-        if precision == "bfloat16":
-            return judging_session(folder / name, signature.with_state, precision)
-        return Session(folder / name, signature.with_state, SessionOptions(config=CONFIG))
-
-    prefill = Prefill(lambda: load(PREFILL, form.prefill), form.prefill)
-    encoder = None
-    if form.encode is not None:
-        source = form.encode
-        encoder = Encoder(lambda: load(ENCODE, source.signature), source)
-    return SteppedSession(StreamSession(load(STEP, form.step), form.step, prefill=prefill, encoder=encoder))

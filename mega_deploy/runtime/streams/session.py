@@ -1,7 +1,7 @@
 """Streams: a frame in, its output out, and a state that stays where the model runs.
 
 What is carried stands in the signature alone: this module knows no model. Where the state lies, and how a step reads
-and writes it there, is a matter of the backend: runtime.bound for onnxruntime, runtime.engine_step for engines.
+and writes it there, is a matter of the backend: its model's `step` tells.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError, OptionError
-from mega_deploy.runtime.onnxruntime.session import Session
-from mega_deploy.runtime.onnxruntime.step import BoundStep
+from mega_deploy.runtime.model import Model
 from mega_deploy.runtime.streams import state_file
 from mega_deploy.runtime.streams.counters import Counters
 from mega_deploy.runtime.streams.encoder import Encoder
 from mega_deploy.runtime.streams.prefill import Prefill
-from mega_deploy.runtime.streams.slots import Numbers, Order, Rows, Seats, as_asked, in_places
-from mega_deploy.runtime.tensorrt.session import EngineSession
-from mega_deploy.runtime.tensorrt.step import EngineStep
+from mega_deploy.runtime.streams.slots import Numbers, Order, Rows, Slots, as_asked, in_order
 from mega_deploy.signature import Range, Signature
 
 
@@ -37,7 +34,7 @@ class StreamSession:
     at the same time give each thread a session: `another` makes one that shares the loaded model.
 
     Args:
-        model: a session on the step's graph, loaded with `signature.with_state`, or on an engine of it.
+        model: the step's graph, loaded with `signature.with_state`, or an engine of it.
         signature: of one step.
         batch: streams that are served at once.
         identity: of the model, in hex: a saved state is for this one alone.
@@ -50,7 +47,7 @@ class StreamSession:
 
     def __init__(
         self,
-        model: Session | EngineSession,
+        model: Model,
         signature: Signature,
         batch: int = 1,
         identity: str = "",
@@ -69,10 +66,8 @@ class StreamSession:
         self.signature, self.batch, self.backend = signature, batch, model.backend
         self._model, self._identity, self._prefill, self._encoder = model, identity, prefill, encoder
         self._lock = threading.Lock()
-        self._step = (
-            BoundStep(model, signature, batch) if isinstance(model, Session) else EngineStep(model, signature, batch)
-        )
-        self._seats = Seats(batch)
+        self._step = model.step(signature, batch)
+        self._slots = Slots(batch)
         self._counters = Counters(signature.state, None if encoder is None else encoder.encoding, batch)
         self._known: tuple[tuple[int, ...], np.dtype[Any]] | None = None
         """Shape and type of the last array that was found to fit."""
@@ -111,7 +106,7 @@ class StreamSession:
         if self._encoder is None:
             raise InputError("this bundle's streams read no source; step through them without one")
         feeds = self._encoder.signature.feeds(inputs)
-        chosen = self._seats.rows(rows)
+        chosen = self._slots.rows(rows)
         _check_count(chosen, feeds, "begun")
         given = self._encoder.run(feeds)
         with self._lock:
@@ -140,7 +135,7 @@ class StreamSession:
         feeds = self._feeds(inputs)
         with self._lock:
             chosen, order = self._gather(rows, feeds, 1)
-            outputs = self._step.run(len(chosen), in_places(feeds, order))
+            outputs = self._step.run(len(chosen), in_order(feeds, order))
             self._counters.step(chosen, 1)
             return as_asked(outputs, order)
 
@@ -171,7 +166,7 @@ class StreamSession:
             steps = next(iter(feeds.values())).shape[1]
             chosen, order = self._gather(rows, feeds, steps)
             try:
-                outputs = self._prefill.run(in_places(feeds, order), self._step, len(chosen))
+                outputs = self._prefill.run(in_order(feeds, order), self._step, len(chosen))
             except BaseException:
                 # An engine may have taken the first of them; how many, the state tells.
                 self._counters.load(self._state())
@@ -181,7 +176,7 @@ class StreamSession:
 
     def reset(self, rows: Rows | None = None) -> None:
         """Let streams begin anew: those of `rows`, or all; where they read a source, they need another one then."""
-        chosen = self._seats.rows(rows)
+        chosen = self._slots.rows(rows)
         with self._lock:
             self._begin(chosen, {})
             self._counters.begin(chosen)
@@ -189,15 +184,15 @@ class StreamSession:
     def room(self, rows: Rows | None = None) -> Array | None:
         """The steps that streams can have before they are reset, [rows]: of `rows`, or all; None where none ends."""
         with self._lock:
-            return self._counters.room(self._seats.rows(rows))
+            return self._counters.room(self._slots.rows(rows))
 
     def reorder(self, rows: Rows) -> None:
         """Let stream i go on from the state of stream `rows[i]`, for every i, as a beam search does."""
-        chosen = self._seats.rows(rows, distinct=False)
+        chosen = self._slots.rows(rows, distinct=False)
         if len(chosen) != self.batch:
             raise InputError(f"reorder takes a row for each of the {self.batch} streams, got {len(chosen)}")
         with self._lock:
-            old, new = self._seats.places(chosen), self._seats.places(self._seats.rows(None))
+            old, new = self._slots.of(chosen), self._slots.of(self._slots.rows(None))
             for buffer in self._step.state.values():
                 buffer.write(buffer.read()[old], new)
             self._counters.follow(chosen)
@@ -222,9 +217,9 @@ class StreamSession:
             for name, array in arrays.items():
                 if len(array) != self.batch:
                     raise InputError(f'the state "{name}" is of {len(array)} streams, this session has {self.batch}')
-            places = self._seats.places(self._seats.rows(None))
+            slots = self._slots.of(self._slots.rows(None))
             for name, array in arrays.items():
-                self._step.state[name].write(array, places)
+                self._step.state[name].write(array, slots)
             self._counters.load(arrays)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -257,26 +252,26 @@ class StreamSession:
         return feeds
 
     def _state(self) -> dict[str, Array]:
-        places = self._seats.places(self._seats.rows(None))
-        return {name: buffer.read()[places] for name, buffer in self._step.state.items()}
+        slots = self._slots.of(self._slots.rows(None))
+        return {name: buffer.read()[slots] for name, buffer in self._step.state.items()}
 
     def _begin(self, rows: Numbers, given: Mapping[str, Array]) -> None:
         """Put the state of a stream's beginning in place, of which an encode graph may have given a part."""
-        places = self._seats.places(rows)
+        slots = self._slots.of(rows)
         for spec in self.signature.state:
             new = given.get(spec.name, np.asarray(spec.initial, spec.dtype))
-            self._step.state[spec.name].write(new, places)
+            self._step.state[spec.name].write(new, slots)
 
     def _gather(self, rows: Rows | None, feeds: Mapping[str, Array], steps: int) -> tuple[Numbers, Order]:
-        """The streams of `rows`, brought to the front of the buffers, and whose frame each place takes.
+        """The streams of `rows`, brought to the front of the buffers, and whose frame each slot takes.
 
         Raises:
             InputError: the inputs are not one for each, or a stream cannot have so many steps.
         """
-        chosen = self._seats.stepped(rows)
+        chosen = self._slots.stepped(rows)
         _check_count(chosen, feeds, "stepped")
         self._counters.check(chosen, steps)
-        return chosen, self._seats.seat(chosen, self._step.state.values())
+        return chosen, self._slots.gather(chosen, self._step.state.values())
 
 
 def _check_count(rows: Numbers, feeds: Mapping[str, Array], called: str) -> None:

@@ -1,31 +1,25 @@
-"""Where in the buffers of a batch each stream lies: those that are stepped are kept together, at the front."""
+"""The slots of a batch's buffers that streams lie in: those that are stepped are kept together, at the front."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
+from mega_deploy.runtime.model import StateBuffer
 
 Numbers = npt.NDArray[np.intp]
 Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
 Order = Numbers | None
-"""For each place at the front whose frame it takes; None where the frames come in the order of the places."""
+"""For each slot at the front whose frame it takes; None where the frames come in the order of the slots."""
 
 
-class Swaps(Protocol):
-    """A tensor of a batch, whose rows can trade places."""
-
-    def swap(self, some: Numbers, others: Numbers) -> None:
-        """Let rows trade places, each with the one that stands against it."""
-
-
-class Seats:
-    """The places of `batch` streams, at first in their order.
+class Slots:
+    """The slots of `batch` streams, at first in their order.
 
     A call for the same streams as the last, as nearly all are, has nothing to find out: that took longer than a small
     model.
@@ -37,8 +31,8 @@ class Seats:
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self._everyone = np.arange(batch)
-        self._place = self._everyone.copy()
-        self._seated = self._everyone
+        self._slot_of = self._everyone.copy()
+        self._front = self._everyone
         self._order: Order = None
 
     def rows(self, rows: Rows | None, *, distinct: bool = True) -> Numbers:
@@ -63,34 +57,34 @@ class Seats:
         if rows is None:
             return self._everyone
         chosen = _array(rows)
-        same = chosen.dtype.kind in "iu" and np.array_equal(chosen, self._seated)
-        return self._seated if same else self.rows(rows)
+        same = chosen.dtype.kind in "iu" and np.array_equal(chosen, self._front)
+        return self._front if same else self.rows(rows)
 
-    def places(self, rows: Numbers) -> Numbers:
-        """Where streams lie."""
-        return self._place[rows]
+    def of(self, rows: Numbers) -> Numbers:
+        """The slots that streams lie in."""
+        return self._slot_of[rows]
 
-    def seat(self, rows: Numbers, buffers: Iterable[Swaps]) -> Order:
-        """Let streams trade places with those that lie at the front and rest, and tell in which order they lie there.
+    def gather(self, rows: Numbers, buffers: Iterable[StateBuffer]) -> Order:
+        """Let streams trade slots with those that lie at the front and rest, and tell in which order they lie there.
 
         Args:
             rows: as `stepped` gave them.
             buffers: that follow.
         """
-        if rows is self._seated:
+        if rows is self._front:
             return self._order
-        count, places = len(rows), self._place[rows]
-        free = np.setdiff1d(np.arange(count), places)  # places at the front whose streams rest
-        behind = rows[places >= count]
+        count, slots = len(rows), self._slot_of[rows]
+        free = np.setdiff1d(np.arange(count), slots)  # those at the front whose streams rest
+        behind = rows[slots >= count]
         if len(free):
-            resting = np.array([np.flatnonzero(self._place == place)[0] for place in free])
-            old = self._place[behind]
+            resting = np.array([np.flatnonzero(self._slot_of == slot)[0] for slot in free])
+            old = self._slot_of[behind]
             for buffer in buffers:
                 buffer.swap(free, old)
-            self._place[behind], self._place[resting] = free, old
-            places = self._place[rows]
-        order = np.argsort(places)
-        self._seated, self._order = rows, None if (order[1:] > order[:-1]).all() else order
+            self._slot_of[behind], self._slot_of[resting] = free, old
+            slots = self._slot_of[rows]
+        order = np.argsort(slots)
+        self._front, self._order = rows, None if (order[1:] > order[:-1]).all() else order
         return self._order
 
 
@@ -105,8 +99,8 @@ def _no_list(rows: object) -> str:
     return f"rows must be a list of the streams' numbers, got {rows!r:.100}"
 
 
-def in_places(feeds: Mapping[str, Array], order: Order) -> Mapping[str, Array]:
-    """The inputs in the order of the places."""
+def in_order(feeds: Mapping[str, Array], order: Order) -> Mapping[str, Array]:
+    """The inputs in the order of the slots."""
     return feeds if order is None else {name: array[order] for name, array in feeds.items()}
 
 

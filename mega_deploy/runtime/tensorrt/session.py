@@ -11,7 +11,9 @@ from mega_deploy.bundle.engines import TARGETS, Engine, refuse
 from mega_deploy.errors import InputError, require
 from mega_deploy.runtime.tensorrt.execution import Execution
 from mega_deploy.runtime.tensorrt.library import find_engine, here, load, plugin_libraries
+from mega_deploy.runtime.tensorrt.step import EngineStep
 from mega_deploy.runtime.tensorrt.tensors import DeviceArray, empty_like, on_device, read, stream_handle
+from mega_deploy.signature import Signature
 
 
 class EngineSession:
@@ -23,7 +25,7 @@ class EngineSession:
         bundle: that holds the engine.
         target: "tensorrt" or "tensorrt-rtx".
         graph: which of the bundle's graphs; the first one by default. Of a stream's, the state is not in `signature`'s
-            inputs and outputs: see runtime.engine_step.
+            inputs and outputs: see EngineStep.
 
     Raises:
         BundleError: the bundle holds no engine for the target, or none for this machine.
@@ -75,6 +77,10 @@ class EngineSession:
         if stream is not None or out is not None:
             raise InputError("stream and out are for inputs on the GPU; these are on the host")
         return self.execution.run(self.signature.feeds(inputs))
+
+    def step(self, signature: Signature, batch: int) -> EngineStep:
+        """Steps of `batch` streams on this engine, with the state on the GPU."""
+        return EngineStep(self.execution, signature, batch)
 
     def _on_device(self, inputs: Any, stream: Any, out: Mapping[str, Any] | None) -> dict[str, Any]:
         values = self.signature.named(inputs)

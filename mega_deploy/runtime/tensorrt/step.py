@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from mega_deploy.arrays import Array
-from mega_deploy.runtime.onnxruntime.session import Session
-from mega_deploy.runtime.streams.buffers import Where
+from mega_deploy.runtime.model import Model, Where
 from mega_deploy.runtime.tensorrt.execution import Execution
-from mega_deploy.runtime.tensorrt.session import EngineSession
 from mega_deploy.signature import Signature
+
+
+@runtime_checkable
+class OnEngine(Protocol):
+    """A model that is an engine."""
+
+    execution: Execution
 
 
 class EngineStep:
@@ -26,18 +31,18 @@ class EngineStep:
     A step that fails leaves the state as it was, of many the part that fails. What no step changes lies there once.
 
     Args:
-        model: a session on the engine.
+        execution: the engine of a step.
         signature: of one step, with the state.
         batch: streams.
     """
 
-    def __init__(self, model: EngineSession, signature: Signature, batch: int) -> None:
+    def __init__(self, execution: Execution, signature: Signature, batch: int) -> None:
         self._signature, self._batch = signature, batch
         # Before the state, which keeps the execution alive: they are released in this order.
-        self._one = _Directions(model.execution)
+        self._one = _Directions(execution)
         self._many: _Directions | None = None
         self.state = {
-            spec.name: Pair(model.execution, spec.shape(batch), np.dtype(spec.dtype), changes=spec.output is not None)
+            spec.name: Pair(execution, spec.shape(batch), np.dtype(spec.dtype), changes=spec.output is not None)
             for spec in signature.state
         }
         """By name."""
@@ -48,18 +53,16 @@ class EngineStep:
         """A step of the first `count` streams: inputs and outputs by name, [count, ...]."""
         return self._run(self._one, count, feeds)
 
-    def many(
-        self, model: Session | EngineSession, count: int, parts: Iterable[Mapping[str, Array]]
-    ) -> dict[str, Array]:
+    def many(self, model: Model, count: int, parts: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
         """Many steps of the first `count` streams: inputs [count, steps, ...] by name, outputs of the last one.
 
         Args:
-            model: a session on the engine that takes them, the same in every call.
+            model: the engine that takes them.
             count: streams.
             parts: the inputs, as many as it takes at once each.
         """
-        assert isinstance(model, EngineSession)
-        if self._many is None:
+        assert isinstance(model, OnEngine)
+        if self._many is None or self._many.execution is not model.execution:
             self._many = _Directions(model.execution)
         outputs: dict[str, Array] = {}
         for part in parts:

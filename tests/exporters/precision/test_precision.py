@@ -21,7 +21,7 @@ from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.precision.float32_nodes import MOVEMENT
 from mega_deploy.exporters.precision.lowering import lint, lower
 from mega_deploy.exporters.reference.recorder import record
-from mega_deploy.runtime import judging_session
+from mega_deploy.runtime import parity_session
 from mega_deploy.runtime.compare import compare
 from mega_deploy.signature import Range
 
@@ -271,7 +271,7 @@ def test_a_lowered_model_is_as_near_as_pytorch_under_autocast(tmp_path_factory, 
         reference = record(model, signature, graph.block_outputs, samples=4, seed=seed, precision=precision)
     except QualityGateError:
         assume(False)  # PyTorch itself cannot run it in this precision
-    report = compare(judging_session(path, signature, precision), reference, precision)
+    report = compare(parity_session(path, signature, precision), reference, precision)
     # The window of zeros is a case by itself, with nothing a last place away from it: its floor may be low by luck.
     several = [case for case in report.cases if not case.name.startswith("zeros")]
     assert all(case.passed for case in several), [case for case in several if not case.passed]

@@ -18,7 +18,7 @@ from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.exporters.precision.lowering import lower
 from mega_deploy.exporters.precision.quantise import LARGEST, quantise_weight
-from mega_deploy.runtime import judging_session
+from mega_deploy.runtime import parity_session
 from mega_deploy.runtime.onnxruntime.emulation import emulated
 from mega_deploy.signature import Range, Signature, TensorSpec
 
@@ -80,7 +80,7 @@ def test_a_product_may_be_the_output_of_a_model(precision, tmp_path):
     assert lowered.islands == ("input",) and list(proto.graph.output) == ends[1:]
     frames = random.standard_normal((3, 6)).astype(np.float32)
     signature = Signature((TensorSpec("frames", "float32", (3, 6)),), (TensorSpec("logits", "float32", ()),))
-    got = judging_session(tmp_path / "model.onnx", signature, precision).run(frames)
+    got = parity_session(tmp_path / "model.onnx", signature, precision).run(frames)
     assert 1e-6 < relative_l2(got, frames @ weights[0] @ weights[1]) < 2e-2
 
 
@@ -160,7 +160,7 @@ def test_sizes_are_no_numbers_to_lower(tmp_path, laplace, seq_range, precision):
     onnx_file.save(lowered.model, tmp_path / "model.onnx")  # whose checks tell where a type does not fit
     frames = np.random.default_rng(0).standard_normal((2, 40, model.config.embed_dim), np.float32)
     signature = Signature((TensorSpec("frames", "float32", frames.shape),), (TensorSpec("features", "float32", ()),))
-    got = judging_session(tmp_path / "model.onnx", signature, precision).run(frames)
+    got = parity_session(tmp_path / "model.onnx", signature, precision).run(frames)
     want = model.double()(torch.from_numpy(frames).double()).detach().numpy()
     assert np.linalg.norm(got - want) <= {"float16": 5e-3, "bfloat16": 4e-2, "int8": 2e-1}[precision] * np.linalg.norm(
         want

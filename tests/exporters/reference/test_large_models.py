@@ -111,7 +111,7 @@ def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_
         outputs["logits"][:, step] += 1
         pools = {**reference.pools, long.pool: Pool(reference.pools[long.pool].inputs, outputs)}
         wrong = dataclasses.replace(reference, pools=pools, cases=(long,))
-        report = compare_stream(bundle.judged_stream("onnxruntime"), wrong, "float32")
+        report = compare_stream(bundle.parity_stream("onnxruntime"), wrong, "float32")
         assert report.cases[0].passed == passed
 
 
@@ -126,5 +126,5 @@ def test_a_prefilled_sequence_is_judged_over_the_steps_that_were_compared_alone(
     wrong = dataclasses.replace(
         reference, pools={**reference.pools, case.pool: Pool(pool.inputs, outputs)}, cases=(case,)
     )
-    whole, prefilled = compare_stream(bundle.judged_stream("onnxruntime"), wrong, "float32").cases
+    whole, prefilled = compare_stream(bundle.parity_stream("onnxruntime"), wrong, "float32").cases
     assert whole.error.relative_l2 < off / 6 and prefilled.error.relative_l2 > 0.9 * off and not prefilled.passed

@@ -147,7 +147,7 @@ def test_a_stream_is_judged_beyond_its_chunk_and_where_prefills_hand_over(stream
         outputs[:, index] += 1e-3
         pools = {**reference.pools, long: dataclasses.replace(reference.pools[long], outputs={"logits": outputs})}
         wrong = dataclasses.replace(reference, pools=pools, cases=(case,))
-        report = compare_stream(stream.judged_stream("onnxruntime"), wrong, "float32")
+        report = compare_stream(stream.parity_stream("onnxruntime"), wrong, "float32")
         # A prefill gives nothing of the first steps.
         assert [case.passed for case in report.cases] == [False, step == 0]
 

@@ -167,7 +167,7 @@ def engines(monkeypatch):
     monkeypatch.setattr(parts, "compile_graph", compiled)
     monkeypatch.setattr(parts, "Execution", Execution)
     monkeypatch.setattr(parts, "look", lambda: Machine("580.1", (Gpu("Fake", "8.9"),), None, "linux-x86_64"))
-    monkeypatch.setattr("mega_deploy.runtime.OpenBundle.judged_session", lambda self, *_, **__: self.session())
+    monkeypatch.setattr("mega_deploy.runtime.OpenBundle.parity_session", lambda self, *_, **__: self.session())
     return built
 
 

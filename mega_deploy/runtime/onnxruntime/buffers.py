@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import require
-
-Where = slice | npt.NDArray[np.intp]
+from mega_deploy.runtime.model import Where
 
 
 class Buffer:
