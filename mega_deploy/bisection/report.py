@@ -18,7 +18,7 @@ class Value:
 
     name: str
     node: str
-    """That makes it."""
+    """The node that makes it."""
     op: str
     error: Error
     floor: Error

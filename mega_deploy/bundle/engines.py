@@ -24,7 +24,7 @@ class Target:
     module: str
     distribution: str
     extra: str
-    """Of mega-deploy, which installs it."""
+    """The extra of mega-deploy that installs it."""
     magic: bytes
     """How its files begin."""
 
@@ -55,14 +55,14 @@ class Engine:
     """The bundle's file that it was built of."""
     library_version: str
     compute_capabilities: tuple[str, ...]
-    """Those that it was built for, such as ("8.0", "8.9")."""
+    """The GPUs that it was built for, such as ("8.0", "8.9")."""
     precision: str
     profiles: tuple[Mapping[str, Mapping[str, Any]], ...]
-    """Of each optimization profile: {input: {"min": shape, "opt": shape, "max": shape}}."""
+    """Each optimization profile, as {input: {"min": shape, "opt": shape, "max": shape}}."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     plugins: tuple[Mapping[str, Any], ...]
-    """Of each plugin that it calls: `name`, `version`, `namespace`, the library's `sha256`, where that lay, and whether
+    """Each plugin that it calls: `name`, `version`, `namespace`, the library's `sha256`, where that lay, and whether
     the engine holds it (`embedded`)."""
     source: Mapping[str, str]
     """SHA-256 of the bundle's `model` and of the `checkpoint` that it was made from."""
@@ -74,9 +74,9 @@ class Engine:
     gpu: str | None
     """What it was timed on; None where it was built without a GPU."""
     layers: int
-    """Of the network that the library was given; it fuses them as it likes."""
+    """Layers of the network that the library was given; it fuses them as it likes."""
     seconds: float
-    """That the library took to build it."""
+    """Seconds that the library took to build it."""
 
     @property
     def host_code(self) -> bool:
@@ -172,7 +172,7 @@ def check_file(path: Path, engine: Engine) -> None:
 
 
 def check_plan(plan: bytes, engine: Engine) -> None:
-    """The same for an engine on its way into a bundle.
+    """Refuse an engine on its way into a bundle that is not what the manifest will say.
 
     Raises:
         BundleError: naming what its header says instead.
@@ -199,7 +199,7 @@ class Here:
 
     machine: Machine
     library_version: str | None
-    """Of the target's library; None where it is not installed or does not import."""
+    """The version of the target's library; None where it is not installed or does not import."""
     plugins: Mapping[str, str]
     """SHA-256 of the plugin library that is built here, by the name of its operator."""
 

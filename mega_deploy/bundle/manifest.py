@@ -36,7 +36,8 @@ class Manifest:
     config: Mapping[str, Any]
     source: Mapping[str, str]
     signature: Signature
-    """Of model.onnx, or of step.onnx in a bundle that is only a stream; with the state wherever there is a stream."""
+    """What model.onnx takes and gives, or step.onnx in a bundle that is only a stream; with the state wherever there is
+    a stream."""
     precision: Precision
     ema: Mapping[str, Any]
     flops: Mapping[str, int]

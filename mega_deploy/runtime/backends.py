@@ -43,7 +43,7 @@ class Backend:
     """A row of the table."""
 
     name: str
-    """As sessions and the command line take it."""
+    """Its name for sessions and the command line."""
     load: Callable[[Bundle, str, SessionOptions], Model]
     """Loads a graph of a bundle, by its file's name: MODEL, or one of a stream with its state among its inputs."""
     load_for_parity: Callable[[Bundle, str, SessionOptions], Model] | None = None

@@ -25,7 +25,7 @@ class Sampling:
     top_p: float | None = None
     """Only the most likely, as few as together have this probability (nucleus sampling, arXiv 1904.09751)."""
     seed: int = 0
-    """Of the draws; each sequence of a batch has its own, whatever the others do."""
+    """Where the draws begin; each sequence of a batch has its own, whatever the others do."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.temperature, int | float) and 0 < self.temperature < np.inf):

@@ -31,7 +31,7 @@ class Buffer:
 
     @property
     def address(self) -> int:
-        """Of the first element, on the device."""
+        """The address of the first element, on the device."""
         return self._array.ctypes.data if self._value is None else int(self._value.data_ptr())
 
     def read(self) -> Array:

@@ -43,11 +43,11 @@ class Provider:
     """An execution provider of onnxruntime for NVIDIA's GPUs."""
 
     backend: str
-    """As sessions and the command line call it."""
+    """Its name for sessions and the command line."""
     name: str
-    """As onnxruntime does."""
+    """Its name in onnxruntime."""
     library: str
-    """That it lives in, beside onnxruntime's own."""
+    """The library that it lives in, beside onnxruntime's own."""
     needs: str
     """What that library loads, with the command that installs it."""
     writes_in_place: bool
@@ -144,17 +144,17 @@ class Placement:
             if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time")
         ]
         computed = [
-            f"{name} ({told['op_name']})" for name, told in nodes if told["provider"] == CPU and _computes(told)
+            f"{name} ({node['op_name']})" for name, node in nodes if node["provider"] == CPU and _computes(node)
         ]
-        return cls(Counter(told["provider"] for _, told in nodes), tuple(computed))
+        return cls(Counter(node["provider"] for _, node in nodes), tuple(computed))
 
 
-def _computes(told: Mapping[str, Any]) -> bool:
+def _computes(node: Mapping[str, Any]) -> bool:
     """Whether a node works on the model's numbers: a mask is made of whole numbers and of single values alone."""
-    if told["op_name"].startswith("Memcpy"):
+    if node["op_name"].startswith("Memcpy"):
         return False
-    numbers = [np.prod(shape) for side in told["input_type_shape"] for kind, shape in side.items() if kind in _FLOATS]
-    made = any(kind in _FLOATS for side in told["output_type_shape"] for kind in side)
+    numbers = [np.prod(shape) for side in node["input_type_shape"] for kind, shape in side.items() if kind in _FLOATS]
+    made = any(kind in _FLOATS for side in node["output_type_shape"] for kind in side)
     return made and any(size > 1 for size in numbers)
 
 

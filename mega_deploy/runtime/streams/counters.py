@@ -18,7 +18,7 @@ from mega_deploy.signature.stream_form import Encoding
 
 
 class Counters:
-    """Of `batch` streams, by their numbers, at their beginning.
+    """Counts for `batch` streams, by their numbers, at their beginning.
 
     Args:
         state: of a step.

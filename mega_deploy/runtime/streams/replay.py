@@ -25,7 +25,7 @@ class ReplaySession:
 
     @property
     def signature(self) -> Signature:
-        """Of one step."""
+        """What one step takes and gives."""
         return self._stream.signature
 
     @property

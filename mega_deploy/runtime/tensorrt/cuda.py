@@ -94,7 +94,7 @@ class Device:
         return event.value or 0
 
     def mark(self, event: int) -> None:
-        """Set a mark behind all that the stream was told so far."""
+        """Set a mark behind all that was put into the stream so far."""
         self._call("cuEventRecord", ctypes.c_void_p(event), self._stream)
 
     def milliseconds(self, start: int, end: int) -> float:

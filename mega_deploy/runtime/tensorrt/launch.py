@@ -57,7 +57,7 @@ class Launch:
             self._set_address(name, address)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, once the inputs are bound."""
+        """The shape of a tensor, once the inputs are bound."""
         return tuple(self._context.get_tensor_shape(name))
 
     def run(self, stream: int) -> None:

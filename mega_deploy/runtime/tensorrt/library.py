@@ -84,7 +84,7 @@ def find_engine(bundle: Bundle, target: str, graph: str | None = None) -> Engine
 
 def engines_of(bundle: Bundle, target: str) -> list[Engine]:
     """What a bundle's manifest says of its engines for a target."""
-    first_graph = {"graph": bundle.graphs[0]}  # of bundles from before engines told theirs
+    first_graph = {"graph": bundle.graphs[0]}  # in bundles from before engines said which
     return [Engine.from_json({**first_graph, **e}) for e in bundle.manifest.engines if e["target"] == target]
 
 

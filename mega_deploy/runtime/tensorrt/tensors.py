@@ -44,8 +44,8 @@ def read(spec: TensorSpec, value: Any) -> DeviceArray:
         raise InputError(
             f'"{spec.name}" is on the host, others are on the GPU; move it with .cuda(), or give none there'
         )
-    told: Mapping[str, Any] = getattr(value, PROTOCOL)
-    shape, dtype = tuple(told["shape"]), np.dtype(told["typestr"])
+    described: Mapping[str, Any] = getattr(value, PROTOCOL)
+    shape, dtype = tuple(described["shape"]), np.dtype(described["typestr"])
     if dtype.name != spec.dtype:
         raise InputError(f'"{spec.name}" must be {spec.dtype} on the GPU, got {dtype.name}; convert it first')
     spec.check_shape(shape)
@@ -53,9 +53,9 @@ def read(spec: TensorSpec, value: Any) -> DeviceArray:
     index = getattr(device, "index", getattr(device, "id", None))
     if index not in (None, 0) and not callable(index):
         raise InputError(f'"{spec.name}" is on GPU {index}, this session is on GPU 0; move it there')
-    if told.get("strides") not in (None, _contiguous(shape, dtype.itemsize)):
+    if described.get("strides") not in (None, _contiguous(shape, dtype.itemsize)):
         raise InputError(f'"{spec.name}" is not contiguous on the GPU; call .contiguous() on it')
-    return DeviceArray(told["data"][0], shape, dtype.name)
+    return DeviceArray(described["data"][0], shape, dtype.name)
 
 
 def empty_like(value: Any, shape: tuple[int, ...], dtype: str) -> Any:

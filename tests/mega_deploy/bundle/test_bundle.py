@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import mega_deploy as md
-from mega_deploy import bundle as files
+from mega_deploy.bundle import MAX_MANIFEST_BYTES, check_target, writing
 from mega_deploy.errors import BundleError
 
 NAMES = ["model.onnx", "parity.json", "reference.npz", "trained.safetensors"]
@@ -151,11 +151,11 @@ def test_an_export_does_not_replace_what_is_there(model, bundle, tmp_path):
 
 def test_force_replaces_a_bundle_and_keeps_it_where_writing_fails(bundle, tmp_path):
     before = (bundle / "manifest.json").read_bytes()
-    with pytest.raises(BundleError, match="cannot be written"), files.writing(bundle, force=True) as staging:
+    with pytest.raises(BundleError, match="cannot be written"), writing(bundle, force=True) as staging:
         (staging / "model.onnx").write_bytes(b"half")
         raise OSError(28, "No space left on device")
     assert (bundle / "manifest.json").read_bytes() == before
-    with files.writing(bundle, force=True) as staging:
+    with writing(bundle, force=True) as staging:
         (staging / "manifest.json").write_bytes(b"{}")
     assert [path.name for path in bundle.iterdir()] == ["manifest.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["copy.mega"]
@@ -185,7 +185,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(checkpoint, tmp_path):
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(143)], ids=repr)
 def test_whatever_ends_the_writing_leaves_what_was_there(bundle, tmp_path, error):
     before = (bundle / "manifest.json").read_bytes()
-    with pytest.raises(type(error)), files.writing(bundle, force=True) as staging:
+    with pytest.raises(type(error)), writing(bundle, force=True) as staging:
         (staging / "model.onnx").write_bytes(b"half")
         raise error
     assert (bundle / "manifest.json").read_bytes() == before
@@ -203,7 +203,7 @@ def test_a_signal_between_the_two_renames_brings_the_old_bundle_back(bundle, tmp
     # A file system that cannot swap.
     monkeypatch.setattr("mega_deploy.bundle.staging._exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(SystemExit), files.writing(bundle, force=True) as staging:
+    with pytest.raises(SystemExit), writing(bundle, force=True) as staging:
         (staging / "manifest.json").write_bytes(b"{}")
     assert [path.name for path in tmp_path.iterdir()] == ["copy.mega"]
     assert (bundle / "manifest.json").read_bytes() == before
@@ -215,7 +215,7 @@ def test_force_does_not_delete_a_folder_whose_manifest_is_somebody_elses(tmp_pat
     app.mkdir()
     (app / "manifest.json").write_text(manifest)
     (app / "index.js").write_text("precious")
-    with pytest.raises(BundleError, match="not a bundle"), files.writing(app, force=True):
+    with pytest.raises(BundleError, match="not a bundle"), writing(app, force=True):
         pass
     assert (app / "index.js").read_text() == "precious"
 
@@ -224,7 +224,7 @@ def test_a_place_that_the_file_system_refuses_to_name_is_refused(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for place in (tmp_path / ("x" * 300), tmp_path / "loop" / "x.mega"):
         with pytest.raises(BundleError):
-            files.check_target(place, force=False)
+            check_target(place, force=False)
         with pytest.raises(BundleError):
             md.open_bundle(place)
 
@@ -249,7 +249,7 @@ def test_a_machine_without_a_temporary_folder_is_told_so(checkpoint, tmp_path):
 def test_a_bundle_has_the_permissions_that_the_umask_leaves(tmp_path):
     mask = os.umask(0o027)
     try:
-        with files.writing(tmp_path / "x.mega") as staging:
+        with writing(tmp_path / "x.mega") as staging:
             (staging / "manifest.json").write_bytes(b"{}")
     finally:
         os.umask(mask)
@@ -259,8 +259,8 @@ def test_a_bundle_has_the_permissions_that_the_umask_leaves(tmp_path):
 
 def test_a_manifest_beyond_all_measure_is_refused_unread(bundle):
     with (bundle / "manifest.json").open("ab") as file:
-        file.truncate(files.MAX_MANIFEST_BYTES + 1)
-    with pytest.raises(BundleError, match=f"larger than {files.MAX_MANIFEST_BYTES} bytes"):
+        file.truncate(MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(BundleError, match=f"larger than {MAX_MANIFEST_BYTES} bytes"):
         md.open_bundle(bundle)
 
 

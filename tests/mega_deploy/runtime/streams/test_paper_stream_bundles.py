@@ -13,7 +13,7 @@ import torch
 from paper_goldens import close, models
 
 import mega_deploy as md
-from mega_deploy import bundle as files
+from mega_deploy.bundle import MANIFEST, PREFILL, STEP, describe_files, write_json
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
 from mega_deploy.errors import OptionError
@@ -85,24 +85,24 @@ def test_validate_draws_anew_and_takes_sequences_of_ones_own(ending):
 
 def test_validate_finds_a_prefill_that_hands_over_a_wrong_state(ending, tmp_path):
     path = shutil.copytree(ending.path, tmp_path / "spoilt.mega")
-    model = onnx.load(path / files.PREFILL)
+    model = onnx.load(path / PREFILL)
     (leak,) = (tensor for tensor in model.graph.initializer if tensor.name == "decoder.layers.1.attention.ema.leak")
     leak.CopyFrom(onnx.numpy_helper.from_array(0.9 * onnx.numpy_helper.to_array(leak), leak.name))
-    onnx.save(model, path / files.PREFILL)
-    manifest = json.loads((path / files.MANIFEST).read_text())
-    manifest["files"] = files.describe_files(path)
-    files.write_json(path / files.MANIFEST, manifest)
+    onnx.save(model, path / PREFILL)
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"] = describe_files(path)
+    write_json(path / MANIFEST, manifest)
     report = md.validate(path)
     assert not report.passed and all(case.passed for case in report.cases if not case.name.endswith("prefilled"))
 
 
 def test_the_manifest_tells_what_is_carried_and_how_far_it_goes(both, ending):
     for bundle, window, limit in ((both, 8, None), (ending, 23, 23)):
-        manifest = json.loads((bundle.path / files.MANIFEST).read_text())
+        manifest = json.loads((bundle.path / MANIFEST).read_text())
         state = {spec["name"]: spec for spec in manifest["signature"]["state"]}
         assert manifest["stream"]["window"] == window and state["steps_seen"].get("limit") == limit
         assert state["decoder.layers.1.keys"]["dims"][1:] == [window, 16]
-    assert "not even at 8192 steps" in json.loads((both.path / files.MANIFEST).read_text())["stream"]["moving_average"]
+    assert "not even at 8192 steps" in json.loads((both.path / MANIFEST).read_text())["stream"]["moving_average"]
 
 
 def test_a_length_is_asked_for_only_where_no_chunk_says_it(tmp_path):
@@ -149,7 +149,7 @@ def test_lower_precisions_stay_within_their_limit_over_a_thousand_steps(precisio
     assert {spec.dtype for spec in bundle.stream_form.step.state} == {"float32", "int64", "bool"}
     assert bundle.stream_form.parity["passed"]
     if precision == "int8":  # joint, value, hidden, both of the feed-forward network, and the table as the output
-        kinds = [node.op_type for node in onnx.load(bundle.path / files.STEP).graph.node]
+        kinds = [node.op_type for node in onnx.load(bundle.path / STEP).graph.node]
         assert kinds.count("DequantizeLinear") == 6 and kinds.count("Gemm") == 0
     stepped, filled = bundle.stream(2), bundle.stream(2)
     tokens = np.random.default_rng(0).integers(2, 60, (2, 13))

@@ -10,7 +10,7 @@ import pytest
 from paper_goldens import close, models
 
 import mega_deploy as md
-from mega_deploy import bundle as files
+from mega_deploy.bundle import ENCODE, MANIFEST
 from mega_deploy.errors import BundleError, InputError, OptionError
 
 CASE = models("fairseq", "model_nmt_")["model_nmt_laplace_rotary_chunk"]
@@ -35,7 +35,7 @@ def test_a_stream_runs_on_the_file_of_the_window_form(made, tmp_path):
 
 
 def test_the_manifest_tells_what_a_source_is_and_what_is_read_of_it(made):
-    manifest = json.loads((made / files.MANIFEST).read_text())
+    manifest = json.loads((made / MANIFEST).read_text())
     encode, state = manifest["stream"]["encode"], manifest["signature"]["state"]
     assert [spec["name"] for spec in encode["inputs"]] == ["src_tokens", "src_lengths"]
     assert encode["inputs"][0]["dims"][1] == {"min": 1, "opt": 16, "max": 16}
@@ -44,7 +44,7 @@ def test_the_manifest_tells_what_a_source_is_and_what_is_read_of_it(made):
     assert read == {"source_seen": [16]} | {f"{layer}_keys": [16, 12] for layer in layers} | {
         f"{layer}_values": [16, 24] for layer in layers
     }
-    assert encode["seen"] == "source_seen" and files.ENCODE in manifest["files"]
+    assert encode["seen"] == "source_seen" and ENCODE in manifest["files"]
     assert next(spec["limit"] for spec in state if "limit" in spec) == 16 and manifest["stream"]["window"] == 5
 
 
@@ -76,9 +76,9 @@ def test_what_does_not_fit_is_one_line(made):
 )
 def test_a_manifest_that_does_not_hold_together_is_refused(made, tmp_path, change, message):
     copy = shutil.copytree(made, tmp_path / "copy.mega")
-    manifest = json.loads((copy / files.MANIFEST).read_text())
+    manifest = json.loads((copy / MANIFEST).read_text())
     change(manifest)
-    (copy / files.MANIFEST).write_text(json.dumps(manifest))
+    (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=message):
         md.open_bundle(copy)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mega_deploy as md
-from mega_deploy import bundle as files
+from mega_deploy.bundle import MANIFEST, STEP, STREAM_REFERENCE, describe_files, write_json
 from mega_deploy.errors import BundleError, InputError, OptionError
 from mega_deploy.files.arrays import load_arrays, save_arrays
 from mega_deploy.models.edifice import Mega
@@ -47,7 +47,7 @@ def test_the_last_step_of_a_window_is_the_windows_output(both, sequences):
 
 
 def test_the_manifest_names_every_state_with_its_initial_value(both):
-    manifest = json.loads((both / files.MANIFEST).read_text())
+    manifest = json.loads((both / MANIFEST).read_text())
     state = {spec["name"]: spec for spec in manifest["signature"]["state"]}
     assert list(state) == ["frames_seen", *(f"blocks.{i}.{kind}" for i in (0, 1) for kind in ("average", "frames"))]
     assert state["blocks.1.frames"]["dims"][1:] == [WINDOW, HIDDEN] and state["frames_seen"]["dtype"] == "int64"
@@ -268,10 +268,10 @@ def test_validate_judges_both_forms_and_finds_a_spoilt_stream(both, alone, model
     assert md.validate(alone, samples=2, seed=3).passed
     assert md.validate(alone, inputs=np.ones((2, 20, FEATURES), np.float32)).passed
     other = md.export(Mega(model.config).eval(), tmp_path / "other.mega", form="stream").path
-    shutil.copy(both / files.STREAM_REFERENCE, other)
-    manifest = json.loads((other / files.MANIFEST).read_text())
-    manifest["files"] = files.describe_files(other)
-    files.write_json(other / files.MANIFEST, manifest)
+    shutil.copy(both / STREAM_REFERENCE, other)
+    manifest = json.loads((other / MANIFEST).read_text())
+    manifest["files"] = describe_files(other)
+    write_json(other / MANIFEST, manifest)
     assert not md.validate(other).passed
 
 
@@ -283,7 +283,7 @@ def test_lower_precisions_stay_within_their_limit_over_a_thousand_steps(precisio
     report = md.validate(bundle)
     assert report.passed and {spec.dtype for spec in bundle.stream_form.step.state} == {"float32", "int64"}
     if precision == "int8":
-        kinds = [node.op_type for node in onnx.load(bundle.path / files.STEP).graph.node]
+        kinds = [node.op_type for node in onnx.load(bundle.path / STEP).graph.node]
         assert kinds.count("DequantizeLinear") == 18 and kinds.count("Gemm") == 1  # the layer that reads the frames
 
 
