@@ -202,6 +202,8 @@ class Here:
     """The version of the target's library; None where it is not installed or does not import."""
     plugins: Mapping[str, str]
     """SHA-256 of the plugin library that is built here, by the name of its operator."""
+    cuda_bindings: bool = True
+    """Whether NVIDIA's bindings of the driver are installed."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,8 @@ class Lack:
 def lacks(engine: Engine, here: Here) -> list[Lack]:
     """Every reason why an engine cannot run on this machine; empty where it can."""
     found = [*_library(engine, here.library_version), *_hardware(engine, here.machine)]
+    if not here.cuda_bindings:
+        found.append(Lack("NVIDIA's cuda-bindings is not installed; run: pip install cuda-bindings", True))
     for plugin in engine.outside_plugins:
         built = here.plugins.get(plugin["name"])
         if built is None:

@@ -1,11 +1,9 @@
 """Timing an engine, with a driver whose clock goes on by a millisecond with every mark, and sensors of our own."""
 
-import shutil
-import subprocess
 import sys
 import types
-from pathlib import Path
 
+import fake_driver
 import numpy as np
 import pytest
 
@@ -44,13 +42,9 @@ def nvml(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def device(tmp_path_factory):
-    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    source = Path(__file__).parents[1] / "helpers" / "fake_driver.c"
-    subprocess.run([shutil.which("cc"), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mega_deploy.runtime.tensorrt.cuda.DRIVER_LIBRARY", str(library))
-        yield Device()
+def device():
+    fake_driver.install()
+    return Device()
 
 
 class Execution:

@@ -1,6 +1,8 @@
 /* NVIDIA's driver as far as mega-deploy calls it, with host memory for a GPU's. The environment says what is there:
    FAKE_GPUS (default 1), FAKE_CAPABILITY (8.9), FAKE_INIT (an error of cuInit), FAKE_MEMORY (bytes of the GPU). */
 
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -149,4 +151,19 @@ int cuMemcpyDtoHAsync_v2(void* target, uint64_t source, size_t size, void* strea
 int cuMemcpyDtoDAsync_v2(uint64_t target, uint64_t source, size_t size, void* stream) {
   memcpy((void*)(uintptr_t)target, (const void*)(uintptr_t)source, size);
   return stream ? 0 : 400;
+}
+
+/* By which cuda-bindings finds all others: under their plain names, the newest of each. */
+int cuGetProcAddress_v2(const char* symbol, void** function, int version, uint64_t flags, int* status) {
+  static const char* const endings[] = {"_v2", "WithFlags", ""};
+  char name[128];
+  Dl_info self;
+  void* library = dladdr((void*)cuGetProcAddress_v2, &self) ? dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD) : NULL;
+  *function = NULL;
+  for (size_t i = 0; library && !*function && i < sizeof endings / sizeof *endings; ++i) {
+    snprintf(name, sizeof name, "%s%s", symbol, endings[i]);
+    *function = dlsym(library, name);
+  }
+  if (status) *status = *function == NULL;
+  return *function && version && !flags ? 0 : 500;
 }

@@ -5,6 +5,7 @@ import enum
 import sys
 import types
 
+import fake_driver
 import numpy as np
 import onnxruntime
 import tensorrt_rtx
@@ -131,6 +132,6 @@ def install(monkeypatch, driver, model):
     module.engine = types.SimpleNamespace(create_execution_context=lambda: module.context)
     module.engines = {}
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
-    for place in ("mega_deploy.machine.gpu", "mega_deploy.runtime.tensorrt.cuda"):
-        monkeypatch.setattr(f"{place}.DRIVER_LIBRARY", str(driver))
+    monkeypatch.setattr("mega_deploy.machine.gpu.DRIVER_LIBRARY", str(driver))
+    fake_driver.install()
     return module

@@ -1,9 +1,9 @@
 """A small trained model and its bundle, made once."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
+import fake_driver
 import numpy as np
 import pytest
 import torch
@@ -46,12 +46,9 @@ def engine(built, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def driver(tmp_path_factory) -> Path:
+def driver() -> Path:
     """A driver of NVIDIA's for tests, in a folder for LD_LIBRARY_PATH."""
-    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    source = Path(__file__).parents[1] / "helpers" / "fake_driver.c"
-    subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library), str(source)], check=True)
-    return library
+    return fake_driver.library()
 
 
 @pytest.fixture(scope="session")

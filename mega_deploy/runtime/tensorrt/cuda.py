@@ -1,23 +1,45 @@
-"""The little of CUDA's driver that a session needs, through ctypes: memory, copies, a stream, its marks and graphs."""
+"""The little of CUDA's driver that a session needs: memory, copies, a stream, its marks and graphs."""
 
 from __future__ import annotations
 
-import ctypes
+import importlib
+from types import ModuleType
 from typing import Any
 
 import numpy.typing as npt
 
 from mega_deploy.errors import MegaDeployError, MissingComponentError
-from mega_deploy.machine.gpu import DRIVER_LIBRARY
 
-OUT_OF_MEMORY = 2
 BUS_BYTES = 32
-# Of a capture: what other threads do is none of its business.
-THREAD_LOCAL = 1
+INSTALL = "pip install cuda-bindings"
 
 
 class CudaError(MegaDeployError):
     """A call of the driver failed while a session worked."""
+
+
+def bindings() -> ModuleType:
+    """NVIDIA's bindings of the driver, which find its library when a function is first called.
+
+    Raises:
+        MissingComponentError: they are not installed.
+    """
+    try:
+        return importlib.import_module("cuda.bindings.driver")
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise MissingComponentError(
+            f"running engines needs cuda-bindings, which does not import ({reason}); run: {INSTALL}"
+        ) from error
+
+
+def installed() -> bool:
+    """Whether NVIDIA's bindings of the driver import."""
+    try:
+        bindings()
+    except MissingComponentError:
+        return False
+    return True
 
 
 class Device:
@@ -25,24 +47,18 @@ class Device:
 
     Raises:
         CudaError: the driver refuses.
+        MissingComponentError: cuda-bindings is not installed.
     """
 
     def __init__(self) -> None:
-        self._cuda = ctypes.CDLL(DRIVER_LIBRARY)
+        self._cuda = bindings()
         self._call("cuInit", 0)
-        self._device = ctypes.c_int()
-        self._call("cuDeviceGet", ctypes.byref(self._device), 0)
-        self._context = ctypes.c_void_p()
+        self._device = self._call("cuDeviceGet", 0)
         # The context that CUDA's runtime, and so TensorRT, uses as well.
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         self.activate()
-        self._stream = ctypes.c_void_p()
-        self._call("cuStreamCreate", ctypes.byref(self._stream), 0)
-
-    @property
-    def stream(self) -> int:
+        self.stream = int(self._call("cuStreamCreate", 0))
         """The stream's handle."""
-        return self._stream.value or 0
 
     def activate(self) -> None:
         """Let the calling thread work on this GPU."""
@@ -54,68 +70,50 @@ class Device:
         Raises:
             MissingComponentError: the GPU has not so many left.
         """
-        address = ctypes.c_uint64()
-        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
-        return address.value
+        return int(self._call("cuMemAlloc", size))
 
     def free(self, address: int) -> None:
         """Give memory back, from whichever thread."""
         self.activate()
-        self._call("cuMemFree_v2", ctypes.c_uint64(address))
+        self._call("cuMemFree", address)
 
     def upload(self, array: npt.NDArray[Any], address: int) -> None:
         """Copy a contiguous array to the GPU, in the stream's order."""
-        size = ctypes.c_size_t(array.nbytes)
-        self._call(
-            "cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), ctypes.c_void_p(array.ctypes.data), size, self._stream
-        )
+        self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self.stream)
 
     def download(self, address: int, array: npt.NDArray[Any]) -> None:
         """Copy from the GPU into a contiguous array, in the stream's order; it is there after `wait`."""
-        size = ctypes.c_size_t(array.nbytes)
-        self._call(
-            "cuMemcpyDtoHAsync_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address), size, self._stream
-        )
+        self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self.stream)
 
     def copy(self, source: int, target: int, size: int) -> None:
         """Copy so many bytes from one place on the GPU to another, in the stream's order."""
-        self._call(
-            "cuMemcpyDtoDAsync_v2",
-            ctypes.c_uint64(target),
-            ctypes.c_uint64(source),
-            ctypes.c_size_t(size),
-            self._stream,
-        )
+        self._call("cuMemcpyDtoDAsync", target, source, size, self.stream)
 
     def event(self) -> int:
         """A mark for the stream, by its handle; it is kept as long as the process lives."""
-        event = ctypes.c_void_p()
-        self._call("cuEventCreate", ctypes.byref(event), 0)
-        return event.value or 0
+        return int(self._call("cuEventCreate", 0))
 
     def mark(self, event: int) -> None:
         """Set a mark behind all that was put into the stream so far."""
-        self._call("cuEventRecord", ctypes.c_void_p(event), self._stream)
+        self._call("cuEventRecord", event, self.stream)
 
     def milliseconds(self, start: int, end: int) -> float:
         """Time between two marks that the stream has passed, by the GPU's own clock."""
-        value = ctypes.c_float()
-        self._call("cuEventElapsedTime", ctypes.byref(value), ctypes.c_void_p(start), ctypes.c_void_p(end))
-        return value.value
+        return float(self._call("cuEventElapsedTime", start, end))
 
     def bus(self) -> str:
         """The GPU's place on the PCI bus, by which NVML finds it whatever CUDA_VISIBLE_DEVICES says."""
-        text = ctypes.create_string_buffer(BUS_BYTES)
-        self._call("cuDeviceGetPCIBusId", text, BUS_BYTES, self._device)
-        return text.value.decode()
+        text: bytes = self._call("cuDeviceGetPCIBusId", BUS_BYTES, self._device)
+        return text.partition(b"\0")[0].decode()
 
     def wait(self) -> None:
         """Return when the stream has done all its work."""
-        self._call("cuStreamSynchronize", self._stream)
+        self._call("cuStreamSynchronize", self.stream)
 
     def begin_capture(self) -> None:
-        """Record what this thread puts into the stream, instead of doing it."""
-        self._call("cuStreamBeginCapture_v2", self._stream, THREAD_LOCAL)
+        """Record what this thread puts into the stream, instead of doing it; what others do is not recorded."""
+        mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("cuStreamBeginCapture", self.stream, mode)
 
     def end_capture(self) -> int:
         """End the record; the graph made of it, ready to launch.
@@ -123,31 +121,34 @@ class Device:
         Raises:
             CudaError: something was called that cannot be recorded.
         """
-        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
-        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_uint64(0))
+        graph = self._call("cuStreamEndCapture", self.stream)
+        ready = self._call("cuGraphInstantiate", graph, 0)
         self._call("cuGraphDestroy", graph)
-        return ready.value or 0
+        return int(ready)
 
     def launch(self, graph: int, stream: int) -> None:
         """Do what a graph has recorded, in the order of a stream."""
-        self._call("cuGraphLaunch", ctypes.c_void_p(graph), ctypes.c_void_p(stream))
+        self._call("cuGraphLaunch", graph, stream)
 
     def forget(self, graph: int) -> None:
         """Give a graph back, from whichever thread."""
         self.activate()
-        self._call("cuGraphExecDestroy", ctypes.c_void_p(graph))
+        self._call("cuGraphExecDestroy", graph)
 
     def close(self) -> None:
         """Give the stream back, from whichever thread; the context stays, for the library's own objects live in it."""
         self.activate()
-        self._call("cuStreamDestroy_v2", self._stream)
+        self._call("cuStreamDestroy", self.stream)
 
-    def _call(self, function: str, *arguments: Any) -> None:
-        code = getattr(self._cuda, function)(*arguments)
-        if code == OUT_OF_MEMORY:
+    def _call(self, function: str, *arguments: Any) -> Any:
+        """What a function of the driver gives beside its error code; None where that is all."""
+        try:
+            code, *values = getattr(self._cuda, function)(*arguments)
+        except RuntimeError as error:  # of the bindings: they find no driver, or none that has the function
+            raise CudaError(f"{function} cannot be called: {' '.join(str(error).split())}") from error
+        if code == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise MissingComponentError("the GPU has too little free memory; export with a smaller range, or free some")
-        if code != 0:
-            text = ctypes.c_char_p()
-            self._cuda.cuGetErrorString(code, ctypes.byref(text))
-            raise CudaError(f"{function} says {(text.value or b'').decode(errors='replace') or f'error {code}'}")
+        if code != self._cuda.CUresult.CUDA_SUCCESS:
+            _, text = self._cuda.cuGetErrorString(code)
+            raise CudaError(f"{function} says {(text or b'').decode(errors='replace') or f'error {int(code)}'}")
+        return values[0] if values else None

@@ -14,6 +14,7 @@ from mega_deploy.bundle.engines import TARGETS, Engine, Here, Target, check_file
 from mega_deploy.errors import BundleError, require
 from mega_deploy.machine.gpu import look
 from mega_deploy.plugins import listing
+from mega_deploy.runtime.tensorrt import cuda
 
 LOGGER = logging.getLogger("mega_deploy.tensorrt")
 
@@ -95,7 +96,7 @@ def here(engine: Engine) -> Here:
         found = {sha256_of(library) for library in _plugin_libraries(engine.target, plugin)}
         if found:
             plugins[plugin["name"]] = plugin["sha256"] if plugin["sha256"] in found else min(found)
-    return Here(look(), installed_version(TARGETS[engine.target]), plugins)
+    return Here(look(), installed_version(TARGETS[engine.target]), plugins, cuda_bindings=cuda.installed())
 
 
 def plugin_libraries(engine: Engine) -> list[Path]:

@@ -84,6 +84,12 @@ def test_a_library_that_is_missing_is_named_with_its_version(trt):
     ]
 
 
+def test_an_engine_needs_the_bindings_of_the_driver(rtx):
+    place = dataclasses.replace(here(rtx), cuda_bindings=False)
+    with pytest.raises(MissingComponentError, match="run: pip install cuda-bindings"):
+        refuse(rtx, place)
+
+
 @pytest.mark.parametrize(
     ("compatible", "installed", "runs"),
     [
