@@ -132,8 +132,8 @@ def test_backends_that_are_not_here_are_told_first(made, tmp_path, backend):
 
 
 def test_a_graph_of_another_version_is_refused(made, monkeypatch):
-    monkeypatch.setattr("mega_deploy.bisection.rebuild_graph.Retold.blocks", ("blocks.0.renamed",), raising=False)
-    monkeypatch.setattr("mega_deploy.bisection.rebuild_graph.Retold.__init__", renamed(("blocks.0.renamed",)))
+    monkeypatch.setattr("mega_deploy.bisection.rebuild_graph.Rebuilt.blocks", ("blocks.0.renamed",), raising=False)
+    monkeypatch.setattr("mega_deploy.bisection.rebuild_graph.Rebuilt.__init__", renamed(("blocks.0.renamed",)))
     with pytest.raises(BundleError, match=r"another mega-deploy .* has no blocks\.0\.renamed"):
         md.bisect(made("softmax"))
 
