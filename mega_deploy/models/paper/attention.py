@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mega_deploy.config.paper import Attention, MegaConfig
+from mega_deploy.config.attention import TRAITS, Attention
+from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import OptionError
-from mega_deploy.models.paper.activation import ACTIVATIONS, laplace, relu2
+from mega_deploy.models.paper.activation import ACTIVATIONS, ELEMENTWISE
 from mega_deploy.models.paper.ema import MultiHeadEMA
 from mega_deploy.models.paper.norm import make_norm
 from mega_deploy.models.paper.position import position_bias
@@ -39,20 +40,19 @@ def attention_weights(
     Returns:
         [..., M, N].
     """
-    queries, keys = bias.shape
+    traits, (queries, keys) = TRAITS[kind], bias.shape
     allowed = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
     if causal:
         allowed = allowed.tril()
     kept = allowed if keep is None else allowed & keep[..., None, :]
     scores = q @ k.transpose(-1, -2)
-    if kind == "softmax":
+    if traits.normalised:
         kept = torch.where(kept.any(-1, keepdim=True), kept, allowed)
         scores = scores * q.shape[-1] ** -0.5 + bias
         return scores.masked_fill(~kept, float("-inf")).softmax(-1)
     counted = allowed if causal else kept
     lengths = counted.sum(-1, keepdim=True).clamp(min=1).to(scores.dtype)
-    function = laplace if kind == "laplace" else relu2
-    return function(scores / lengths + bias) * kept
+    return ELEMENTWISE[kind](scores / lengths + bias) * kept
 
 
 class GatedAttention(nn.Module):
