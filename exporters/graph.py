@@ -34,7 +34,7 @@ class Graph:
     """
 
     def __init__(self, name: str, dtype: ir.DataType = ir.DataType.FLOAT, opset: int = OPSET) -> None:
-        self.dtype = dtype
+        self.dtype, self.opset = dtype, opset
         self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": opset})
         self._builder = onnxscript.GraphBuilder(self._graph)
         self.op = self._builder.op

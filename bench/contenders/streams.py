@@ -27,7 +27,7 @@ from mega_deploy.runtime import OpenBundle, StreamSession
 from mega_deploy.signature import usual
 
 if TYPE_CHECKING:
-    from mega_deploy.exporters.paper.stream_io import StreamModel
+    from mega_deploy.exporters.paper.stream.stream_io import StreamModel
 
 from mega_deploy.arrays import Array
 

@@ -9,7 +9,7 @@ from mega_deploy.config.tasks import ClassifierConfig, HuggingFaceConfig, PaperC
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.linear import as_array, as_linear
 from mega_deploy.exporters.paper.outputs import by_table
-from mega_deploy.exporters.paper.sequence_layout import Steps
+from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
 from mega_deploy.models.paper import MegaHuggingFace
 
 
@@ -27,21 +27,23 @@ def computed_row(config: PaperConfig) -> int | None:
             return None
 
 
-def headed(graph: Graph, model: MegaHuggingFace, x: ir.Value, steps: Steps, ids: ir.Value) -> dict[str, ir.Value]:
+def headed(
+    graph: Graph, model: MegaHuggingFace, x: ir.Value, layout: SequenceLayout, ids: ir.Value
+) -> dict[str, ir.Value]:
     """What a class returns.
 
     Args:
         graph: where the nodes go.
         model: trained.
         x: the last layer's output [rows * steps, D], or the first step's [rows, D] where that is all.
-        steps: of the ids.
+        layout: of the ids.
         ids: as they were given, [batch, steps] or [batch, choices, steps].
     """
     op, config = graph.op, model.config
     dim = config.encoder.embed_dim
 
     def first() -> ir.Value:
-        return x if computed_row(config) is not None else steps.first(x, dim)
+        return x if computed_row(config) is not None else layout.first(x, dim)
 
     match config.head:
         case "masked_lm" | "causal_lm":
@@ -53,12 +55,12 @@ def headed(graph: Graph, model: MegaHuggingFace, x: ir.Value, steps: Steps, ids:
                 logits = by_table(graph, x, "words", model.words.weight, bias)
             else:
                 logits = op.Add(_linear(graph, x, model.output, "output"), bias)
-            return {"logits": graph.windows(logits, steps.length, config.vocab_size)}
+            return {"logits": graph.windows(logits, layout.length, config.vocab_size)}
         case "token_classification":
             logits = _linear(graph, x, model.output, "output")
-            return {"logits": graph.windows(logits, steps.length, config.labels)}
+            return {"logits": graph.windows(logits, layout.length, config.labels)}
         case "question_answering":
-            both = graph.windows(_linear(graph, x, model.output, "output"), steps.length, 2)
+            both = graph.windows(_linear(graph, x, model.output, "output"), layout.length, 2)
             start, end = graph.split(both, 2)
             return {"start_logits": op.Squeeze(start, [2]), "end_logits": op.Squeeze(end, [2])}
         case "sequence_classification":
@@ -68,7 +70,7 @@ def headed(graph: Graph, model: MegaHuggingFace, x: ir.Value, steps: Steps, ids:
             hidden = op.Tanh(_linear(graph, first(), model.pooler, "pooler"))
             return {"logits": op.Reshape(_linear(graph, hidden, model.output, "output"), op.Shape(ids, start=0, end=2))}
         case "model":
-            found = {"last_hidden_state": graph.windows(x, steps.length, dim)}
+            found = {"last_hidden_state": graph.windows(x, layout.length, dim)}
             if config.pooler:
                 found["pooler_output"] = op.Tanh(_linear(graph, first(), model.pooler, "pooler"))
             return found
