@@ -75,7 +75,7 @@ class FoldedBlock:
 
 @dataclass(frozen=True)
 class FoldedMega:
-    """The deployment form of an Edifice Mega; exporters.edifice writes what it computes."""
+    """The deployment form of an Edifice Mega; exporters.edifice.window writes what it computes."""
 
     config: EdificeConfig
     input_projection: Linear | None

@@ -47,7 +47,7 @@ def carry(graph: Graph, left: ir.Value, side: Side, blocks: Length, most: int) -
 
 
 class Relay:
-    """The same over a window in segments, each of which takes over what those before it left.
+    """Writes what `carry` does over a window in segments, each of which takes over what those before it left.
 
     Args:
         graph: to be written to.
@@ -66,7 +66,7 @@ class Relay:
         self._state = graph.op.Expand(nothing, graph.op.Concat(batch, graph.sizes(1, decay.size), axis=0))
 
     def carry(self, left: ir.Value, groups: int, *, last: bool) -> ir.Value:
-        """Of the next segment in the side's direction, as `carry`; behind the last one nothing is handed on."""
+        """What `carry` gives, for the next segment in the side's direction; the last one hands nothing on."""
         graph, op, ahead, (channels, states) = self.graph, self.graph.op, self.side.ahead, self.shape
         rows = op.Reshape(op.Transpose(left, perm=[1, 0, 2]), [-1, self.size, channels * states])
         parts = list(op.Split(rows, axis=1, num_outputs=self.size, _outputs=self.size))
@@ -148,7 +148,7 @@ def _written_out(graph: Graph, parts: Sequence[ir.Value], decay: ir.Value) -> li
 
 
 def _powers(decay: Float64Array, size: int, *, ahead: bool) -> Float64Array:
-    """Of what came before a group, beside what is there anyway: nothing at its first block, then decay, decay^2, ..."""
+    """Factors of what came before a group, 0 at its first block, where it is there anyway, then decay, decay^2, ..."""
     powers = normal(decay ** np.arange(size)[:, None])
     powers[0] = 0.0
     return powers[::-1] if ahead else powers

@@ -40,7 +40,7 @@ class WholeSequence:
     """The steps of whole sequences."""
 
     config: MegaConfig
-    """Of the stack."""
+    """The stack's."""
     lowered: Sequence[Lowered]
     """The moving average of each layer."""
     layout: SequenceLayout

@@ -38,7 +38,7 @@ class StreamContext:
 
     graph: Graph
     config: MegaConfig
-    """Of the stack."""
+    """The stack's."""
     past: Past
     source: Source | None
     """None for layers without cross attention."""
