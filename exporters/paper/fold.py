@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from mega_deploy.arrays import Float64Array
+from mega_deploy.config.norm import NORM_EPSILON
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.ema.kernel import DecaySum, MovingAverage
@@ -35,7 +36,7 @@ from mega_deploy.exporters.linear import Linear, as_array, as_linear, join
 from mega_deploy.models.paper.attention import GatedAttention, GatedCrossAttention
 from mega_deploy.models.paper.ema import MultiHeadEMA
 from mega_deploy.models.paper.encoder import FeedForward, MegaLayer, MegaStack
-from mega_deploy.models.paper.norm import EPSILON, BatchNorm, RMSNorm, ScaleNorm, Scaling
+from mega_deploy.models.paper.norm import BatchNorm, RMSNorm, ScaleNorm, Scaling
 from mega_deploy.models.paper.position import RotaryBias, SimpleBias
 
 
@@ -224,7 +225,7 @@ def fold_norm(layer: nn.Module, dim: int) -> Norm | None:
     if isinstance(layer, RMSNorm):
         return Norm("rms", weight, zeros)
     if isinstance(layer, BatchNorm):
-        weight = weight / np.sqrt(as_array(layer.running_var) + EPSILON)
+        weight = weight / np.sqrt(as_array(layer.running_var) + NORM_EPSILON)
         return Norm("affine", weight, bias - as_array(layer.running_mean) * weight)
     assert isinstance(layer, Scaling)
     return Norm("affine", weight, zeros)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from onnxscript import ir
 
+from mega_deploy.config.norm import NORM_EPSILON
 from mega_deploy.config.paper import Activation, MegaConfig
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.linear import Linear
 from mega_deploy.exporters.paper.fold import FoldedCross, Norm
-from mega_deploy.models.paper.norm import EPSILON
 
 
 def activation(graph: Graph, x: ir.Value, name: Activation) -> ir.Value:
@@ -39,7 +39,8 @@ def normalise(graph: Graph, x: ir.Value, norm: Norm | None, name: str = "norm") 
     if norm.kind == "layer":
         return graph.normalise(x, len(norm.weight), weight, graph.constant(f"{name}.beta", norm.bias))
     if norm.kind == "rms":  # in the order of nodes that onnxruntime knows, and makes one of
-        two, epsilon = graph.shared("two", lambda: np.array(2.0)), graph.shared("epsilon", lambda: np.array(EPSILON))
+        two = graph.shared("two", lambda: np.array(2.0))
+        epsilon = graph.shared("epsilon", lambda: np.array(NORM_EPSILON))
         size = op.Sqrt(op.Add(op.ReduceMean(op.Pow(x, two), [-1], keepdims=1), epsilon))
         return op.Mul(op.Div(x, size), weight)
     scaled = op.Mul(x, weight)

@@ -19,10 +19,9 @@ from mega_deploy.exporters.graph import Graph, Length
 from mega_deploy.exporters.linear import Linear, as_linear, check_trained
 from mega_deploy.exporters.paper.embedding import TokenEmbedding, hugging_face_words, nonzero, padded, values
 from mega_deploy.exporters.paper.fold import fold_stack
-from mega_deploy.exporters.paper.heads import computed_row, headed
+from mega_deploy.exporters.paper.heads import computed_row, headed, scores
 from mega_deploy.exporters.paper.layer import LayerWriter
 from mega_deploy.exporters.paper.ops import activation
-from mega_deploy.exporters.paper.outputs import scores
 from mega_deploy.exporters.paper.padding import check_padding
 from mega_deploy.exporters.paper.sequence import Memory, WholeSequence
 from mega_deploy.exporters.paper.sequence_layout import SequenceLayout

@@ -13,6 +13,7 @@ from paper_graphs import evaluated, float64_graph, trained
 from random_models import randomised
 from strategies import relative_l2
 
+from mega_deploy.config.attention import TRAITS
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import (
     ClassifierConfig,
@@ -47,7 +48,7 @@ def stacks(draw, **fixed):
         "ffn_dim": draw(st.sampled_from([None, 7])),
         "ema_dim": draw(st.integers(1, 3)),
         "num_layers": draw(st.integers(1, 2)),
-        "attention": draw(st.sampled_from(["softmax", "laplace", "relu2"])),
+        "attention": draw(st.sampled_from(list(TRAITS))),
         "position": draw(st.sampled_from(["simple", "rotary"])),
         "norm": draw(st.sampled_from(["layernorm", "scalenorm", "rmsnorm", "batchnorm", "scaling"])),
         "prenorm": draw(st.booleans()),
