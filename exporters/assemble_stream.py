@@ -12,7 +12,7 @@ from mega_deploy.errors import MegaDeployError, QualityGateError
 from mega_deploy.exporters import save_graph as onnx_file
 from mega_deploy.exporters.families import Model
 from mega_deploy.exporters.flops import graph_flops
-from mega_deploy.exporters.paper.source import SEEN
+from mega_deploy.exporters.paper.stream.source import SEEN
 from mega_deploy.exporters.precision.float32_nodes import has, layers
 from mega_deploy.exporters.precision.lowering import Lowered, lower
 from mega_deploy.exporters.state import StreamGraph

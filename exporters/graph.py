@@ -14,9 +14,9 @@ import numpy.typing as npt
 import onnxscript
 from onnxscript import ir
 
+from mega_deploy.config.norm import FLOAT32_NORM_EPSILON
 from mega_deploy.errors import InputError
 from mega_deploy.exporters.linear import Linear
-from mega_deploy.models.edifice import NORM_EPSILON
 
 Length = int | ir.Value
 """Frames of a window: a number, or where it is dynamic the vector [batch, seq_len]."""
@@ -34,7 +34,7 @@ class Graph:
     """
 
     def __init__(self, name: str, dtype: ir.DataType = ir.DataType.FLOAT, opset: int = OPSET) -> None:
-        self.dtype = dtype
+        self.dtype, self.opset = dtype, opset
         self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": opset})
         self._builder = onnxscript.GraphBuilder(self._graph)
         self.op = self._builder.op
@@ -95,7 +95,7 @@ class Graph:
         """
         gamma = gamma or self.shared(f"ones.{features}", lambda: np.ones(features))
         beta = beta or self.shared(f"zeros.{features}", lambda: np.zeros(features))
-        return self.op.LayerNormalization(x, gamma, beta, axis=-1, epsilon=NORM_EPSILON)
+        return self.op.LayerNormalization(x, gamma, beta, axis=-1, epsilon=FLOAT32_NORM_EPSILON)
 
     def causal_mask(self, length: Length) -> ir.Value:
         """What is added to scores [batch, seq_len, seq_len]: -infinity for the future, 0 for the rest."""

@@ -36,7 +36,7 @@ class Linear:
 
 
 def check_trained(model: nn.Module) -> None:
-    """Whether a model can be deployed at all.
+    """Refuse a model that cannot be deployed at all.
 
     Raises:
         OptionError: it is in training mode, where dropout makes it another function.
@@ -65,5 +65,5 @@ def as_linear(layer: nn.Linear) -> Linear:
 
 
 def as_array(tensor: torch.Tensor) -> Float64Array:
-    """In float64."""
+    """The numbers of a tensor in float64, on the CPU."""
     return tensor.detach().to("cpu", torch.float64).numpy()

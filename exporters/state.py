@@ -15,7 +15,7 @@ from onnxscript import ir
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.signature import Dim, Range, Signature, StateSpec, TensorSpec
 
-OPSET = 21  # the first in which a constant may be scaled in blocks: exporters.quantise
+OPSET = 21  # the first in which a constant may be scaled in blocks: exporters.precision.quantise
 NEXT = "next"
 BATCH = "batch"
 

@@ -14,10 +14,10 @@ from mega_deploy.exporters.edifice.prefill import prefill_graph
 from mega_deploy.exporters.edifice.step import check_causal, step_graph
 from mega_deploy.exporters.edifice.stream_reference import record_stream, record_stream_for
 from mega_deploy.exporters.families import Model
-from mega_deploy.exporters.paper.encode import encode_graph
-from mega_deploy.exporters.paper.stream_io import StreamModel, stack_of
+from mega_deploy.exporters.paper.stream.encode import encode_graph
+from mega_deploy.exporters.paper.stream.stream_io import StreamModel, stack_of
+from mega_deploy.exporters.paper.stream.tasks import StreamWriter, check_stream, reach
 from mega_deploy.exporters.paper.stream_reference import record, record_for
-from mega_deploy.exporters.paper.stream_tasks import StreamWriter, check_stream, reach
 from mega_deploy.exporters.reference.cases import Inputs
 from mega_deploy.exporters.state import StreamGraph
 from mega_deploy.models.edifice import Mega

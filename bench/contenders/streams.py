@@ -26,7 +26,7 @@ from mega_deploy.runtime import OpenBundle, StreamSession, find_backend
 from mega_deploy.signature import usual
 
 if TYPE_CHECKING:
-    from mega_deploy.exporters.paper.stream_io import StreamModel
+    from mega_deploy.exporters.paper.stream.stream_io import StreamModel
 
 from mega_deploy.arrays import Array
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mega_deploy.models.paper import MegaEncoder, MegaHuggingFace, MegaLanguageModel, MegaTranslation
-from mega_deploy.models.paper.activation import ACTIVATIONS, laplace, relu2
+from mega_deploy.models.paper.activation import ACTIVATIONS, ELEMENTWISE
 from mega_deploy.models.paper.attention import GatedAttention, GatedCrossAttention, attention_weights
 from mega_deploy.models.paper.encoder import MegaLayer
 
 if TYPE_CHECKING:
-    from mega_deploy.exporters.paper.stream_io import StreamModel
+    from mega_deploy.exporters.paper.stream.stream_io import StreamModel
 
 Inputs = Mapping[str, Tensor]
 
@@ -117,11 +117,10 @@ class _CachedLayer:
         keys, values, kept = self.cache
         count = keys.shape[1]
         bias = self.bias[count - 1 : count, :count]
-        if config.attention == "softmax":
-            weights = attention_weights("softmax", q, keys, bias, kept, causal=False)
+        if config.attention_traits.normalised:
+            weights = attention_weights(config.attention, q, keys, bias, kept, causal=False)
         else:
-            function = laplace if config.attention == "laplace" else relu2
-            weights = function(q @ keys.transpose(1, 2) / count + bias) * kept[:, None]
+            weights = ELEMENTWISE[config.attention](q @ keys.transpose(1, 2) / count + bias) * kept[:, None]
         h = act(hx + layer.h_proj(F.silu(r) * (weights @ values)))
         out = x + torch.sigmoid(u) * (h - x)
         return out if config.prenorm else layer.norm(out)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.linear import Linear, as_array, as_linear
-from mega_deploy.exporters.paper.attention import ROWS
+from mega_deploy.exporters.paper.chunks import ROWS
 
 AttentionForm = Literal["plain", "parts", "fused"]
 """plain    all scores at once, as exporters write it

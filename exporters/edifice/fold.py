@@ -20,7 +20,7 @@ Weights are [in, out] here, so that a layer reads x @ weight + bias.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 from torch import nn
@@ -45,10 +45,9 @@ class FoldedEMA:
 class FoldedAttention:
     """n -> out(sigmoid(gate) * attention)."""
 
-    kind: Literal["softmax", "laplace"]
     query: Linear
     key: Linear | None
-    """Laplace only."""
+    """None where scores need no keys, by rule 2."""
     value: Linear
     """Before the weighted sum; behind it where only the last row is computed."""
     gate: Linear
@@ -76,7 +75,7 @@ class FoldedBlock:
 
 @dataclass(frozen=True)
 class FoldedMega:
-    """The deployment form of an Edifice Mega; exporters.edifice writes what it computes."""
+    """The deployment form of an Edifice Mega; exporters.edifice.window writes what it computes."""
 
     config: EdificeConfig
     input_projection: Linear | None
@@ -142,13 +141,12 @@ def _fold_attention(block: edifice.MegaBlock, config: EdificeConfig) -> FoldedAt
     query, key, value, gate = (
         _behind(block.attention_norm, layer) for layer in (attention.q, attention.k, attention.v, attention.gate)
     )
-    softmax = config.attention == "softmax"
-    if softmax:
+    keyless = config.attention_traits.shift_invariant
+    if keyless:
         query = Linear(query.weight @ key.weight.T, query.bias @ key.weight.T).scaled(config.hidden_size**-0.5)
     return FoldedAttention(
-        kind=config.attention,
         query=query,
-        key=None if softmax else key,
+        key=None if keyless else key,
         value=value,
         gate=gate,
         out=as_linear(attention.out),

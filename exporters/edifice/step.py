@@ -6,9 +6,10 @@
 - `blocks.N.average` [batch, ema_dim]: the moving average, h <- decay h + weight u. It reaches back to the stream's
   first frame; nothing is cut, as it is from the kernels of a window.
 - `blocks.N.frames` [batch, window, hidden_size]: a ring of the last `window` normalised frames n. They are all that
-  attention needs, for the scores are q'.n and the values are projected behind the weighted sum (exporters.fold, rules
-  2 and 3). The frame with number k, counted from 1, lies in slot k mod window, where it replaces the one that fell out
-  of the window; softmax does not care for order. Slots that no frame has reached yet are masked.
+  attention needs, for the scores are q'.n and the values are projected behind the weighted sum
+  (exporters.edifice.fold, rules 2 and 3). The frame with number k, counted from 1, lies in slot k mod window, where it
+  replaces the one that fell out of the window; softmax does not care for order. Slots that no frame has reached yet are
+  masked.
 
 onnxruntime's ScatterND writes one slot of the ring and copies nothing: exporters.state tells why it may.
 """

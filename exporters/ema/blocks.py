@@ -37,7 +37,7 @@ class Side:
     readout: Float64Array
     """L, [channels, N, C]."""
     decay: Float64Array
-    """Of a state over a block, decay^C: [channels, N]."""
+    """How a state decays over a block, decay^C: [channels, N]."""
     span: int | None
     """Blocks that h sums; None: all there are."""
     ahead: bool
@@ -60,12 +60,12 @@ class Blocked:
     inside: Float64Array
     """T, [channels, C, C]."""
     sides: tuple[Side, ...]
-    """Those that carry anything."""
+    """The directions that carry anything."""
     edges: tuple[Edge, ...]
     reach: int
     """Every output sees at least so many taps of each kernel."""
     bound: float
-    """As Kernel's, of what lies beyond `reach`."""
+    """As in `Kernel`, for the taps beyond `reach`."""
 
     @property
     def block(self) -> int:
@@ -73,7 +73,7 @@ class Blocked:
         return self.inside.shape[2]
 
     def to_json(self) -> dict[str, float]:
-        """For the manifest."""
+        """What the manifest says of the lowering."""
         carried = sum(side.decay.shape[1] for side in self.sides)
         return {"taps": self.reach, "bound": self.bound, "block": self.block, "carried": carried}
 
@@ -174,5 +174,5 @@ def _mirrored(part: _Part) -> _Part:
 
 
 def normal(constants: Float64Array) -> Float64Array:
-    """With zeros for what would be subnormal in float32, which processors are slow at."""
+    """The constants, with zeros for those that would be subnormal in float32, which processors are slow at."""
     return np.where(np.abs(constants) < SMALLEST_NORMAL, 0.0, constants)

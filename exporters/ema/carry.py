@@ -13,7 +13,7 @@ import numpy as np
 from onnxscript import ir
 
 from mega_deploy.arrays import Float64Array
-from mega_deploy.exporters.ema import padding as pieces
+from mega_deploy.exporters.ema import padding
 from mega_deploy.exporters.ema.blocks import Side, normal
 from mega_deploy.exporters.graph import Graph, Length
 
@@ -38,7 +38,7 @@ def carry(graph: Graph, left: ir.Value, side: Side, blocks: Length, most: int) -
     """
     op, (channels, states) = graph.op, side.decay.shape
     decay = side.decay.reshape(-1)
-    rows = op.Reshape(op.Transpose(left, perm=[1, 0, 2]), pieces.shape(graph, blocks, decay.size))
+    rows = op.Reshape(op.Transpose(left, perm=[1, 0, 2]), padding.shape(graph, blocks, decay.size))
     if side.span is None:
         rows = _recurrence(graph, rows, decay, blocks, most, ahead=side.ahead)
     else:
@@ -47,7 +47,7 @@ def carry(graph: Graph, left: ir.Value, side: Side, blocks: Length, most: int) -
 
 
 class Relay:
-    """The same over a window in segments, each of which takes over what those before it left.
+    """Writes what `carry` does over a window in segments, each of which takes over what those before it left.
 
     Args:
         graph: to be written to.
@@ -66,7 +66,7 @@ class Relay:
         self._state = graph.op.Expand(nothing, graph.op.Concat(batch, graph.sizes(1, decay.size), axis=0))
 
     def carry(self, left: ir.Value, groups: int, *, last: bool) -> ir.Value:
-        """Of the next segment in the side's direction, as `carry`; behind the last one nothing is handed on."""
+        """What `carry` gives, for the next segment in the side's direction; the last one hands nothing on."""
         graph, op, ahead, (channels, states) = self.graph, self.graph.op, self.side.ahead, self.shape
         rows = op.Reshape(op.Transpose(left, perm=[1, 0, 2]), [-1, self.size, channels * states])
         parts = list(op.Split(rows, axis=1, num_outputs=self.size, _outputs=self.size))
@@ -118,8 +118,8 @@ def _recurrence(
 ) -> ir.Value:
     """Over all blocks: the recurrence written out within groups of blocks, and a sum of groups between those."""
     op, size, groups = graph.op, min(GROUP, most), -(-most // GROUP)
-    count = pieces.count(graph, blocks, size)
-    filled = pieces.fill(graph, rows, blocks, count, size)
+    count = padding.count(graph, blocks, size)
+    filled = padding.fill(graph, rows, blocks, count, size)
     parts = list(op.Split(op.Reshape(filled, [-1, size, decay.size]), axis=1, num_outputs=size, _outputs=size))
     if ahead:
         parts.reverse()
@@ -129,14 +129,14 @@ def _recurrence(
         rows = op.Pad(rows, [0, 0, 0, 0, 1, 0] if ahead else [0, 1, 0, 0, 0, 0])
     else:
         with graph.scope("groups"):
-            totals = op.Reshape(states[-1], pieces.shape(graph, count, decay.size))
+            totals = op.Reshape(states[-1], padding.shape(graph, count, decay.size))
             span = 2 ** math.ceil(math.log2(groups - 1))
             before = _sum(graph, totals, decay**size, span, ahead=ahead)
         powers = graph.constant("powers", _powers(decay, size, ahead=ahead))
         rows = _after(graph, op.Reshape(before, [-1, 1, decay.size]), states, powers, ahead=ahead)
         length = count * size if isinstance(count, int) else count
-        rows = op.Reshape(rows, pieces.shape(graph, length, decay.size))
-    return pieces.unfill(graph, rows, blocks, size)
+        rows = op.Reshape(rows, padding.shape(graph, length, decay.size))
+    return padding.unfill(graph, rows, blocks, size)
 
 
 def _written_out(graph: Graph, parts: Sequence[ir.Value], decay: ir.Value) -> list[ir.Value]:
@@ -148,7 +148,7 @@ def _written_out(graph: Graph, parts: Sequence[ir.Value], decay: ir.Value) -> li
 
 
 def _powers(decay: Float64Array, size: int, *, ahead: bool) -> Float64Array:
-    """Of what came before a group, beside what is there anyway: nothing at its first block, then decay, decay^2, ..."""
+    """Factors of what came before a group, 0 at its first block, where it is there anyway, then decay, decay^2, ..."""
     powers = normal(decay ** np.arange(size)[:, None])
     powers[0] = 0.0
     return powers[::-1] if ahead else powers

@@ -53,7 +53,7 @@ class MovingAverage:
 
     past: DecaySum
     future: DecaySum | None = None
-    """Of a bidirectional one."""
+    """The second kernel of a bidirectional one."""
     truncation: int | None = None
     """Taps of each kernel that count, frames; None: all."""
 
@@ -89,7 +89,7 @@ class Kernel:
     output is off by at most this share times that norm times max|x|. 0 where nothing is cut."""
 
     def to_json(self) -> dict[str, float]:
-        """For the manifest."""
+        """What the manifest says of the lowering."""
         return {"taps": self.taps.shape[1], "bound": self.bound}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxscript import ir
 
-from mega_deploy.exporters.ema import padding as pieces
+from mega_deploy.exporters.ema import padding
 from mega_deploy.exporters.ema.blocks import Blocked
 from mega_deploy.exporters.ema.carry import END, carry
 from mega_deploy.exporters.ema.kernel import Kernel
@@ -27,12 +27,12 @@ def moving_average(graph: Graph, u: ir.Value, lowered: Lowered, length: Length, 
     frames = segment_frames(lowered, length)
     if frames is not None and isinstance(length, int):
         return in_segments(graph, x, lowered, length, frames)
-    count, most = pieces.count(graph, length, lowered.block), -(-longest // lowered.block)
+    count, most = padding.count(graph, length, lowered.block), -(-longest // lowered.block)
     if not isinstance(count, int) and most >= ODD:
-        count, most = pieces.odd(graph, count, ODD), most + 1
-    x = pieces.fill(graph, x, length, count, lowered.block)
+        count, most = padding.odd(graph, count, ODD), most + 1
+    x = padding.fill(graph, x, length, count, lowered.block)
     y = in_blocks(graph, op.Transpose(x, perm=[2, 0, 1]), lowered, count, most)
-    return graph.rows(pieces.unfill(graph, op.Transpose(y, perm=[1, 2, 0]), length, lowered.block), channels)
+    return graph.rows(padding.unfill(graph, op.Transpose(y, perm=[1, 2, 0]), length, lowered.block), channels)
 
 
 def convolution(graph: Graph, x: ir.Value, lowered: Kernel) -> ir.Value:

@@ -93,7 +93,7 @@ def in_segments(graph: Graph, x: ir.Value, lowered: Blocked, length: int, frames
 
 
 def _blocks(graph: Graph, x: ir.Value, segment: _Segment, zero: ir.Value, lowered: Blocked) -> ir.Value:
-    """Those of a segment: [channels, batch * blocks, C]."""
+    """The blocks of a segment: [channels, batch * blocks, C]."""
     op, start, end = graph.op, segment.start, segment.start + segment.frames
     part = op.Slice(x, op.Add(zero, graph.sizes(start)), op.Add(zero, graph.sizes(end)), [1])
     if segment.filled > segment.frames:

@@ -14,7 +14,7 @@ from onnxscript import ir
 from mega_deploy.exporters.graph import Graph
 
 PARTS = 2
-"""Of a state: h, and what h is too large by."""
+"""Numbers of a state: h, and what h is too large by."""
 
 
 def carried(graph: Graph, old: ir.Value, leak: ir.Value, gained: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -8,6 +8,7 @@ stands for: then they are nodes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -19,12 +20,13 @@ from mega_deploy.exporters.graph import Graph, Length
 from mega_deploy.exporters.linear import Linear, as_array, as_linear
 from mega_deploy.exporters.paper.fold import fold_norm
 from mega_deploy.exporters.paper.ops import normalise
-from mega_deploy.exporters.paper.sequence_layout import Steps
+from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
+from mega_deploy.models.paper import MegaHuggingFace
 from mega_deploy.models.paper.embedding import AdaptiveEmbedding, Embedding, ValueEmbedding
 from mega_deploy.signature import Dim, Range
 
-# Of a table of all tokens: 64 MB in float32.
 LARGEST_TABLE = 1 << 24
+"""Numbers that a table of all tokens may hold: 64 MB in float32."""
 
 
 def padded(longest: int, chunk_size: int | None) -> int:
@@ -33,7 +35,7 @@ def padded(longest: int, chunk_size: int | None) -> int:
 
 
 def values(graph: Graph, x: ir.Value, table: ValueEmbedding, embedding: Embedding, dim: int) -> ir.Value:
-    """Real values [rows, steps] -> [rows * steps, D]."""
+    """The embedding of real values: [rows, steps] -> [rows * steps, D]."""
     op = graph.op
     weight, bias = (as_array(tensor) for tensor in (table.weight, table.bias))
     column = op.Reshape(x, [-1, 1])
@@ -49,7 +51,7 @@ class TokenEmbedding:
         embedding: trained.
         table: trained.
         scope: name of the embedding in the trained form.
-        name: of the table there.
+        name: name of the table there.
         dim: D.
         shared: whether an output reads the table, too.
     """
@@ -83,16 +85,16 @@ class TokenEmbedding:
             tokens = op.Pad(tokens, pads, op.Constant(value_int=pad))
         return tokens, op.Shape(tokens)
 
-    def keep(self, tokens: ir.Value) -> ir.Value:
-        """Where there is no padding: bool [rows, steps]."""
+    def attention_mask(self, tokens: ir.Value) -> ir.Value:
+        """Which tokens are no padding: bool [rows, steps]."""
         return self.op.Not(self.op.Equal(tokens, self.op.Constant(value_int=self.embedding.config.pad)))
 
-    def write(self, tokens: ir.Value, steps: Steps) -> ir.Value:
+    def write(self, tokens: ir.Value, layout: SequenceLayout) -> ir.Value:
         """The first layer's input: [rows * steps, D], zeros at padding."""
         with self.graph.scope(self.scope):
-            return self._write(tokens, steps)
+            return self._write(tokens, layout)
 
-    def _write(self, tokens: ir.Value, steps: Steps) -> ir.Value:
+    def _write(self, tokens: ir.Value, layout: SequenceLayout) -> ir.Value:
         graph, op = self.graph, self.op
         if self.folded:
             table = graph.constant("every_token", self._every_token())
@@ -102,7 +104,7 @@ class TokenEmbedding:
             x = op.Mul(x, graph.constant("scale", np.array(self.embedding.scale)))
         if isinstance(self.embedding.projection, nn.Linear):
             x = graph.linear(x, as_linear(self.embedding.projection), "projection")
-        return steps.masked(normalise(graph, x, fold_norm(self.embedding.norm, self.dim)))
+        return layout.masked(normalise(graph, x, fold_norm(self.embedding.norm, self.dim)))
 
     @torch.no_grad()
     def _every_token(self) -> Float64Array:
@@ -142,3 +144,19 @@ class TokenEmbedding:
 def tied_table(graph: Graph, name: str, weight: torch.Tensor) -> ir.Value:
     """A table [words, width] that stands once in the graph, for an embedding and an output alike."""
     return graph.shared(f"{name}.weight", lambda: as_array(weight))
+
+
+def hugging_face_words(graph: Graph, model: MegaHuggingFace, inputs: Mapping[str, ir.Value]) -> ir.Value:
+    """Hugging Face's embedding, the first layer's input: `inputs` by name, [rows, steps] -> [rows * steps, D]."""
+    op = graph.op
+    x = op.Gather(tied_table(graph, "words", model.words.weight), inputs["input_ids"])
+    if model.token_types is not None:
+        types = graph.constant("token_types.weight", as_array(model.token_types.weight))
+        x = op.Add(x, op.Gather(types, inputs["token_type_ids"]))
+    return graph.rows(x, model.config.encoder.embed_dim)
+
+
+def nonzero(graph: Graph, mask: ir.Value) -> ir.Value:
+    """An attention mask of numbers, such as Hugging Face's, as bool of the same shape."""
+    op = graph.op
+    return op.Not(op.Equal(mask, op.Constant(value_int=0)))

@@ -4,9 +4,10 @@ Everything is computed in float64 and exact in real arithmetic. The rules:
 
 1. Linear layers with one input are one: those of the moving average's output (gates, shared representation, candidate),
    keys and values of cross attention, its query and gates.
-2. Queries and keys are affine in the shared z. For softmax both maps are one on the queries' side, scale included, for
-   what of a score does not depend on the key drops out: q'_i . z_j, q' = ((z g_q + b_q) g_k) / sqrt(Z). Likewise the
-   bias of cross attention's keys drops out. laplace and relu2 are not normalised and keep both.
+2. Queries and keys are affine in the shared z. Where attention is shift-invariant, as a softmax is, both maps are one
+   on the queries' side, scale included, for what of a score does not depend on the key drops out: q'_i . z_j, with
+   q' = ((z g_q + b_q) g_k) / sqrt(Z). Likewise the bias of cross attention's keys drops out. laplace and relu2 keep
+   both.
 3. A norm's affine map, of a batch norm all of it, goes into the layer behind it, where only that one reads it: the
    feed-forward network's, and cross attention's. The norm before the moving average keeps its own, which costs nothing
    in a layer norm: the padding that is left out behind it knows no bias.
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 from mega_deploy.arrays import Float64Array
+from mega_deploy.config.norm import NORM_EPSILON
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.ema.kernel import DecaySum, MovingAverage
@@ -34,7 +36,7 @@ from mega_deploy.exporters.linear import Linear, as_array, as_linear, join
 from mega_deploy.models.paper.attention import GatedAttention, GatedCrossAttention
 from mega_deploy.models.paper.ema import MultiHeadEMA
 from mega_deploy.models.paper.encoder import FeedForward, MegaLayer, MegaStack
-from mega_deploy.models.paper.norm import EPSILON, BatchNorm, RMSNorm, ScaleNorm, Scaling
+from mega_deploy.models.paper.norm import BatchNorm, RMSNorm, ScaleNorm, Scaling
 from mega_deploy.models.paper.position import RotaryBias, SimpleBias
 
 
@@ -63,7 +65,7 @@ class FoldedAttention:
     """[D]: the moving average's residual."""
     value: Linear
     joint: Linear
-    """Of the moving average's output: [u | z | r | candidate], D + Z + V + D."""
+    """The moving average's output -> [u | z | r | candidate], D + Z + V + D."""
     hidden: Linear
     query: Linear
     """Unlike the others element by element: z * weight + bias, both [Z]."""
@@ -142,12 +144,14 @@ def _fold_attention(layer: GatedAttention, config: MegaConfig, longest: int) -> 
     norm = fold_norm(layer.norm, config.embed_dim)
     weight, bias = as_array(layer.qk_weight), as_array(layer.qk_bias)
     query, key = Linear(weight[0], bias[0]), Linear(weight[1], bias[1])
-    softmax = config.attention == "softmax"
-    if softmax:
-        query = Linear(query.weight * key.weight, query.bias * key.weight).scaled(config.z_dim**-0.5)
+    traits = config.attention_traits
+    if traits.shift_invariant:
+        query = Linear(query.weight * key.weight, query.bias * key.weight)
+    if not traits.divides_by_keys:
+        query = query.scaled(config.z_dim**-0.5)
     reach = longest if config.chunk_size is None else min(longest, config.chunk_size)
     distances = fold_distances(layer.position, reach)
-    if config.is_causal and config.attention != "laplace":  # its operator knows causality by itself
+    if config.is_causal and not traits.masks_itself:
         distances[reach:] = -np.inf
     omega = as_array(layer.ema.omega)
     return FoldedAttention(
@@ -159,7 +163,7 @@ def _fold_attention(layer: GatedAttention, config: MegaConfig, longest: int) -> 
         joint=as_linear(layer.mx_proj),
         hidden=as_linear(layer.h_proj),
         query=query,
-        key=None if softmax else key,
+        key=None if traits.shift_invariant else key,
         distances=distances,
     )
 
@@ -183,9 +187,11 @@ def _fold_cross(layer: GatedCrossAttention, config: MegaConfig, longest: int) ->
     dim = config.embed_dim
     norm = fold_norm(layer.norm, dim)
     joint, key = as_linear(layer.q_proj), as_linear(layer.k_proj)
-    if config.attention == "softmax":
+    traits = config.attention_traits
+    if not traits.divides_by_keys:
         scale = np.concatenate([np.ones(2 * dim), np.full(config.z_dim, config.z_dim**-0.5)])
         joint = Linear(joint.weight * scale, joint.bias * scale)
+    if traits.shift_invariant:
         key = Linear(key.weight, np.zeros_like(key.bias))
     bare, joint = behind(norm, joint) if config.prenorm else (None, joint)
     return FoldedCross(
@@ -219,7 +225,7 @@ def fold_norm(layer: nn.Module, dim: int) -> Norm | None:
     if isinstance(layer, RMSNorm):
         return Norm("rms", weight, zeros)
     if isinstance(layer, BatchNorm):
-        weight = weight / np.sqrt(as_array(layer.running_var) + EPSILON)
+        weight = weight / np.sqrt(as_array(layer.running_var) + NORM_EPSILON)
         return Norm("affine", weight, bias - as_array(layer.running_mean) * weight)
     assert isinstance(layer, Scaling)
     return Norm("affine", weight, zeros)

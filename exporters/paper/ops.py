@@ -1,17 +1,15 @@
-"""What a layer makes of each step by itself: norms, activations, the gated residual, the feed-forward network."""
+"""What a layer makes of each step by itself: norms, activations, the gated residual, what cross attention reads."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 
 import numpy as np
 from onnxscript import ir
 
+from mega_deploy.config.norm import NORM_EPSILON
 from mega_deploy.config.paper import Activation, MegaConfig
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.linear import Linear
-from mega_deploy.exporters.paper.fold import FoldedCross, FoldedFFN, Norm
-from mega_deploy.models.paper.norm import EPSILON
+from mega_deploy.exporters.paper.fold import FoldedCross, Norm
 
 
 def activation(graph: Graph, x: ir.Value, name: Activation) -> ir.Value:
@@ -41,7 +39,8 @@ def normalise(graph: Graph, x: ir.Value, norm: Norm | None, name: str = "norm") 
     if norm.kind == "layer":
         return graph.normalise(x, len(norm.weight), weight, graph.constant(f"{name}.beta", norm.bias))
     if norm.kind == "rms":  # in the order of nodes that onnxruntime knows, and makes one of
-        two, epsilon = graph.shared("two", lambda: np.array(2.0)), graph.shared("epsilon", lambda: np.array(EPSILON))
+        two = graph.shared("two", lambda: np.array(2.0))
+        epsilon = graph.shared("epsilon", lambda: np.array(NORM_EPSILON))
         size = op.Sqrt(op.Add(op.ReduceMean(op.Pow(x, two), [-1], keepdims=1), epsilon))
         return op.Mul(op.Div(x, size), weight)
     scaled = op.Mul(x, weight)
@@ -63,26 +62,9 @@ def update(
     return normalise(graph, op.Add(x, op.Mul(op.Sigmoid(u), change)), post_norm, "post_norm")
 
 
-def cross_attention(
-    graph: Graph, x: ir.Value, layer: FoldedCross, config: MegaConfig, attend: Callable[[ir.Value], ir.Value]
-) -> ir.Value:
-    """Gated cross attention of x [rows, D] -> [rows, D]; `attend` makes queries [rows, Z] weighted values [rows, D]."""
-    gate, reset, query = layer.joint.parts(config.embed_dim, config.embed_dim, config.z_dim)
-    n = normalise(graph, x, layer.norm)
-    context = attend(graph.linear(n, query, "query"))
-    gated = graph.op.Mul(graph.silu(graph.linear(n, reset, "reset")), context)
-    hidden = graph.linear(gated, layer.hidden, "hidden")
-    return update(graph, x, graph.linear(n, gate, "update"), hidden, layer.post_norm, act=config.activation)
-
-
-def remembered(graph: Graph, x: ir.Value, layer: FoldedCross, config: MegaConfig) -> Sequence[ir.Value]:
+def memory_keys_and_values(
+    graph: Graph, x: ir.Value, layer: FoldedCross, config: MegaConfig
+) -> tuple[ir.Value, ir.Value]:
     """Keys and values of what cross attention reads: x [rows, D] -> [rows, Z], [rows, D]."""
     key, value = layer.memory.parts(config.z_dim, config.embed_dim)
     return graph.linear(x, key, "key"), activation(graph, graph.linear(x, value, "value"), config.activation)
-
-
-def feed_forward(graph: Graph, x: ir.Value, layer: FoldedFFN, *, act: Activation) -> ir.Value:
-    """The feed-forward network with its residual: [rows, D] -> [rows, D]."""
-    inner = graph.linear(normalise(graph, x, layer.norm), layer.first, "first")
-    outer = graph.linear(activation(graph, inner, act), layer.second, "second")
-    return normalise(graph, graph.op.Add(x, outer), layer.post_norm, "post_norm")

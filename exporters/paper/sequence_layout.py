@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from onnxscript import ir
 
-from mega_deploy.exporters.ema import padding as pieces
+from mega_deploy.exporters.ema import padding
 from mega_deploy.exporters.graph import Graph, Length
 
 PIECE = 64
 """Steps that are added up before all are."""
 
 
-class Steps:
+class SequenceLayout:
     """A sequence in a graph, of one length or any of a range; values are made where they are first asked for.
 
     Args:
@@ -22,13 +23,14 @@ class Steps:
         length: steps, padding up to whole chunks included: a number, or the vector [rows, steps].
         longest: the most that they can be.
         chunk_size: of attention; None for one chunk.
-        keep: bool [rows, steps], False for padding; None where there is none.
+        attention_mask: bool [rows, steps], False for padding; None where there is none.
     """
 
     def __init__(
-        self, graph: Graph, length: Length, longest: int, chunk_size: int | None, keep: ir.Value | None
+        self, graph: Graph, length: Length, longest: int, chunk_size: int | None, attention_mask: ir.Value | None
     ) -> None:
-        self.graph, self.op, self.length, self.longest, self.keep = graph, graph.op, length, longest, keep
+        self.graph, self.op, self.length, self.longest = graph, graph.op, length, longest
+        self.attention_mask = attention_mask
         self.longest_chunk = longest if chunk_size is None else min(longest, chunk_size)
         self.chunk: Length = self._chunk(chunk_size)
         """Steps of a chunk: a number, or the vector [-1, steps]."""
@@ -53,24 +55,30 @@ class Steps:
         windows = self.graph.windows(x, self.length, features)
         return self.op.Squeeze(self.op.Slice(windows, [0], [1], [1]), [1])
 
-    def first_chunk(self) -> Steps:
+    def first_chunk(self) -> SequenceLayout:
         """The steps of each row's first chunk, which `head` takes of a value."""
-        keep = None if self.keep is None else self.op.Slice(self.keep, [0], self.graph.frames(self.chunk), [1])
-        return Steps(self.graph, self.chunk, self.longest_chunk, None, keep)
+        mask = self._mask_up_to(self.graph.frames(self.chunk))
+        return SequenceLayout(self.graph, self.chunk, self.longest_chunk, None, mask)
 
     def head(self, x: ir.Value, features: int) -> ir.Value:
         """[rows * steps, features] -> [rows * steps of the first chunk, features]."""
         windows = self.graph.windows(x, self.length, features)
         return self.graph.rows(self.op.Slice(windows, [0], self.graph.frames(self.chunk), [1]), features)
 
-    def cut(self, x: ir.Value, features: int, length: Length, longest: int) -> tuple[ir.Value, Steps]:
+    def cut(self, x: ir.Value, features: int, length: Length, longest: int) -> tuple[ir.Value, SequenceLayout]:
         """The first `length` steps of each row, in one chunk: without the padding that made chunks whole."""
         if isinstance(length, int) and length == self.length:
-            return x, Steps(self.graph, length, longest, None, self.keep)
+            return x, SequenceLayout(self.graph, length, longest, None, self.attention_mask)
         ends = self.graph.frames(length)
-        keep = None if self.keep is None else self.op.Slice(self.keep, [0], ends, [1])
+        mask = self._mask_up_to(ends)
         windows = self.op.Slice(self.graph.windows(x, self.length, features), [0], ends, [1])
-        return self.graph.rows(windows, features), Steps(self.graph, length, longest, None, keep)
+        return self.graph.rows(windows, features), SequenceLayout(self.graph, length, longest, None, mask)
+
+    def _mask_up_to(self, end: Any) -> ir.Value | None:
+        """The attention mask of the first steps of each row, up to a vector of one size."""
+        if self.attention_mask is None:
+            return None
+        return self.op.Slice(self.attention_mask, [0], end, [1])
 
     def positions(self) -> ir.Value:
         """0, 1, ... of a chunk: int64 [c]."""
@@ -82,7 +90,8 @@ class Steps:
     def parts(self, count: int) -> list[tuple[ir.Value, ir.Value]]:
         """A chunk whose length is not known in `count` parts of one size, at least 1, which its last step fills up.
 
-        Of each the positions, int64 [rows], and a vector of how many steps there are up to its end.
+        Returns:
+            For each part the positions, int64 [rows], and a vector of how many steps there are up to its end.
         """
         if count not in self._parts:
             op, graph = self.op, self.graph
@@ -96,10 +105,10 @@ class Steps:
 
     def kept(self) -> ir.Value | None:
         """1 for what is no padding, 0 for the rest: [rows * steps, 1]."""
-        keep, op = self.keep, self.op
-        if keep is None:
+        mask, op = self.attention_mask, self.op
+        if mask is None:
             return None
-        return self._once("kept", lambda: op.Cast(op.Reshape(keep, [-1, 1]), to=self.graph.dtype))
+        return self._once("kept", lambda: op.Cast(op.Reshape(mask, [-1, 1]), to=self.graph.dtype))
 
     def masked(self, x: ir.Value) -> ir.Value:
         """x [rows * steps, features] with zeros at padding."""
@@ -109,14 +118,15 @@ class Steps:
     def total(self, x: ir.Value, features: int) -> ir.Value:
         """The sum over the steps of each row, padding left out: [rows * steps, features] -> [rows, features].
 
-        Of pieces first: float32 loses digits where thousands of steps are added one by one, as onnxruntime does.
+        Pieces are added up first: float32 loses digits where thousands of steps are added one by one, as onnxruntime
+        does.
         """
         op, graph, windows = self.op, self.graph, self.graph.windows(self.masked(x), self.length, features)
         if self.longest > PIECE:
-            count = pieces.count(graph, self.length, PIECE)
-            filled = pieces.fill(graph, windows, self.length, count, PIECE)
+            count = padding.count(graph, self.length, PIECE)
+            filled = padding.fill(graph, windows, self.length, count, PIECE)
             sums = op.ReduceSum(op.Reshape(filled, [-1, PIECE, features]), [1], keepdims=0)
-            windows = op.Reshape(sums, pieces.shape(graph, count, features))
+            windows = op.Reshape(sums, padding.shape(graph, count, features))
         return op.ReduceSum(windows, [1], keepdims=0)
 
     def softmax_mask(self, *, causal: bool) -> ir.Value | None:
@@ -125,12 +135,12 @@ class Steps:
         [rows * chunks, 1, c], or [rows * chunks, c, c] where causal, whose queries differ in it. The keys ahead of a
         query are for the bias to mask.
         """
-        keep, op = self.keep, self.op
-        if keep is None:
+        mask, op = self.attention_mask, self.op
+        if mask is None:
             return None
 
         def make() -> ir.Value:
-            keys = op.Unsqueeze(op.Reshape(keep, self._rows_of_chunks()), [1])  # bool [rows * chunks, 1, c]
+            keys = op.Unsqueeze(op.Reshape(mask, self._rows_of_chunks()), [1])  # bool [rows * chunks, 1, c]
             number = op.Cast(keys, to=self.graph.dtype)
             seen = op.MatMul(number, self._up_to_here()) if causal else op.ReduceMax(number, [2], keepdims=1)
             nothing = op.Equal(seen, self._zero())
@@ -151,10 +161,10 @@ class Steps:
                 count = self.longest_chunk
                 every = self.graph.shared(f"per_key.{count}", lambda: 1 / np.arange(1, count + 1)[None])
                 return op.Slice(every, [0], self.graph.frames(self.chunk), [1])
-            if self.keep is None:
+            if self.attention_mask is None:
                 steps = op.Cast(op.Shape(self.positions()), to=self.graph.dtype)
                 return op.Reciprocal(op.Unsqueeze(steps, [0]))
-            keys = op.Cast(op.Reshape(self.keep, self._rows_of_chunks()), to=self.graph.dtype)
+            keys = op.Cast(op.Reshape(self.attention_mask, self._rows_of_chunks()), to=self.graph.dtype)
             one = self.graph.shared("one", lambda: np.ones(()))
             return op.Reciprocal(op.Max(op.ReduceSum(keys, [1], keepdims=1), one))
 

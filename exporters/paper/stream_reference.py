@@ -15,8 +15,8 @@ from mega_deploy.config.edifice import Precision
 from mega_deploy.config.paper_signature import pads_to_chunks, signature
 from mega_deploy.exporters.paper.cases import paper_kinds
 from mega_deploy.exporters.paper.padding import reaching_padding
-from mega_deploy.exporters.paper.stream_io import StreamModel, stack_of
-from mega_deploy.exporters.paper.stream_tasks import reach
+from mega_deploy.exporters.paper.stream.stream_io import StreamModel, stack_of
+from mega_deploy.exporters.paper.stream.tasks import reach
 from mega_deploy.exporters.reference.cases import RANDOM, Cases, Inputs
 from mega_deploy.exporters.reference.kept_steps import LARGEST_OUTPUT, output_width
 from mega_deploy.exporters.reference.recorder import Recorder

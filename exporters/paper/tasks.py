@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,15 @@ from mega_deploy.exporters.edifice.window import LONGEST, MegaGraph
 from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP
 from mega_deploy.exporters.ema.lowering import choose
 from mega_deploy.exporters.graph import Graph, Length
-from mega_deploy.exporters.linear import Linear, as_array, as_linear, check_trained
-from mega_deploy.exporters.paper.embedding import TokenEmbedding, padded, tied_table, values
+from mega_deploy.exporters.linear import Linear, as_linear, check_trained
+from mega_deploy.exporters.paper.embedding import TokenEmbedding, hugging_face_words, nonzero, padded, values
 from mega_deploy.exporters.paper.fold import fold_stack
-from mega_deploy.exporters.paper.heads import computed_row, headed
-from mega_deploy.exporters.paper.layers import Memory, StackWriter
+from mega_deploy.exporters.paper.heads import computed_row, headed, scores
+from mega_deploy.exporters.paper.layer import LayerWriter
 from mega_deploy.exporters.paper.ops import activation
-from mega_deploy.exporters.paper.outputs import scores
 from mega_deploy.exporters.paper.padding import check_padding
-from mega_deploy.exporters.paper.sequence_layout import Steps
+from mega_deploy.exporters.paper.sequence import Memory, WholeSequence
+from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
 from mega_deploy.models.paper import (
     MegaClassifier,
     MegaEncoder,
@@ -82,7 +82,7 @@ class _Words:
 
 
 class Task:
-    """Writes one model, or what its cross attention reads; arguments as of `paper_graph`."""
+    """Writes one model, or what its cross attention reads; the arguments are those of `paper_graph`."""
 
     def __init__(
         self,
@@ -114,11 +114,10 @@ class Task:
         averages = [layer.attention.ema for stack in folded.values() for layer in stack.layers]
         self.lowering = choose(ema, averages, reach, cut)
         lowered = iter(self.lowering.blocks)
-        first_only = computed_row(model.config) is not None
-        self.writers = {
-            name: StackWriter(self.graph, stack, [next(lowered) for _ in stack.layers], name, first_only=first_only)
-            for name, stack in folded.items()
-        }
+        self.averages = {name: [next(lowered) for _ in stack.layers] for name, stack in folded.items()}
+        """The lowered moving averages of each stack's layers."""
+        self.first_only = computed_row(model.config) is not None
+        self.writers = {name: LayerWriter(self.graph, stack, name) for name, stack in folded.items()}
 
     def write(self) -> MegaGraph:
         """The finished graph."""
@@ -144,28 +143,40 @@ class Task:
         self.graph.output(value, name, _shape(spec))
 
     def _length(self, x: ir.Value) -> Length:
-        """Of an input [rows, steps, ...]: a number, or the vector [rows, steps]."""
+        """How long an input [rows, steps, ...] is: a number, or the vector [rows, steps]."""
         return self.op.Shape(x, start=0, end=2) if isinstance(self.seq_len, Range) else self.seq_len
 
-    def _steps(self, stack: str, length: Length, keep: ir.Value | None) -> Steps:
+    def _layout(self, stack: str, length: Length, attention_mask: ir.Value | None) -> SequenceLayout:
+        chunk_size = self.writers[stack].config.chunk_size
+        return SequenceLayout(self.graph, length, self.longest[stack], chunk_size, attention_mask)
+
+    def _layers(self, stack: str, x: ir.Value, layout: SequenceLayout, memory: Memory | None = None) -> ir.Value:
+        """All layers of a stack over whole sequences: [rows * steps, D] -> the same, or the first steps' [rows, D]."""
         writer = self.writers[stack]
-        return Steps(self.graph, length, self.longest[stack], writer.config.chunk_size, keep)
+        context = WholeSequence(
+            config=writer.config,
+            lowered=self.averages[stack],
+            layout=layout,
+            memory=memory,
+            first_only=self.first_only,
+        )
+        return writer.write(x, context)
 
     def _encoder(self, model: MegaEncoder) -> None:
         frames, dim = self.inputs["frames"], model.config.embed_dim
         length = self._length(frames)
-        x = self.writers["encoder"].write(self.graph.rows(frames, dim), self._steps("encoder", length, None))
+        x = self._layers("encoder", self.graph.rows(frames, dim), self._layout("encoder", length, None))
         self._output("features", self.graph.windows(x, length, dim))
 
-    def _embedded(self, stack: str, tokens: ir.Value, of: _Words) -> tuple[ir.Value, Steps]:
+    def _embedded(self, stack: str, tokens: ir.Value, of: _Words) -> tuple[ir.Value, SequenceLayout]:
         """Tokens as the first layer's input, and their steps, padded to whole chunks."""
         config = self.writers[stack].config
         words = TokenEmbedding(
             self.graph, of.embedding, of.table, scope=of.scope, name=of.name, dim=config.embed_dim, shared=of.shared
         )
         tokens, length = words.pad(tokens, self.seq_len, config.chunk_size)
-        steps = self._steps(stack, length, words.keep(tokens))
-        return words.write(tokens, steps), steps
+        layout = self._layout(stack, length, words.attention_mask(tokens))
+        return words.write(tokens, layout), layout
 
     def _classifier(self, model: MegaClassifier) -> None:
         op, graph, config = self.op, self.graph, model.config
@@ -178,15 +189,15 @@ class Task:
         lengths_of_rows = op.Concat(*lengths, axis=0) if config.pair else lengths[0]
         if isinstance(model.table, ValueEmbedding):
             x = values(graph, tokens, model.table, model.embedding, dim)
-            steps = self._steps("encoder", self._length(tokens), None)
+            layout = self._layout("encoder", self._length(tokens), None)
         else:
-            x, steps = self._embedded("encoder", tokens, _Words(model.embedding, model.table))
-        x = self.writers["encoder"].write(x, steps)
+            x, layout = self._embedded("encoder", tokens, _Words(model.embedding, model.table))
+        x = self._layers("encoder", x, layout)
         if config.pooling == "first":
-            kept = steps.kept()
-            x = x if kept is None else op.Mul(x, steps.first(kept, 1))
+            kept = layout.kept()
+            x = x if kept is None else op.Mul(x, layout.first(kept, 1))
         else:
-            x = op.Div(steps.total(x, dim), op.Unsqueeze(op.Cast(lengths_of_rows, to=graph.dtype), [1]))
+            x = op.Div(layout.total(x, dim), op.Unsqueeze(op.Cast(lengths_of_rows, to=graph.dtype), [1]))
         layers = [_linear(layer) for layer in (*model.hidden, model.output)]
         if config.pair:
             x = op.Reshape(op.Transpose(op.Reshape(x, [2, -1, dim]), perm=[1, 0, 2]), [-1, 2 * dim])
@@ -214,9 +225,9 @@ class Task:
 
     def _language_model(self, model: MegaLanguageModel) -> None:
         words = _Words(model.embedding, model.table, shared=model.config.output.tied)
-        x, steps = self._embedded("decoder", self.inputs["tokens"], words)
-        x = self.writers["decoder"].write(x, steps)
-        self._scores(x, steps, self.inputs["tokens"], model.output, words)
+        x, layout = self._embedded("decoder", self.inputs["tokens"], words)
+        x = self._layers("decoder", x, layout)
+        self._scores(x, layout, self.inputs["tokens"], model.output, words)
 
     def memory(self) -> Memory:
         """What cross attention reads, of a model that has it; only the inputs that this is made of need be there."""
@@ -224,8 +235,8 @@ class Task:
             return self._encoded(self.model)
         assert isinstance(self.model, MegaHuggingFace)
         states, graph = self.inputs["encoder_hidden_states"], self.graph
-        keep = nonzero(self.op, self.inputs["encoder_attention_mask"])
-        reached = Steps(graph, self._length(states), largest(self.seq_len), None, keep)
+        attention_mask = nonzero(self.graph, self.inputs["encoder_attention_mask"])
+        reached = SequenceLayout(graph, self._length(states), largest(self.seq_len), None, attention_mask)
         return Memory(graph.rows(states, self.model.config.encoder.embed_dim), reached)
 
     def _encoded(self, model: MegaTranslation) -> Memory:
@@ -238,10 +249,10 @@ class Task:
             "target_table" if shared else "source_table",
             shared=shared,
         )
-        x, steps = self._embedded("encoder", self.inputs["src_tokens"], source)
-        x = steps.masked(self.writers["encoder"].write(x, steps))
+        x, layout = self._embedded("encoder", self.inputs["src_tokens"], source)
+        x = layout.masked(self._layers("encoder", x, layout))
         length = self._length(self.inputs["src_tokens"])
-        return Memory(*steps.cut(x, model.config.encoder.embed_dim, length, largest(self.seq_len)))
+        return Memory(*layout.cut(x, model.config.encoder.embed_dim, length, largest(self.seq_len)))
 
     def _translation(self, model: MegaTranslation) -> None:
         target = _Words(
@@ -252,28 +263,28 @@ class Task:
             shared=model.config.shared or model.config.output.tied,
         )
         memory = self.memory()
-        y, steps = self._embedded("decoder", self.inputs["prev_output_tokens"], target)
-        y = self.writers["decoder"].write(y, steps, memory)
-        self._scores(y, steps, self.inputs["prev_output_tokens"], model.output, target)
+        y, layout = self._embedded("decoder", self.inputs["prev_output_tokens"], target)
+        y = self._layers("decoder", y, layout, memory)
+        self._scores(y, layout, self.inputs["prev_output_tokens"], model.output, target)
 
     def _scores(
-        self, x: ir.Value, steps: Steps, tokens: ir.Value, output: Output | AdaptiveSoftmax, words: _Words
+        self, x: ir.Value, layout: SequenceLayout, tokens: ir.Value, output: Output | AdaptiveSoftmax, words: _Words
     ) -> None:
         """Scores of the steps that were given."""
         length, dim = self._length(tokens), self.writers["decoder"].config.embed_dim
-        x, _ = steps.cut(steps.masked(x), dim, length, largest(self.seq_len))
+        x, _ = layout.cut(layout.masked(x), dim, length, largest(self.seq_len))
         spec = self.signature.outputs[0]
         found = scores(self.graph, x, output, words.table, words.name)
         self._output(spec.name, self.graph.windows(found, length, usual(spec.dims[-1])))
 
     def _hugging_face(self, model: MegaHuggingFace) -> None:
-        op, graph = self.op, self.graph
+        graph = self.graph
         rows = {name: self._flat(value) for name, value in self.inputs.items()}
         ids = rows["input_ids"]
-        steps = self._steps("encoder", self._length(ids), nonzero(op, rows["attention_mask"]))
+        layout = self._layout("encoder", self._length(ids), nonzero(graph, rows["attention_mask"]))
         memory = self.memory() if model.config.encoder.cross_positions is not None else None
-        x = self.writers["encoder"].write(hugging_face_words(graph, model, rows), steps, memory)
-        for name, value in headed(graph, model, x, steps, self.inputs["input_ids"]).items():
+        x = self._layers("encoder", hugging_face_words(graph, model, rows), layout, memory)
+        for name, value in headed(graph, model, x, layout, self.inputs["input_ids"]).items():
             self._output(name, value)
 
     def _flat(self, x: ir.Value) -> ir.Value:
@@ -292,21 +303,6 @@ def _shape(spec: TensorSpec) -> list[int | str]:
 def _axes(value: ir.Value) -> Sequence[Any]:
     assert value.shape is not None
     return value.shape.dims
-
-
-def hugging_face_words(graph: Graph, model: MegaHuggingFace, inputs: Mapping[str, ir.Value]) -> ir.Value:
-    """The first layer's input: [rows * steps, D]."""
-    op = graph.op
-    x = op.Gather(tied_table(graph, "words", model.words.weight), inputs["input_ids"])
-    if model.token_types is not None:
-        types = graph.constant("token_types.weight", as_array(model.token_types.weight))
-        x = op.Add(x, op.Gather(types, inputs["token_type_ids"]))
-    return graph.rows(x, model.config.encoder.embed_dim)
-
-
-def nonzero(op: Any, mask: ir.Value) -> ir.Value:
-    """Where a mask keeps: bool."""
-    return op.Not(op.Equal(mask, op.Constant(value_int=0)))
 
 
 def _linear(layer: nn.Module) -> Linear:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from mega_deploy.config.attention import L1_LAPLACE, SOFTMAX, AttentionTraits
 from mega_deploy.errors import OptionError
 
 Output = Literal["last", "sequence"]
@@ -69,6 +70,11 @@ class EdificeConfig:
     def attention(self) -> Attention:
         """The attention function by its name on the command line."""
         return "laplace" if self.laplace_attention else "softmax"
+
+    @property
+    def attention_traits(self) -> AttentionTraits:
+        """What the attention function is like."""
+        return L1_LAPLACE if self.laplace_attention else SOFTMAX
 
     @property
     def inner_size(self) -> int:

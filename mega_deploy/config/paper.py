@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from mega_deploy.config.attention import TRAITS, Attention, AttentionTraits
 from mega_deploy.config.edifice import MAX_DIMENSION
 from mega_deploy.errors import OptionError
 
-Attention = Literal["softmax", "laplace", "relu2"]
 Position = Literal["simple", "rotary"]
 Norm = Literal["layernorm", "scalenorm", "rmsnorm", "batchnorm", "scaling"]
 Activation = Literal["silu", "relu", "gelu", "gelu_accurate", "linear", "tanh"]
@@ -93,6 +93,11 @@ class MegaConfig:
             check_rate(name, getattr(self, name))
         if self.position == "rotary" and self.z_dim % 2:
             raise OptionError(f"z_dim must be even with rotary positions, whose halves turn together, got {self.z_dim}")
+
+    @property
+    def attention_traits(self) -> AttentionTraits:
+        """What the attention function is like."""
+        return TRAITS[self.attention]
 
     @property
     def is_causal(self) -> bool:

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mega_deploy.config.edifice import EdificeConfig, Source
+from mega_deploy.config.norm import FLOAT32_NORM_EPSILON
 from mega_deploy.errors import OptionError
 from mega_deploy.plugins.laplace.torch_op import laplace_attention
-
-NORM_EPSILON = float.fromhex("0x1.4f8b58p-17")  # 1e-5 in float32, in which Edifice computes and ONNX stores it
 
 
 class ExponentialMovingAverage(nn.Module):
@@ -90,11 +89,11 @@ class MegaBlock(nn.Module):
 
     def __init__(self, config: EdificeConfig) -> None:
         super().__init__()
-        self.ema_norm = nn.LayerNorm(config.hidden_size, NORM_EPSILON)
+        self.ema_norm = nn.LayerNorm(config.hidden_size, FLOAT32_NORM_EPSILON)
         self.ema = ExponentialMovingAverage(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, NORM_EPSILON)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, FLOAT32_NORM_EPSILON)
         self.attention = GatedAttention(config)
-        self.ffn_norm = nn.LayerNorm(config.hidden_size, NORM_EPSILON)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, FLOAT32_NORM_EPSILON)
         self.ffn = SwiGLU(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -122,7 +121,7 @@ class Mega(nn.Module):
         same = config.embed_dim == config.hidden_size
         self.input_projection = nn.Identity() if same else nn.Linear(config.embed_dim, config.hidden_size)
         self.blocks = nn.ModuleList(MegaBlock(config) for _ in range(config.num_layers))
-        self.final_norm = nn.LayerNorm(config.hidden_size, NORM_EPSILON)
+        self.final_norm = nn.LayerNorm(config.hidden_size, FLOAT32_NORM_EPSILON)
         self.apply(_initialise)
 
     @classmethod

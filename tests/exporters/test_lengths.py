@@ -60,7 +60,7 @@ def test_one_graph_serves_every_length_of_its_range(tmp_path, laplace, output, e
 
 
 def test_nothing_in_a_graph_of_a_range_depends_on_values(tmp_path):
-    """No control flow (exporters.onnx refuses it), and shapes come from the input's shape alone."""
+    """No control flow (exporters.save_graph refuses it), and shapes come from the input's shape alone."""
     graph = mega_graph(fold(mega()), ema="blocked", seq_range=Range(1, WINDOW, LONG))
     proto = onnx_file.save(graph.model, tmp_path / "model.onnx")
     assert not {node.op_type for node in proto.graph.node} & {"NonZero", "Loop", "If", "Scan", "CumSum"}

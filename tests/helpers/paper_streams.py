@@ -9,8 +9,8 @@ from onnxscript import ir
 from paper_goldens import DATA
 from safetensors.numpy import load_file
 
-from mega_deploy.exporters.paper.source import SEEN
-from mega_deploy.exporters.paper.stream_tasks import StreamWriter
+from mega_deploy.exporters.paper.stream.source import SEEN
+from mega_deploy.exporters.paper.stream.tasks import StreamWriter
 from mega_deploy.exporters.stream_families import streamed
 from mega_deploy.runtime import Session, StreamSession
 from mega_deploy.runtime.streams.encoder import Encoder

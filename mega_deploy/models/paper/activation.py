@@ -1,4 +1,4 @@
-"""Activations, and what makes attention weights of scores."""
+"""Activations, and the functions that make attention weights of scores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mega_deploy.config.attention import Attention
 from mega_deploy.config.paper import Activation
 
 # The official code's rounding of sqrt(1/2) and sqrt(1/(4 pi)): with them the paper's Laplace function meets relu2 best.
@@ -32,3 +33,7 @@ def laplace(x: Tensor) -> Tensor:
 def relu2(x: Tensor) -> Tensor:
     """relu(x)^2."""
     return F.relu(x).square()
+
+
+ELEMENTWISE: dict[Attention, Callable[[Tensor], Tensor]] = {"laplace": laplace, "relu2": relu2}
+"""What makes weights of scores, by the name of an attention function that is not normalised."""

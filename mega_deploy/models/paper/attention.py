@@ -9,16 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mega_deploy.config.paper import Attention, MegaConfig
+from mega_deploy.config.attention import TRAITS, Attention
+from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import OptionError
-from mega_deploy.models.paper.activation import ACTIVATIONS, laplace, relu2
+from mega_deploy.models.paper.activation import ACTIVATIONS, ELEMENTWISE
 from mega_deploy.models.paper.ema import MultiHeadEMA
 from mega_deploy.models.paper.norm import make_norm
 from mega_deploy.models.paper.position import position_bias
 
 
 def attention_weights(
-    kind: Attention, q: Tensor, k: Tensor, bias: Tensor, keep: Tensor | None, *, causal: bool
+    kind: Attention, q: Tensor, k: Tensor, bias: Tensor, attention_mask: Tensor | None, *, causal: bool
 ) -> Tensor:
     """What each query takes of each key.
 
@@ -32,27 +33,26 @@ def attention_weights(
         q: [..., M, Z].
         k: [..., N, Z].
         bias: [M, N].
-        keep: [..., N], True for keys that are no padding; None keeps all. Where softmax would have nothing to attend
-            to, padding is attended to (as the official code does, except that causal ones are NaN there).
+        attention_mask: [..., N], True for keys that are no padding; None keeps all. Where softmax would have nothing to
+            attend to, padding is attended to (as the official code does, except that causal ones are NaN there).
         causal: whether a query sees the keys up to its own step only.
 
     Returns:
         [..., M, N].
     """
-    queries, keys = bias.shape
+    traits, (queries, keys) = TRAITS[kind], bias.shape
     allowed = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
     if causal:
         allowed = allowed.tril()
-    kept = allowed if keep is None else allowed & keep[..., None, :]
+    kept = allowed if attention_mask is None else allowed & attention_mask[..., None, :]
     scores = q @ k.transpose(-1, -2)
-    if kind == "softmax":
+    if traits.normalised:
         kept = torch.where(kept.any(-1, keepdim=True), kept, allowed)
         scores = scores * q.shape[-1] ** -0.5 + bias
         return scores.masked_fill(~kept, float("-inf")).softmax(-1)
     counted = allowed if causal else kept
     lengths = counted.sum(-1, keepdim=True).clamp(min=1).to(scores.dtype)
-    function = laplace if kind == "laplace" else relu2
-    return function(scores / lengths + bias) * kept
+    return ELEMENTWISE[kind](scores / lengths + bias) * kept
 
 
 class GatedAttention(nn.Module):
@@ -85,28 +85,28 @@ class GatedAttention(nn.Module):
         self.attention_dropout = nn.Dropout(config.attention_dropout)
         self.hidden_dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The block's output; `keep` [B, L] is True for steps that are no padding."""
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The block's output; `attention_mask` [B, L] is True for steps that are no padding."""
         config = self.config
         act = ACTIVATIONS[config.activation]
         n = self.norm(x) if config.prenorm else x
-        m = self.dropout(self.ema(n, keep))
+        m = self.dropout(self.ema(n, attention_mask))
         widths = (config.embed_dim, config.z_dim, config.hidden_dim, config.embed_dim)
         u, z, r, hx = self.mx_proj(m).split(widths, -1)
         q, k = (F.silu(z)[:, :, None] * self.qk_weight + self.qk_bias).unbind(2)  # [B, L, Z]
         v = self.hidden_dropout(act(self.v_proj(n)))  # [B, L, V]
-        h = act(hx + self.h_proj(F.silu(r) * self._attend(q, k, v, keep)))
+        h = act(hx + self.h_proj(F.silu(r) * self._attend(q, k, v, attention_mask)))
         out = x + torch.sigmoid(u) * (self.dropout(h) - x)
         return out if config.prenorm else self.norm(out)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The weighted values, chunk by chunk: [B, L, V]."""
         batch, length = q.shape[:2]
         chunk = chunk_of(length, self.config.chunk_size)
         q, k, v = (tensor.reshape(batch, -1, chunk, tensor.shape[2]) for tensor in (q, k, v))  # [B, N, C, .]
-        keep = None if keep is None else keep.reshape(batch, -1, chunk)
+        attention_mask = None if attention_mask is None else attention_mask.reshape(batch, -1, chunk)
         bias = self.position(chunk, chunk)
-        weights = attention_weights(self.config.attention, q, k, bias, keep, causal=self.config.is_causal)
+        weights = attention_weights(self.config.attention, q, k, bias, attention_mask, causal=self.config.is_causal)
         return (self.attention_dropout(weights) @ v).reshape(batch, length, -1)
 
 
@@ -134,8 +134,8 @@ class GatedCrossAttention(nn.Module):
         self.attention_dropout = nn.Dropout(config.attention_dropout)
         self.hidden_dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x: Tensor, memory: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The block's output; `keep` [B, S] is True for the memory's steps that are no padding."""
+    def forward(self, x: Tensor, memory: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The block's output; `attention_mask` [B, S] is True for the memory's steps that are no padding."""
         config = self.config
         act = ACTIVATIONS[config.activation]
         n = self.norm(x) if config.prenorm else x
@@ -143,7 +143,7 @@ class GatedCrossAttention(nn.Module):
         k = self.k_proj(memory)  # [B, S, Z]
         v = self.hidden_dropout(act(self.v_proj(memory)))  # [B, S, D]
         bias = self.position(q.shape[1], k.shape[1])
-        weights = attention_weights(config.attention, q, k, bias, keep, causal=False)
+        weights = attention_weights(config.attention, q, k, bias, attention_mask, causal=False)
         h = act(self.h_proj(F.silu(r) * (self.attention_dropout(weights) @ v)))
         out = x + torch.sigmoid(u) * (self.dropout(h) - x)
         return out if config.prenorm else self.norm(out)

@@ -37,11 +37,11 @@ class MegaClassifier(nn.Module):
 
     def represent(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """One vector for each sequence: [B, D]."""
-        x, keep = self.embedding(tokens, self.table)
-        x = self.encoder(x, keep)
+        x, attention_mask = self.embedding(tokens, self.table)
+        x = self.encoder(x, attention_mask)
         if self.config.pooling == "first":
-            return x[:, 0] if keep is None else x[:, 0] * keep[:, :1]
-        return (x if keep is None else x * keep[..., None]).sum(1) / lengths[:, None]
+            return x[:, 0] if attention_mask is None else x[:, 0] * attention_mask[:, :1]
+        return (x if attention_mask is None else x * attention_mask[..., None]).sum(1) / lengths[:, None]
 
     def forward(
         self,

@@ -60,10 +60,10 @@ class MultiHeadEMA(nn.Module):
         coarse, fine = torch.exp(log_q[..., None] * (steps * width)), torch.exp(log_q[..., None] * steps)
         return torch.einsum("rni,rnj->rij", weight[..., None] * coarse, fine).flatten(1)[:, :lags]
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The average; steps that `keep` [B, L] leaves out enter no other step, but keep their residual."""
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The average; steps that `attention_mask` [B, L] leaves out enter no other step, but keep their residual."""
         length = x.shape[1]
-        inputs = x if keep is None else x * keep[..., None]
+        inputs = x if attention_mask is None else x * attention_mask[..., None]
         kernels = self.kernel(length)
         size = 2 * length  # a circle so large that neither end meets the other
         spectrum = torch.fft.rfft(kernels.to(_at_least_float32(x.dtype)), size)

@@ -72,9 +72,9 @@ class Embedding(nn.Module):
         if self.config.vocab_size is None:
             return self.dropout(self.norm(table(tokens))), None
         tokens = pad_to_chunks(tokens, self.chunk_size, self.config.pad)
-        keep = tokens != self.config.pad
+        attention_mask = tokens != self.config.pad
         x = self.dropout(self.norm(self.projection(self.scale * table(tokens))))
-        return x * keep[..., None], keep
+        return x * attention_mask[..., None], attention_mask
 
 
 def pad_to_chunks(tokens: Tensor, chunk_size: int | None, pad: int) -> Tensor:

@@ -42,19 +42,23 @@ class MegaLayer(nn.Module):
         self.ffn = None if config.ffn_dim is None else FeedForward(config, config.ffn_dim)
 
     def forward(
-        self, x: Tensor, keep: Tensor | None = None, memory: Tensor | None = None, memory_keep: Tensor | None = None
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
     ) -> Tensor:
-        x = self.attention(x, keep)
+        x = self.attention(x, attention_mask)
         if self.cross_attention is not None:
-            x = self.cross_attention(x, memory, memory_keep)
+            x = self.cross_attention(x, memory, memory_mask)
         return x if self.ffn is None else self.ffn(x)
 
 
 class MegaStack(nn.Module):
     """All layers and the final norm: [B, L, D] -> [B, L, D].
 
-    `keep` [B, L] and `memory_keep` [B, S] are True for steps that are no padding; None keeps all. What comes out at
-    padding is finite and means nothing.
+    `attention_mask` [B, L] and `memory_mask` [B, S] are True for steps that are no padding; None keeps all. What comes
+    out at padding is finite and means nothing.
     """
 
     def __init__(self, config: MegaConfig) -> None:
@@ -66,10 +70,14 @@ class MegaStack(nn.Module):
         self.layers.apply(_initialise)
 
     def forward(
-        self, x: Tensor, keep: Tensor | None = None, memory: Tensor | None = None, memory_keep: Tensor | None = None
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
     ) -> Tensor:
         for layer in self.layers:
-            x = layer(x, keep, memory, memory_keep)
+            x = layer(x, attention_mask, memory, memory_mask)
         return self.final_norm(x)
 
 

@@ -61,11 +61,11 @@ class MegaHuggingFace(nn.Module):
         x = self.words(ids)
         if self.token_types is not None:
             x = x + self.token_types(torch.zeros_like(ids) if token_type_ids is None else token_type_ids.flatten(0, -2))
-        keep = None if attention_mask is None else attention_mask.flatten(0, -2) != 0
-        memory_keep = None if encoder_attention_mask is None else encoder_attention_mask != 0
+        attention_mask = None if attention_mask is None else attention_mask.flatten(0, -2) != 0
+        memory_mask = None if encoder_attention_mask is None else encoder_attention_mask != 0
         if (encoder_hidden_states is None) != (self.config.encoder.cross_positions is None):
             raise OptionError("encoder_hidden_states go with cross attention, and only with it")
-        x = self.encoder(x, keep, encoder_hidden_states, memory_keep)
+        x = self.encoder(x, attention_mask, encoder_hidden_states, memory_mask)
         return self.headed(x, shape)
 
     def headed(self, x: Tensor, shape: torch.Size) -> dict[str, Tensor]:

@@ -32,8 +32,8 @@ class MegaLanguageModel(nn.Module):
 
     def features(self, tokens: Tensor) -> Tensor:
         """What the scores are made of, zero at padding: [B, L, D]."""
-        x, keep = self.embedding(tokens, self.table)
-        x = self.decoder(x, keep) * keep[..., None]
+        x, attention_mask = self.embedding(tokens, self.table)
+        x = self.decoder(x, attention_mask) * attention_mask[..., None]
         return x[:, : tokens.shape[1]]
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mega_deploy.config.norm import NORM_EPSILON
 from mega_deploy.config.paper import Norm
-
-EPSILON = 1e-5
 
 
 class ScaleNorm(nn.Module):
@@ -19,7 +18,7 @@ class ScaleNorm(nn.Module):
         self.scalar = nn.Parameter(torch.ones(1)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON)
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPSILON)
         return y if self.scalar is None else self.scalar * y
 
 
@@ -31,7 +30,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON)
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPSILON)
         return y if self.weight is None else self.weight * y
 
 
@@ -53,7 +52,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var
-        y = F.batch_norm(x.transpose(1, 2), mean, var, self.weight, self.bias, self.training, 0.1, EPSILON)
+        y = F.batch_norm(x.transpose(1, 2), mean, var, self.weight, self.bias, self.training, 0.1, NORM_EPSILON)
         return y.transpose(1, 2)
 
 
@@ -72,7 +71,7 @@ def make_norm(name: Norm, dim: int, affine: bool = True) -> nn.Module:
     """The norm by its name in MegaConfig."""
     match name:
         case "layernorm":
-            return nn.LayerNorm(dim, EPSILON, elementwise_affine=affine)
+            return nn.LayerNorm(dim, NORM_EPSILON, elementwise_affine=affine)
         case "scalenorm":
             return ScaleNorm(affine)
         case "rmsnorm":

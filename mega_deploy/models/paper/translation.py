@@ -36,15 +36,15 @@ class MegaTranslation(nn.Module):
     def encode(self, src_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The source as the decoder reads it, and its steps that are no padding: [B, S, D], [B, S]."""
         table = self.target_table if self.source_table is None else self.source_table
-        x, keep = self.source_embedding(src_tokens, table)
-        x = self.encoder(x, keep) * keep[..., None]
+        x, attention_mask = self.source_embedding(src_tokens, table)
+        x = self.encoder(x, attention_mask) * attention_mask[..., None]
         length = src_tokens.shape[1]
-        return x[:, :length], keep[:, :length]
+        return x[:, :length], attention_mask[:, :length]
 
-    def decode(self, prev_output_tokens: Tensor, memory: Tensor, memory_keep: Tensor) -> Tensor:
+    def decode(self, prev_output_tokens: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """Scores of the next target tokens, given what `encode` gave: [B, T, V]."""
-        x, keep = self.target_embedding(prev_output_tokens, self.target_table)
-        x = self.decoder(x, keep, memory, memory_keep) * keep[..., None]
+        x, attention_mask = self.target_embedding(prev_output_tokens, self.target_table)
+        x = self.decoder(x, attention_mask, memory, memory_mask) * attention_mask[..., None]
         return self.output(x[:, : prev_output_tokens.shape[1]], self.target_table)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor) -> dict[str, Tensor]:

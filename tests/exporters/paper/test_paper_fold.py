@@ -13,6 +13,7 @@ from paper_graphs import evaluated, float64_graph, trained
 from random_models import randomised
 from strategies import relative_l2
 
+from mega_deploy.config.attention import TRAITS
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import (
     ClassifierConfig,
@@ -25,8 +26,8 @@ from mega_deploy.config.tasks import (
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.paper import attention
-from mega_deploy.exporters.paper.sequence_layout import Steps
+from mega_deploy.exporters.paper import chunks
+from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
 from mega_deploy.models.paper import MegaEncoder
 from mega_deploy.signature import Range
 
@@ -47,7 +48,7 @@ def stacks(draw, **fixed):
         "ffn_dim": draw(st.sampled_from([None, 7])),
         "ema_dim": draw(st.integers(1, 3)),
         "num_layers": draw(st.integers(1, 2)),
-        "attention": draw(st.sampled_from(["softmax", "laplace", "relu2"])),
+        "attention": draw(st.sampled_from(list(TRAITS))),
         "position": draw(st.sampled_from(["simple", "rotary"])),
         "norm": draw(st.sampled_from(["layernorm", "scalenorm", "rmsnorm", "batchnorm", "scaling"])),
         "prenorm": draw(st.booleans()),
@@ -147,8 +148,8 @@ def test_attention_over_some_queries_at_a_time(config, seed, length, padding, ro
     lengths = np.maximum((found != PAD).sum(1), 1)
     feeds = {"tokens": found} if causal_tokens else {"src_tokens": found, "src_lengths": lengths}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "ROWS", rows)
-        patch.setattr(attention, "PART_ROWS", rows)
+        patch.setattr(chunks, "ROWS", rows)
+        patch.setattr(chunks, "PART_ROWS", rows)
         agree(randomised(task, seed), Range(1, length, MOST) if dynamic else length, feeds, "kernel")
 
 
@@ -156,7 +157,9 @@ def test_attention_over_some_queries_at_a_time(config, seed, length, padding, ro
 def test_the_mean_of_thousands_of_like_steps_loses_no_digits(length):
     graph = Graph("mean")
     x = graph.input("x", ["batch", 5000, 3] if isinstance(length, int) else ["batch", "seq_len", 3])
-    steps = Steps(graph, length if isinstance(length, int) else graph.op.Shape(x, start=0, end=2), 5000, None, None)
+    steps = SequenceLayout(
+        graph, length if isinstance(length, int) else graph.op.Shape(x, start=0, end=2), 5000, None, None
+    )
     graph.output(steps.total(graph.rows(x, 3), 3), "total", ["batch", 3])
     session = onnxruntime.InferenceSession(ir.to_proto(graph.model()).SerializeToString())
     for count in (5000,) if isinstance(length, int) else (1, 63, 64, 65, 5000):
@@ -167,7 +170,7 @@ def test_the_mean_of_thousands_of_like_steps_loses_no_digits(length):
 
 @pytest.mark.parametrize(("kind", "causal"), [("softmax", False), ("softmax", True), ("laplace", False)])
 def test_a_long_chunk_of_a_range_has_the_scores_of_an_eighth_of_its_queries_at_once(kind, causal):
-    length, dim = attention.MOST_PARTS * attention.PART_ROWS, 4
+    length, dim = chunks.MOST_PARTS * chunks.PART_ROWS, 4
     config = MegaConfig(
         embed_dim=dim,
         z_dim=4,
@@ -185,17 +188,17 @@ def test_a_long_chunk_of_a_range_has_the_scores_of_an_eighth_of_its_queries_at_o
     gathers = [
         node.output[0] for node in proto.graph.node if node.op_type == "Gather" and node.input[0].endswith("bias")
     ]
-    assert len(gathers) == attention.MOST_PARTS
+    assert len(gathers) == chunks.MOST_PARTS
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in gathers)
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     for steps in (1, 9, 1000):
         _, *biases = session.run(None, {session.get_inputs()[0].name: np.zeros((1, steps, dim), np.float32)})
-        assert {len(bias) for bias in biases} == {-(-steps // attention.MOST_PARTS)}
+        assert {len(bias) for bias in biases} == {-(-steps // chunks.MOST_PARTS)}
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_long_chunk_never_has_all_its_scores_or_biases_at_once(causal, tmp_path):
-    length, dim = 2 * attention.ROWS + 100, 4
+    length, dim = 2 * chunks.ROWS + 100, 4
     config = MegaConfig(
         embed_dim=dim, z_dim=4, hidden_dim=4, ffn_dim=4, ema_dim=1, num_layers=2, max_positions=length, causal=causal
     )
@@ -207,7 +210,7 @@ def test_a_long_chunk_never_has_all_its_scores_or_biases_at_once(causal, tmp_pat
     onnxruntime.InferenceSession(ir.to_proto(graph.model).SerializeToString(), options)
     optimised = onnx.load(tmp_path / "optimised.onnx")
     # The band of biases is as wide as all its parts side by side.
-    assert max(math.prod(tensor.dims) for tensor in optimised.graph.initializer) < 2 * length * attention.ROWS
+    assert max(math.prod(tensor.dims) for tensor in optimised.graph.initializer) < 2 * length * chunks.ROWS
     softmax = [node for node in optimised.graph.node if node.op_type == "Softmax"]
     assert len(softmax) == 2 * 3
 

@@ -14,8 +14,8 @@ from mega_deploy.checkpoints import load_checkpoint
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
 from mega_deploy.errors import InputError, OptionError
+from mega_deploy.exporters.paper.stream.tasks import StreamWriter
 from mega_deploy.exporters.paper.stream_reference import untruncated
-from mega_deploy.exporters.paper.stream_tasks import StreamWriter
 from mega_deploy.exporters.stream_families import streamed
 from mega_deploy.models.paper import build_model
 

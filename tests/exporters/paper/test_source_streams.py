@@ -18,7 +18,7 @@ from mega_deploy.checkpoints import load_checkpoint
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import EmbeddingConfig, HuggingFaceConfig, OutputConfig, TranslationConfig
 from mega_deploy.errors import InputError, OptionError
-from mega_deploy.exporters.paper.encode import encode_graph
+from mega_deploy.exporters.paper.stream.encode import encode_graph
 from mega_deploy.exporters.paper.stream_reference import untruncated
 
 CAPACITY, WORDS, PAD, END = 24, 11, 1, 2

@@ -21,12 +21,13 @@ from mega_deploy.exporters.ema.kernel import DecaySum, Kernel
 from mega_deploy.exporters.ema.nodes import convolution
 from mega_deploy.exporters.ema.state import PARTS, carried, last
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.paper.sequence_layout import Steps
-from mega_deploy.exporters.paper.stream_attention import attend, causal, every_count
+from mega_deploy.exporters.paper.attention import weighted_values
+from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
+from mega_deploy.exporters.paper.stream.scores import StreamScores, causal, every_count
 from mega_deploy.exporters.state import State
 
 MOST_STEPS = 64
-"""Of one call: the powers of the decays grow with it. Longer inputs take several calls."""
+"""Steps of one call: the powers of the decays grow with it. Longer inputs take several calls."""
 FIRST, LAST = int(np.iinfo(np.int64).min), -1
 
 
@@ -37,62 +38,80 @@ class ManySteps:
         graph: where the nodes go.
         state: as in `OneStep`.
         config: of the stack.
-        steps: of this call; `longest` of them at most, and no more than the window.
+        layout: of this call's steps; `longest` of them at most, and no more than the window.
         window: slots for keys and values.
         limit: steps that a stream can have, None for any number.
     """
 
     def __init__(
-        self, graph: Graph, state: State, config: MegaConfig, steps: Steps, *, window: int, limit: int | None
+        self, graph: Graph, state: State, config: MegaConfig, layout: SequenceLayout, *, window: int, limit: int | None
     ) -> None:
         self.graph, self.op, self.state, self.config = graph, graph.op, state, config
-        self.steps, self.window = steps, window
-        assert isinstance(steps.length, ir.Value)
-        op, self.extent = graph.op, steps.length  # batch, steps
-        self.count = graph.frames(steps.length)
-        size = graph.integers("window", np.array(window))
+        self.layout, self.window = layout, window
+        assert isinstance(layout.length, ir.Value)
+        op, self.extent = graph.op, layout.length  # batch, steps
+        self.count = graph.frames(layout.length)
+        size = self.size = graph.integers("window", np.array(window))
         seen = state.take("steps_seen", [], ir.DataType.INT64)
         state.put(seen, op.Add(seen, op.Squeeze(self.count, [0])), limit=limit)
         seen = op.Unsqueeze(seen, [1])
         number = self.number = op.Add(seen, op.Range(0, op.Squeeze(self.count, [0]), 1))
-        """Of each stream's steps, from 0 on: [batch, steps]."""
+        """Which step of its stream each one is, from 0 on: [batch, steps]."""
         position = op.Mod(number, size)
         stream = op.Range(0, op.Squeeze(op.Slice(self.extent, [0], [1]), [0]), 1)
         stream = op.Expand(op.Unsqueeze(stream, [1, 2]), op.Concat(self.extent, graph.sizes(1), axis=0))
         self.slots = op.Concat(stream, op.Unsqueeze(position, [2]), axis=2)  # [batch, steps, 2]
-        # The slots hold a chunk up to the position of the first new step; behind it is what nobody sees.
-        slot = graph.integers("slot", np.arange(window))
-        first = op.Mod(seen, size)  # [batch, 1]
-        none = graph.integers("no_step", np.array(-1))
-        old = op.Where(op.Less(slot, first), op.Add(op.Sub(seen, first), slot), none)  # [batch, window]
-        keys = op.Unsqueeze(op.Concat(old, number, axis=1), [1])  # [batch, 1, window + steps]
-        places = op.Unsqueeze(op.Concat(op.Expand(slot, op.Shape(old)), position, axis=1), [1])
-        queries, here = op.Unsqueeze(number, [2]), op.Unsqueeze(position, [2])  # [batch, steps, 1]
-        self.distance = op.Add(op.Sub(places, here), graph.integers("nearest", np.array(window - 1)))
-        # A key is seen if it is neither later nor of an earlier chunk.
-        unseen = op.Or(op.Greater(keys, queries), op.Less(keys, op.Sub(queries, here)))
-        if steps.keep is not None and config.attention == "softmax":
-            was = state.take("padding", [window], ir.DataType.BOOL)
-            pads = op.Not(steps.keep)
-            state.put(was, op.ScatterND(was, self.slots, pads), ["window"])
-            padding = op.Unsqueeze(op.Concat(was, pads, axis=1), [1])
-            # A step that sees padding alone attends to it, as in the trained form.
-            kept = op.Cast(op.Not(op.Or(unseen, padding)), to=ir.DataType.INT64)
-            kept = op.Greater(op.ReduceMax(kept, [2]), graph.integers("none", np.array(0)))  # [batch, steps, 1]
-            unseen = op.Or(unseen, op.And(padding, kept))
+        self.distance, unseen = self._seen_keys(seen, position)
+        if layout.attention_mask is not None and config.attention_traits.normalised:
+            unseen = self._without_padding(unseen, layout.attention_mask)
         self.mask = op.Where(
             unseen, graph.constant("mask.unseen", np.array(-np.inf)), graph.constant("mask.seen", np.array(0.0))
         )
+        """What is added to scores: [batch, steps, window + steps]."""
         self.per_key = None
-        if config.attention != "softmax":
+        if config.attention_traits.divides_by_keys:
             self.per_key = op.Gather(every_count(graph, window), position)  # [batch, steps]
 
+    def _seen_keys(self, seen: ir.Value, position: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """How far the keys are from the queries, as a place in the bias, and which are not seen.
+
+        Args:
+            seen: steps of each stream before the call, [batch, 1].
+            position: of each new step in its chunk, [batch, steps].
+
+        Returns:
+            Both [batch, steps, window + steps]: the slots, then the call's own steps.
+        """
+        op, graph = self.op, self.graph
+        # The slots hold a chunk up to the position of the first new step; behind it is what nobody sees.
+        slot = graph.integers("slot", np.arange(self.window))
+        first = op.Mod(seen, self.size)  # [batch, 1]
+        none = graph.integers("no_step", np.array(-1))
+        old = op.Where(op.Less(slot, first), op.Add(op.Sub(seen, first), slot), none)  # [batch, window]
+        keys = op.Unsqueeze(op.Concat(old, self.number, axis=1), [1])  # [batch, 1, window + steps]
+        places = op.Unsqueeze(op.Concat(op.Expand(slot, op.Shape(old)), position, axis=1), [1])
+        queries, here = op.Unsqueeze(self.number, [2]), op.Unsqueeze(position, [2])  # [batch, steps, 1]
+        distance = op.Add(op.Sub(places, here), graph.integers("nearest", np.array(self.window - 1)))
+        # A key is seen if it is neither later nor of an earlier chunk.
+        return distance, op.Or(op.Greater(keys, queries), op.Less(keys, op.Sub(queries, here)))
+
+    def _without_padding(self, unseen: ir.Value, attention_mask: ir.Value) -> ir.Value:
+        """Which keys are not seen, padding included, but for steps that see padding alone, as in the trained form."""
+        op, graph, state = self.op, self.graph, self.state
+        was = state.take("padding", [self.window], ir.DataType.BOOL)
+        pads = op.Not(attention_mask)
+        state.put(was, op.ScatterND(was, self.slots, pads), ["window"])
+        padding = op.Unsqueeze(op.Concat(was, pads, axis=1), [1])
+        kept = op.Cast(op.Not(op.Or(unseen, padding)), to=ir.DataType.INT64)
+        kept = op.Greater(op.ReduceMax(kept, [2]), graph.integers("none", np.array(0)))  # [batch, steps, 1]
+        return op.Or(unseen, op.And(padding, kept))
+
     def average(self, n: ir.Value, ema: DecaySum, name: str) -> ir.Value:
-        """n: [batch * steps, D] -> the same."""
+        """The moving average at each step: n [batch * steps, D] -> [batch * steps, D]."""
         op, graph, (dim, states) = self.op, self.graph, ema.decay.shape
-        most = self.steps.longest
+        most = self.layout.longest
         old = self.state.take(f"{name}.average", [PARTS, dim, states])
-        x = graph.windows(self.steps.masked(n), self.extent, dim)
+        x = graph.windows(self.layout.masked(n), self.extent, dim)
         inside = convolution(
             graph, op.Transpose(x, perm=[0, 2, 1]), Kernel(ema.taps(most), 0, 0.0)
         )  # [batch, D, steps]
@@ -109,17 +128,18 @@ class ManySteps:
         return graph.rows(y, dim)
 
     def attend(self, q: ir.Value, k: ir.Value, v: ir.Value, distances: Float64Array, name: str) -> ir.Value:
-        """q: [batch * steps, Z], k: [batch * steps, Z], v: [batch * steps, V] -> [batch * steps, V]."""
+        """The weighted values: q and k [batch * steps, Z], v [batch * steps, V] -> [batch * steps, V]."""
         op, graph, config = self.op, self.graph, self.config
-        keys = self._seen(f"{name}.keys", k, config.z_dim, "z_dim")
-        v = v if config.attention == "softmax" else self.steps.masked(v)
-        values = self._seen(f"{name}.values", v, config.hidden_dim, "hidden_dim")
+        keys = self._cached(f"{name}.keys", k, config.z_dim, "z_dim")
+        v = v if config.attention_traits.normalised else self.layout.masked(v)
+        values = self._cached(f"{name}.values", v, config.hidden_dim, "hidden_dim")
         bias = op.Add(op.Gather(graph.constant("bias", causal(distances)), self.distance), self.mask)
         q = graph.windows(q, self.extent, config.z_dim)
-        context = attend(graph, config.attention, q, keys, values, bias=bias, per_key=self.per_key, single=False)
+        scores = StreamScores(graph, bias, self.per_key, single=False)
+        context = weighted_values(graph, config.attention, q, keys, values, scores=scores)
         return graph.rows(context, config.hidden_dim)
 
-    def _seen(self, name: str, new: ir.Value, features: int, axis: str) -> ir.Value:
+    def _cached(self, name: str, new: ir.Value, features: int, axis: str) -> ir.Value:
         """The slots as they were, and this call's steps: [batch, window + steps, features]."""
         op = self.op
         old = self.state.take(name, [self.window, features])

@@ -18,12 +18,20 @@ from mega_deploy.errors import OptionError
 from mega_deploy.exporters.ema.carry import END
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.fold import fold_stack
-from mega_deploy.exporters.paper.prefill import MOST_STEPS, ManySteps
-from mega_deploy.exporters.paper.sequence_layout import Steps
-from mega_deploy.exporters.paper.source import Source
-from mega_deploy.exporters.paper.step import OneStep
-from mega_deploy.exporters.paper.stream_io import WHOLE, StreamModel, Values, ends, source_inputs, stack_of
-from mega_deploy.exporters.paper.stream_layers import LayerWriter
+from mega_deploy.exporters.paper.layer import LayerWriter
+from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
+from mega_deploy.exporters.paper.stream.context import StreamContext
+from mega_deploy.exporters.paper.stream.prefill import MOST_STEPS, ManySteps
+from mega_deploy.exporters.paper.stream.source import Source
+from mega_deploy.exporters.paper.stream.step import OneStep
+from mega_deploy.exporters.paper.stream.stream_io import (
+    WHOLE,
+    StreamModel,
+    Values,
+    source_inputs,
+    stack_of,
+    stream_io,
+)
 from mega_deploy.exporters.state import BATCH, OPSET, State, StreamGraph
 from mega_deploy.signature import Dim, Range, Signature, TensorSpec
 
@@ -51,7 +59,7 @@ class StreamWriter:
         read = {spec.name for spec in source_inputs(model.config, 1, batch)}
         inputs = (_without_steps(spec) for spec in whole.inputs if spec.name not in read)
         self.signature = Signature(tuple(inputs), tuple(map(_without_steps, whole.outputs)))
-        """Of a step, without the state."""
+        """What a step takes and gives, without the state."""
         self.name, stack = stack_of(model)
         self.window, self.limit = reach(stack.config, length)
         self.folded = fold_stack(stack, self.limit or self.window)
@@ -69,7 +77,7 @@ class StreamWriter:
         return self._written(graph, self._inputs(graph, [BATCH, STEPS]), ManySteps, min(MOST_STEPS, self.window))
 
     def _inputs(self, graph: Graph, axes: Sequence[str]) -> Values:
-        """By name, [*axes, ...]: of tokens nothing more, of frames their features."""
+        """The inputs by name: tokens [*axes], frames [*axes, D]."""
 
         def taken(spec: TensorSpec) -> ir.Value:
             sizes = [dim for dim in spec.dims[1:] if isinstance(dim, int)]
@@ -83,18 +91,18 @@ class StreamWriter:
         op, state, config = graph.op, State(graph, self.batch), self.folded.config
         single = past is OneStep
         length = 1 if single else op.Shape(next(iter(given.values())), start=0, end=2)
-        end = ends(graph, self.model, given)
-        steps = Steps(graph, length, most, None, end.keep)
-        seen = past(graph, state, config, steps, window=self.window, limit=self.limit)
+        io = stream_io(graph, self.model, given)
+        layout = SequenceLayout(graph, length, most, None, io.attention_mask)
+        seen = past(graph, state, config, layout, window=self.window, limit=self.limit)
         source = None
         if config.cross_positions is not None:
             assert self.limit is not None
-            source = Source(graph, state, config, steps, number=seen.number, capacity=self.limit)
-        layers = LayerWriter(graph, self.folded, self.name, seen, source)
-        x = end.last(layers.write(end.first(steps)), steps)
+            source = Source(graph, state, config, layout, number=seen.number, capacity=self.limit)
+        context = StreamContext(graph, config, seen, source)
+        x = io.last(LayerWriter(graph, self.folded, self.name).write(io.first(layout), context), layout)
         if not single:
             x = op.Squeeze(op.Slice(graph.windows(x, length, config.embed_dim), [-1], [END], [1]), [1])
-        found = end.outputs(x)
+        found = io.outputs(x)
         for spec in self.signature.outputs:
             graph.output(found[spec.name], spec.name, [BATCH, *(dim for dim in spec.dims[1:] if isinstance(dim, int))])
         state.give()
@@ -130,12 +138,12 @@ def check_stream(model: StreamModel) -> None:
 
 
 def _without_steps(spec: TensorSpec) -> TensorSpec:
-    """Of a whole sequence -> of one step."""
+    """A tensor of a whole sequence -> the one of a single step."""
     kept: dict[str, Dim] = {a: dim for a, dim in zip(spec.axes, spec.dims, strict=True) if a not in WHOLE}
     return dataclasses.replace(spec, dims=tuple(kept.values()), axes=tuple(kept))
 
 
 def _with_steps(spec: TensorSpec, most: int) -> TensorSpec:
-    """Of one step -> of up to `most`."""
+    """A tensor of one step -> the one of up to `most`."""
     batch, *sizes = spec.dims
     return dataclasses.replace(spec, dims=(batch, Range(1, most, most), *sizes), axes=(BATCH, STEPS, *spec.axes[1:]))

@@ -1,20 +1,19 @@
-"""What stands before and behind the layers of a paper's model as a stream: its inputs, and the outputs of a task."""
+"""The inputs and outputs of a paper's model as a stream: what stands before its layers, and what behind them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Protocol
 
 from onnxscript import ir
 
 from mega_deploy.config.paper_signature import signature
 from mega_deploy.config.tasks import PaperConfig
 from mega_deploy.exporters.graph import Graph
-from mega_deploy.exporters.paper.embedding import TokenEmbedding
-from mega_deploy.exporters.paper.heads import headed
-from mega_deploy.exporters.paper.outputs import scores
-from mega_deploy.exporters.paper.sequence_layout import Steps
-from mega_deploy.exporters.paper.tasks import hugging_face_words, nonzero
+from mega_deploy.exporters.paper.embedding import TokenEmbedding, hugging_face_words, nonzero
+from mega_deploy.exporters.paper.heads import headed, scores
+from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
 from mega_deploy.models.paper import MegaEncoder, MegaHuggingFace, MegaLanguageModel, MegaStack, MegaTranslation
 from mega_deploy.signature import SOURCE_AXIS, Dim, Range, TensorSpec
 
@@ -38,29 +37,52 @@ def source_inputs(config: PaperConfig, steps: Dim, batch: Range) -> tuple[Tensor
     return tuple(dataclasses.replace(spec, axes=tuple(renamed.get(a, a) for a in spec.axes)) for spec in inputs)
 
 
-class Frames:
-    """The ends of bare layers; arguments and methods as of `Tokens`."""
+class StreamIO(Protocol):
+    """The inputs and outputs of one graph of a stream. Rows are streams, steps those of the call."""
 
-    keep = None
+    @property
+    def attention_mask(self) -> ir.Value | None:
+        """Which steps are no padding: bool [rows, steps]; None where nothing pads."""
+
+    def first(self, layout: SequenceLayout) -> ir.Value:
+        """The first layer's input: [rows * steps, D]."""
+
+    def last(self, x: ir.Value, layout: SequenceLayout) -> ir.Value:
+        """The last layer's output as the outputs read it: [rows * steps, D]."""
+
+    def outputs(self, x: ir.Value) -> Values:
+        """Outputs by name, of one step of each row: x [rows, D] -> [rows, ...]."""
+
+
+class FramesIO:
+    """Frames -> features of bare layers, which nothing pads.
+
+    Args:
+        graph: where the nodes go.
+        model: trained.
+        inputs: by name, [rows, steps, D].
+    """
+
+    attention_mask = None
 
     def __init__(self, graph: Graph, model: MegaEncoder, inputs: Values) -> None:
         self.graph, self.dim = graph, model.config.embed_dim
         (self.frames,) = inputs.values()
 
-    def first(self, steps: Steps) -> ir.Value:
-        del steps
+    def first(self, layout: SequenceLayout) -> ir.Value:
+        del layout
         return self.graph.rows(self.frames, self.dim)
 
-    def last(self, x: ir.Value, steps: Steps) -> ir.Value:
-        del steps
+    def last(self, x: ir.Value, layout: SequenceLayout) -> ir.Value:
+        del layout
         return x
 
     def outputs(self, x: ir.Value) -> Values:
         return {"features": x}
 
 
-class Tokens:
-    """The ends of fairseq's language model, and of the decoder of its translation.
+class TokensIO:
+    """Tokens -> scores of fairseq's language model, and of the decoder of its translation.
 
     Args:
         graph: where the nodes go.
@@ -74,57 +96,55 @@ class Tokens:
         dim, shared = model.config.decoder.embed_dim, model.config.output.tied
         if isinstance(model, MegaTranslation):
             shared = shared or model.config.shared
-            embedding, self.table, scope, self.name = (
-                model.target_embedding,
-                model.target_table,
-                "target_embedding",
-                "target_table",
-            )
+            embedding, self.table = model.target_embedding, model.target_table
+            scope, self.name = "target_embedding", "target_table"
         else:
             embedding, self.table, scope, self.name = model.embedding, model.table, "embedding", "table"
         self.words = TokenEmbedding(graph, embedding, self.table, scope=scope, name=self.name, dim=dim, shared=shared)
-        self.keep = self.words.keep(self.tokens)
-        """Where there is no padding: bool [rows, steps]."""
+        self.attention_mask = self.words.attention_mask(self.tokens)
 
-    def first(self, steps: Steps) -> ir.Value:
-        """The first layer's input: [rows * steps, D]."""
-        return self.words.write(self.tokens, steps)
+    def first(self, layout: SequenceLayout) -> ir.Value:
+        return self.words.write(self.tokens, layout)
 
-    def last(self, x: ir.Value, steps: Steps) -> ir.Value:
-        """The last layer's output as the outputs read it: [rows * steps, D]."""
-        return steps.masked(x)
+    def last(self, x: ir.Value, layout: SequenceLayout) -> ir.Value:
+        return layout.masked(x)
 
     def outputs(self, x: ir.Value) -> Values:
-        """By name, of one step of each row: x [rows, D] -> [rows, ...]."""
         (name,) = (spec.name for spec in signature(self.model.config, 1, Range(1, 1, 1)).outputs)
         return {name: scores(self.graph, x, self.model.output, self.table, self.name)}
 
 
-class HuggingFace:
-    """The ends of Hugging Face's classes; arguments and methods as of `Tokens`."""
+class HuggingFaceIO:
+    """Ids -> what a class of Hugging Face's returns; padding is embedded like all else.
+
+    Args:
+        graph: where the nodes go.
+        model: trained.
+        inputs: by name, [rows, steps].
+    """
 
     def __init__(self, graph: Graph, model: MegaHuggingFace, inputs: Values) -> None:
         self.graph, self.model, self.inputs = graph, model, inputs
-        self.keep = nonzero(graph.op, inputs["attention_mask"])
+        self.attention_mask = nonzero(graph, inputs["attention_mask"])
 
-    def first(self, steps: Steps) -> ir.Value:
-        del steps  # padding is embedded like all else
+    def first(self, layout: SequenceLayout) -> ir.Value:
+        del layout
         return hugging_face_words(self.graph, self.model, self.inputs)
 
-    def last(self, x: ir.Value, steps: Steps) -> ir.Value:
-        del steps
+    def last(self, x: ir.Value, layout: SequenceLayout) -> ir.Value:
+        del layout
         return x
 
     def outputs(self, x: ir.Value) -> Values:
-        one = Steps(self.graph, 1, 1, None, None)
+        one = SequenceLayout(self.graph, 1, 1, None, None)
         found = headed(self.graph, self.model, x, one, self.inputs["input_ids"])
         return {name: self.graph.op.Squeeze(value, [1]) for name, value in found.items()}
 
 
-def ends(graph: Graph, model: StreamModel, inputs: Values) -> Frames | Tokens | HuggingFace:
-    """Those of a model."""
+def stream_io(graph: Graph, model: StreamModel, inputs: Values) -> StreamIO:
+    """The inputs and outputs of a model; the arguments are those of its class."""
     if isinstance(model, MegaEncoder):
-        return Frames(graph, model, inputs)
+        return FramesIO(graph, model, inputs)
     if isinstance(model, MegaHuggingFace):
-        return HuggingFace(graph, model, inputs)
-    return Tokens(graph, model, inputs)
+        return HuggingFaceIO(graph, model, inputs)
+    return TokensIO(graph, model, inputs)

@@ -1,14 +1,14 @@
-"""The graph that takes the source of a stream once, and gives what exporters.paper.source reads of it."""
+"""The graph that takes the source of a stream once, and gives what exporters.paper.stream.source reads of it."""
 
 from __future__ import annotations
 
 import numpy as np
 from onnxscript import ir
 
-from mega_deploy.exporters.paper.ops import remembered
+from mega_deploy.exporters.paper.ops import memory_keys_and_values
 from mega_deploy.exporters.paper.padding import reaching_padding
-from mega_deploy.exporters.paper.source import KEYS, SEEN, VALUES
-from mega_deploy.exporters.paper.stream_io import StreamModel, source_inputs, stack_of
+from mega_deploy.exporters.paper.stream.source import KEYS, SEEN, VALUES
+from mega_deploy.exporters.paper.stream.stream_io import StreamModel, source_inputs, stack_of
 from mega_deploy.exporters.paper.tasks import Task
 from mega_deploy.exporters.state import BATCH, StreamGraph
 from mega_deploy.signature import SOURCE_AXIS, Range, Signature, TensorSpec
@@ -33,10 +33,10 @@ def encode_graph(
     task = Task(model, Signature(inputs, ()), dtype=dtype)
     memory, graph, name = task.memory(), task.graph, stack_of(model)[0]
     folded = task.writers[name].folded
-    config, steps = folded.config, memory.steps
-    assert steps.keep is not None and isinstance(steps.length, ir.Value)
+    config, layout = folded.config, memory.layout
+    assert layout.attention_mask is not None and isinstance(layout.length, ir.Value)
     op = graph.op
-    missing = op.Sub(graph.sizes(capacity), graph.frames(steps.length))
+    missing = op.Sub(graph.sizes(capacity), graph.frames(layout.length))
     given: list[TensorSpec] = []
 
     def give(called: str, value: ir.Value, dtype: ir.DataType, **sizes: int) -> None:
@@ -51,17 +51,17 @@ def encode_graph(
         axes = (BATCH, SOURCE_AXIS, *sizes)
         given.append(TensorSpec(called, dtype.numpy().name, (batch, capacity, *sizes.values()), axes))
 
-    some = op.ReduceMax(op.Cast(steps.keep, to=ir.DataType.INT64), [1], keepdims=1)  # [batch, 1]
+    some = op.ReduceMax(op.Cast(layout.attention_mask, to=ir.DataType.INT64), [1], keepdims=1)  # [batch, 1]
     nothing = op.Equal(some, graph.integers("none", np.array(0)))
-    give(SEEN, op.Or(steps.keep, nothing), ir.DataType.BOOL)
+    give(SEEN, op.Or(layout.attention_mask, nothing), ir.DataType.BOOL)
     for index, layer in enumerate(folded.layers):
         layer_name = f"{name}.layers.{index}"
         assert layer.cross is not None
         with graph.scope(layer_name), graph.scope("cross_attention"):
-            key, value = remembered(graph, memory.x, layer.cross, config)
-        value = value if config.attention == "softmax" else steps.masked(value)
-        key = graph.windows(key, steps.length, config.z_dim)
-        value = graph.windows(value, steps.length, config.embed_dim)
+            key, value = memory_keys_and_values(graph, memory.x, layer.cross, config)
+        value = value if config.attention_traits.normalised else layout.masked(value)
+        key = graph.windows(key, layout.length, config.z_dim)
+        value = graph.windows(value, layout.length, config.embed_dim)
         give(f"{layer_name}.{KEYS}", key, dtype, z_dim=config.z_dim)
         give(f"{layer_name}.{VALUES}", value, dtype, embed_dim=config.embed_dim)
     return StreamGraph(graph.model(), Signature(inputs, tuple(given)))
