@@ -15,7 +15,7 @@ from onnxscript import ir
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.signature import Dim, Range, Signature, StateSpec, TensorSpec
 
-OPSET = 21  # the first in which a constant may be scaled in blocks: exporters.quantise
+OPSET = 21  # the first in which a constant may be scaled in blocks: exporters.precision.quantise
 NEXT = "next"
 BATCH = "batch"
 
@@ -26,6 +26,26 @@ class StreamGraph:
 
     model: ir.Model
     signature: Signature
+
+
+@dataclass(frozen=True)
+class SourceGraph(StreamGraph):
+    """A graph that takes the source of a stream once, and gives what its steps read of it."""
+
+    seen: str
+    """The bool state [batch, source_len] that tells which steps a source has."""
+
+
+@dataclass(frozen=True)
+class StreamGraphs:
+    """The graphs of a stream, which share one state."""
+
+    step: StreamGraph
+    """It takes one step."""
+    prefill: StreamGraph
+    """It takes many steps at once."""
+    encode: SourceGraph | None = None
+    """It takes what the steps read of a source; None for a model that has none."""
 
 
 class State:

@@ -54,8 +54,8 @@ def test_int8_quantises_the_layers_and_nothing_else(graph):
     assert kinds.count("Gemm") == 1 and kinds.count("MatMul") == len(variable)
     assert kinds.count("MatMulInteger") == before.count("Gemm") - 1 + before.count("MatMul") - len(variable)
     assert kinds.count("Conv") == before.count("Conv") == 3
-    assert {"input_projection", "blocks.0.ema.Conv", "final_norm"} <= set(lowered.islands)
-    assert not any(name.endswith((".ffn.down", ".attention.out", ".ema.proj")) for name in lowered.islands)
+    assert {"input_projection", "blocks.0.ema.Conv", "final_norm"} <= set(lowered.float32_nodes)
+    assert not any(name.endswith((".ffn.down", ".attention.out", ".ema.proj")) for name in lowered.float32_nodes)
     # One quantisation serves all layers that read the same values.
     read = [node.inputs[0].name for node in lowered.model.graph if node.op_type == "QuantizeLinear"]
     assert len(read) == len(set(read))
@@ -77,7 +77,7 @@ def test_a_product_may_be_the_output_of_a_model(precision, tmp_path):
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
     lowered = lower(model, precision)
     proto = onnx_file.save(lowered.model, tmp_path / "model.onnx")
-    assert lowered.islands == ("input",) and list(proto.graph.output) == ends[1:]
+    assert lowered.float32_nodes == ("input",) and list(proto.graph.output) == ends[1:]
     frames = random.standard_normal((3, 6)).astype(np.float32)
     signature = Signature((TensorSpec("frames", "float32", (3, 6)),), (TensorSpec("logits", "float32", ()),))
     got = judging_session(tmp_path / "model.onnx", signature, precision).run(frames)
