@@ -26,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from onnxscript import ir
 
+from mega_deploy.errors import MegaDeployError
+
 # A processor without VNNI adds pairs of uint8 * int8 in int16 and saturates: 2 * 255 * 64 is the most that fits.
 LARGEST = 64
 ACTIVATION_STEPS, ACTIVATION_ZERO = 127, 128
@@ -207,8 +209,16 @@ def _finish(graph: ir.Graph, node: ir.Node, chain: _Chain, result: ir.Value) -> 
 
 
 def _constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic] | np.generic) -> ir.Value:
-    """A constant of the graph, made where it is not there yet."""
-    if name not in graph.initializers:
+    """A constant of the graph, made where it is not there yet.
+
+    Raises:
+        MegaDeployError: there is another one of that name (a defect of the exporter).
+    """
+    if name in graph.initializers:
+        there = graph.initializers[name].const_value
+        if there is None or not np.array_equal(there.numpy(), array):
+            raise MegaDeployError(f"the graph has two constants called {name}: a weight is quantised in two ways")
+    else:
         tensor = ir.tensor(array, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)

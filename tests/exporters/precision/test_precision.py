@@ -161,7 +161,7 @@ def test_what_is_not_there_cannot_be_kept_and_what_is_there_is_told(graph, name)
 
 @pytest.mark.parametrize(
     ("precision", "options"),
-    [("bfloat16", {"half_io": True}), ("float32", {"half_io": True}), ("float32", {"keep": ["blocks.0"]})],
+    [("bfloat16", {"half_io": True}), ("float32", {"half_io": True}), ("float32", {"keep_float32": ["blocks.0"]})],
 )
 def test_options_of_another_precision_are_refused(graph, precision, options):
     with pytest.raises(OptionError, match=precision):

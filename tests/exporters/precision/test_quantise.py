@@ -13,11 +13,12 @@ from onnxscript import ir
 from precision_models import SHAPE, build, run
 from strategies import relative_l2, trained_output
 
+from mega_deploy.errors import MegaDeployError
 from mega_deploy.exporters import save_graph as onnx_file
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.exporters.precision.lowering import lower
-from mega_deploy.exporters.precision.quantise import LARGEST, quantise_weight
+from mega_deploy.exporters.precision.quantise import LARGEST, quantise_in_blocks, quantise_weight
 from mega_deploy.runtime import judging_session
 from mega_deploy.runtime.onnxruntime.emulation import emulated
 from mega_deploy.signature import Range, Signature, TensorSpec
@@ -165,3 +166,19 @@ def test_sizes_are_no_numbers_to_lower(tmp_path, laplace, seq_range, precision):
     assert np.linalg.norm(got - want) <= {"float16": 5e-3, "bfloat16": 4e-2, "int8": 2e-1}[precision] * np.linalg.norm(
         want
     )
+
+
+def test_a_weight_that_two_products_read_in_different_ways_is_refused():
+    weight = ir.Value(name="w", shape=ir.Shape((4, 4)), type=ir.TensorType(ir.DataType.FLOAT))
+    weight.const_value = ir.tensor(np.arange(16, dtype=np.float32).reshape(4, 4), name="w")
+    x = ir.Value(name="x", shape=ir.Shape((1, 4)), type=ir.TensorType(ir.DataType.FLOAT))
+    nodes = [
+        ir.node("Gemm", [x, weight], {"transB": turned}, name=f"product.{turned}", version=21) for turned in (0, 1)
+    ]
+    for node in nodes:
+        node.outputs[0].name, node.outputs[0].type = node.name, ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [x], [node.outputs[0] for node in nodes], nodes=nodes, initializers=[weight], opset_imports={"": 21}
+    )
+    with pytest.raises(MegaDeployError, match="quantised in two ways"):
+        quantise_in_blocks(ir.Model(graph, ir_version=10), lambda node: False)
