@@ -32,9 +32,15 @@ def test_a_recorded_model_has_no_hooks_and_the_weights_that_it_had():
 @torch.no_grad()
 def test_a_module_that_is_kept_computes_in_float32_and_others_do_not():
     model, seen = build(), {}
-    for name in ("blocks.0.ffn.down", "blocks.1.ffn.down"):
-        layer = model.get_submodule(name)
-        layer.register_forward_hook(lambda _module, _given, out, name=name: seen.setdefault(name, out.dtype))
+
+    def watch(name):
+        def see(_module, _given, output):
+            seen[name] = output.dtype
+
+        model.get_submodule(name).register_forward_hook(see)
+
+    watch("blocks.0.ffn.down")
+    watch("blocks.1.ffn.down")
     keep_in_float32(model, ["blocks.1"])
     with torch.autocast("cpu", torch.bfloat16):
         model(torch.randn(1, 9, 6))
