@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mega_deploy.config.edifice import EdificeConfig, Precision
+from mega_deploy.config.edifice import Precision
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 from mega_deploy.runtime import Session, SessionOptions
 from mega_deploy.runtime.onnxruntime.emulation import emulated
@@ -27,22 +27,8 @@ L1_OPERATIONS = 3
 COUNTED = frozenset({"Gemm", "MatMul", "MatMulInteger", "Conv", LAPLACE})
 
 
-def trained_flops(config: EdificeConfig) -> int:
-    """Of the trained form: every row of every block, every projection by itself."""
-    length, hidden, inner = config.length, config.hidden_size, config.inner_size
-
-    def linear(features_in: int, features_out: int) -> int:
-        return 2 * length * features_in * features_out
-
-    scores = length * length * hidden * (L1_OPERATIONS if config.laplace_attention else 2)
-    attention = 5 * linear(hidden, hidden) + scores + 2 * length * length * hidden
-    block = linear(hidden, config.ema_dim) + linear(config.ema_dim, hidden) + attention + 3 * linear(hidden, inner)
-    projection = 0 if config.embed_dim == hidden else linear(config.embed_dim, hidden)
-    return projection + config.num_layers * block
-
-
 def counted_flops(model: nn.Module, signature: Signature) -> int:
-    """Of a trained form for one row of the usual length: its matrix products, as torch counts them.
+    """Floating-point operations of a trained form for one row of the usual length: its matrix products, by torch.
 
     The Fourier transforms in which the paper's moving average is trained are not counted.
     """
@@ -62,7 +48,7 @@ def _one_row(spec: TensorSpec) -> list[int]:
 
 
 def graph_flops(path: Path, signature: Signature, precision: Precision = "float32") -> int:
-    """Of a graph for one row of the usual length: it is run once, for the shapes that it works on.
+    """Floating-point operations of a graph for one row of the usual length: it is run once, for its shapes.
 
     Args:
         path: its ONNX file.

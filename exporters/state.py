@@ -28,6 +28,26 @@ class StreamGraph:
     signature: Signature
 
 
+@dataclass(frozen=True)
+class SourceGraph(StreamGraph):
+    """A graph that takes the source of a stream once, and gives what its steps read of it."""
+
+    seen: str
+    """The bool state [batch, source_len] that tells which steps a source has."""
+
+
+@dataclass(frozen=True)
+class StreamGraphs:
+    """The graphs of a stream, which share one state."""
+
+    step: StreamGraph
+    """It takes one step."""
+    prefill: StreamGraph
+    """It takes many steps at once."""
+    encode: SourceGraph | None = None
+    """It takes what the steps read of a source; None for a model that has none."""
+
+
 class State:
     """The state of a graph under construction: taken as inputs, and given back as outputs behind all others."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import shutil
 import tempfile
@@ -11,20 +10,20 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from mega_deploy import bundle as files
 from mega_deploy.config.edifice import Attention, Output, Precision
 from mega_deploy.errors import InputError, OptionError, require
 from mega_deploy.exporters import PACKAGES
+from mega_deploy.exporters.options import DEFAULT_BATCH, ExportOptions
 from mega_deploy.runtime import OpenBundle, open_bundle
 from mega_deploy.signature import Range
 
 if TYPE_CHECKING:
-    from mega_deploy.exporters.families import Model
+    from mega_deploy.exporters.family import Model
 
 PathLike = str | os.PathLike[str]
-DEFAULT_BATCH = Range(1, 1, 64)
 
 
 def export(
@@ -60,8 +59,9 @@ def export(
         batch_range: batches that sessions take, also as "MIN:OPT:MAX".
         ema: how the moving average is lowered: "kernel", "blocked", or "auto", which chooses and says why in the
             manifest.
-        precision: "float32", "float16", "bfloat16" or "int8"; written into the graph, with float32 islands.
-        float32: further islands: layers, nodes or blocks by the names that the manifest and the report use.
+        precision: "float32", "float16", "bfloat16" or "int8"; written into the graph, with nodes
+            left in float32 where rounding would hurt.
+        float32: what else stays float32: layers, nodes or blocks by the names that the manifest and the report use.
         half_io: float16 inputs and outputs, for precision "float16"; otherwise they are float32.
         form: whole windows, a stream of one frame or token at a time with carried state, or both. A stream's attention
             reaches back `seq_len` frames; of the paper's models to the beginning of a chunk, or where they have no
@@ -79,82 +79,93 @@ def export(
         QualityGateError: the deployed model is not equal to the trained one; no bundle is written.
         MissingComponentError: torch, onnx or onnxruntime is not installed.
     """
+    options = ExportOptions(
+        source=source,
+        config=config,
+        attention=attention,
+        seq_len=seq_len,
+        output=output,
+        seq_range=seq_range,
+        batch_range=batch_range,
+        ema=ema,
+        precision=precision,
+        float32=tuple(float32),
+        half_io=half_io,
+        form=form,
+        force=force,
+    )
+    return export_with(model, out, options, on_step)
+
+
+def export_with(
+    model: Model | PathLike, out: PathLike, options: ExportOptions, on_step: Callable[[str], None] = lambda step: None
+) -> OpenBundle:
+    """Export a model as `export` does, by an options object.
+
+    Args:
+        model: a trained model in eval mode, or the path of a checkpoint.
+        out: the folder that the bundle becomes.
+        options: what is asked of it.
+        on_step: called with the name of each step as it begins.
+
+    Returns:
+        The opened bundle.
+
+    Raises:
+        InputError: an option, the checkpoint or the place is unusable.
+        QualityGateError: the deployed model is not equal to the trained one; no bundle is written.
+        MissingComponentError: torch, onnx or onnxruntime is not installed.
+    """
     out = Path(out)
-    files.check_target(out, force=force)
-    batch = Range.parse(batch_range) if isinstance(batch_range, str) else batch_range
-    lengths = Range.parse(seq_range) if isinstance(seq_range, str) else seq_range
-    if lengths is not None:
-        if seq_len is not None:
-            raise OptionError("seq_len is for one length and seq_range for several; give one of them")
-        seq_len = lengths.opt
-    if precision not in get_args(Precision):
-        raise OptionError(f"there is no precision {precision!r}; there are {', '.join(get_args(Precision))}")
-    if form not in ("window", "stream", "both"):
-        raise OptionError(f"there is no form {form!r}; there are window, stream, both")
-    if form != "window":
-        _check_stream_options(lengths, form, half_io=half_io)
-    if form == "stream" and ema != "auto":
-        raise OptionError("a stream carries the moving average as it is; --ema is for --form window or both")
+    files.check_target(out, force=options.force)
+    options.check()
     for module in PACKAGES:
         require(module, "export", "exporting")
     require("onnxruntime", "cpu", "verifying an export")
-    if isinstance(model, str | os.PathLike):
-        from mega_deploy.checkpoints import load_checkpoint
+    from mega_deploy.exporters.assemble.bundle import assemble
+    from mega_deploy.exporters.families import family_of
 
-        on_step("read the checkpoint")
-        model = load_checkpoint(
-            model, source=source, config=config, attention=attention, seq_len=seq_len, output=output
-        )
-    else:
-        model = _own_model(model, seq_len, {"attention": attention, "output": output, "config": config})
-    from mega_deploy.exporters.assemble import Form, assemble
-
-    asked = Form(
-        batch=batch,
-        seq_len=lengths or seq_len,
-        ema=ema,
-        precision=precision,
-        keep=tuple(float32),
-        half_io=half_io,
-        forms=("window", "stream") if form == "both" else (form,),
-    )
+    model = _load(model, options, on_step) if isinstance(model, str | os.PathLike) else _own_model(model, options)
     with _workspace() as folder:
-        manifest = assemble(model, asked, folder, on_step)
+        manifest = assemble(family_of(model), options, folder, on_step)
         on_step("write the bundle")
-        with files.writing(out, force=force) as staging:
+        with files.writing(out, force=options.force) as staging:
             for name in manifest.files:
                 shutil.copyfile(folder / name, staging / name)
             files.write_json(staging / files.MANIFEST, manifest.to_json())
     return open_bundle(out)
 
 
-def _check_stream_options(lengths: Range | None, form: str, *, half_io: bool) -> None:
-    if lengths is not None and form == "stream":
-        raise OptionError(
-            "a stream has one length, how far its attention reaches back: give --seq-len, or --form both for windows "
-            f"of this range and a stream of {lengths.max}"
-        )
-    if half_io:
-        raise OptionError("float16 inputs and outputs (--half-io) are for --form window; a stream's are float32")
+def _load(checkpoint: PathLike, options: ExportOptions, on_step: Callable[[str], None]) -> Model:
+    """The model of a checkpoint."""
+    from mega_deploy.checkpoints import load_checkpoint
+
+    on_step("read the checkpoint")
+    return load_checkpoint(
+        checkpoint,
+        source=options.source,
+        config=options.config,
+        attention=options.attention,
+        seq_len=options.usual_length,
+        output=options.output,
+    )
 
 
-def _own_model(model: Model, seq_len: int | None, for_checkpoints: Mapping[str, object]) -> Model:
-    """A model that came as a module; an Edifice Mega for windows of `seq_len` frames."""
+def _own_model(model: Model, options: ExportOptions) -> Model:
+    """A model that came as a module: in float32, and an Edifice Mega for windows of the length that is asked for."""
     import torch
 
     from mega_deploy.exporters.families import family_of
     from mega_deploy.models.edifice import Mega
 
     family_of(model)
-    if given := [name for name, value in for_checkpoints.items() if value is not None]:
-        raise OptionError(f"{given[0]} is for checkpoints that do not say; this model has options of its own")
+    for name in ("attention", "output", "config"):
+        if getattr(options, name) is not None:
+            raise OptionError(f"{name} is for checkpoints that do not say; this model has options of its own")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         model = copy.deepcopy(model).float()  # what the bundle's checkpoint holds
-    if seq_len is None or not isinstance(model, Mega):
-        return model
-    longer = copy.copy(model)  # shares the weights
-    longer.config = dataclasses.replace(model.config, seq_len=seq_len)
-    return longer
+    length = options.usual_length
+    return model.with_length(length) if isinstance(model, Mega) and length is not None else model
 
 
 @contextmanager

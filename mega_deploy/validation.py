@@ -100,32 +100,35 @@ def _fresh_stream(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
     from mega_deploy.checkpoints import load_checkpoint
-    from mega_deploy.exporters.stream_families import SAMPLES, streamed
+    from mega_deploy.exporters.families import family_of
+    from mega_deploy.exporters.reference.streams import STREAM_SAMPLES, record_stream, record_stream_for
 
     form, precision = bundle.stream_form, bundle.manifest.precision
-    stream = streamed(load_checkpoint(bundle.file(TRAINED)), form.length)
+    family, length = family_of(load_checkpoint(bundle.file(TRAINED))), form.length
     if inputs is None:
         batch = form.step.inputs[0].dims[0]
         assert isinstance(batch, Range)
-        return stream.record(batch.max, samples or SAMPLES, seed or 0, precision)
+        most, samples = batch.max, samples or STREAM_SAMPLES
+        return record_stream(family, length, most, samples=samples, seed=seed or 0, precision=precision)
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
-    return stream.record_for(whole_sequences(form).feeds(inputs), precision)
+    return record_stream_for(family, length, whole_sequences(form).feeds(inputs), precision=precision)
 
 
 def _fresh_reference(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
     from mega_deploy.checkpoints import load_checkpoint
+    from mega_deploy.exporters.families import family_of
     from mega_deploy.exporters.reference.recorder import SAMPLES, record, record_for
 
     signature = bundle.manifest.signature
-    model = load_checkpoint(bundle.file(TRAINED))
+    family = family_of(load_checkpoint(bundle.file(TRAINED)))
     recorded = bundle.reference()
     names = [block.name for block in recorded.blocks]
     if inputs is None:
         return record(
-            model,
+            family,
             signature,
             names,
             samples=samples or SAMPLES,
@@ -136,5 +139,5 @@ def _fresh_reference(
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
     return record_for(
-        model, signature, names, signature.feeds(inputs), precision=recorded.precision, kept=recorded.kept
+        family, signature, names, signature.feeds(inputs), precision=recorded.precision, kept=recorded.kept
     )

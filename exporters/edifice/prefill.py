@@ -15,14 +15,15 @@ from onnxscript import ir
 
 from mega_deploy.exporters.edifice.fold import FoldedAttention, FoldedBlock, FoldedMega
 from mega_deploy.exporters.edifice.step import check_causal, stream_signature, weighted_input
-from mega_deploy.exporters.edifice.window import END, feed_forward
+from mega_deploy.exporters.edifice.window import feed_forward
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.state import BATCH, OPSET, State, StreamGraph
+from mega_deploy.exporters.window_graph import END
 from mega_deploy.signature import Range
 
 FRAMES = "frames"
 MOST_FRAMES = 64
-"""Of one call: the triangular matrices grow with their square. Longer inputs take several calls."""
+"""Frames that one call takes: the triangular matrices grow with their square. Longer inputs take several calls."""
 
 
 def prefill_graph(folded: FoldedMega, batch: Range, dtype: ir.DataType = ir.DataType.FLOAT) -> StreamGraph:

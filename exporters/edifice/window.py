@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from onnxscript import ir
 
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.edifice.fold import FoldedAttention, FoldedBlock, FoldedFFN, FoldedMega
 from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP
-from mega_deploy.exporters.ema.lowering import Lowered, Lowering, choose
+from mega_deploy.exporters.ema.lowering import Lowered, choose
 from mega_deploy.exporters.ema.nodes import moving_average
 from mega_deploy.exporters.graph import OPSET, Graph, Length
+from mega_deploy.exporters.window_graph import END, LONGEST, MegaGraph
 from mega_deploy.plugins.laplace.function import l1_function
 from mega_deploy.signature import Range
-
-# The attention of one window of this length takes 1 GiB in float32, and its causal mask as much.
-LONGEST = 16384
-END = np.iinfo(np.int64).max
-
-
-@dataclass(frozen=True)
-class MegaGraph:
-    """A graph, and what its bundle says of it."""
-
-    model: ir.Model
-    lowering: Lowering
-    block_outputs: tuple[str, ...]
-    """Names of the values that hold the residual stream behind each block: [batch * seq_len, hidden_size], or
-    [batch, hidden_size] behind a block that computes the last row only."""
 
 
 def mega_graph(

@@ -1,35 +1,28 @@
-"""The parity reference of a paper's model as a stream: the trained form over whole sequences, far beyond a chunk.
+"""What the parity reference of a paper's model as a stream is of: sequences far beyond a chunk, and the trained form.
 
-The trained form is one that truncates no moving average, for a stream does not either. Padding may stand anywhere.
+That is one that truncates no moving average, for a stream does not either. Padding may stand anywhere.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from mega_deploy.config.edifice import Precision
 from mega_deploy.config.paper_signature import pads_to_chunks, signature
 from mega_deploy.exporters.paper.cases import paper_kinds
-from mega_deploy.exporters.paper.padding import reaching_padding
 from mega_deploy.exporters.paper.stream.stream_io import StreamModel, stack_of
 from mega_deploy.exporters.paper.stream.tasks import reach
-from mega_deploy.exporters.reference.cases import RANDOM, Cases, Inputs
+from mega_deploy.exporters.reference.cases import RANDOM, Inputs
 from mega_deploy.exporters.reference.kept_steps import LARGEST_OUTPUT, output_width
-from mega_deploy.exporters.reference.recorder import Recorder
+from mega_deploy.exporters.reference.sequences import BEYOND, GIVEN, SHORT, Sequences
 from mega_deploy.models.paper.ema import MultiHeadEMA
-from mega_deploy.parity import Reference, handover
 from mega_deploy.signature import LARGEST_SIZE, Range, Signature
 
-BEYOND = 1000
-"""Steps behind the first chunk, over which an error would add up."""
-SHORT, LARGEST_SHORT, WITHIN = 16, 256, 64
-"""As many in the cases that are about the inputs and not about the length. Where that would be more than LARGEST_SHORT
-in all, they stay WITHIN the first chunk, and its end is left to the long case, which crosses it as ever. Reports do not
-call that sampled: every kind of input is there."""
+LARGEST_SHORT, WITHIN = 256, 64
+"""Where the cases that are about the inputs and not about the length would have more than LARGEST_SHORT steps in all,
+they stay WITHIN the first chunk, and its end is left to the long case, which crosses it as ever. Reports do not call
+that sampled: every kind of input is there."""
 LARGEST_STATE = 1 << 27
 """Numbers of the state of streams that are judged together: 512 MB, of which a prefill holds several copies."""
 MOST_READ = 1 << 36
@@ -38,23 +31,22 @@ the first chunk is taken at once, and what follows step by step."""
 ONE = Range(1, 1, 1)
 
 
-def record(model: StreamModel, length: int, most: int, *, samples: int, seed: int, precision: Precision) -> Reference:
-    """The reference for a sequence as long as a stream can be, BEYOND a chunk at most, and for shorter ones.
+def stream_sequences(model: StreamModel, length: int, most: int, *, samples: int, seed: int) -> Sequences:
+    """A sequence as long as a stream can be, BEYOND a chunk at most, and shorter ones.
 
     Args:
-        model: in eval mode; it is left as it is.
+        model: trained.
         length: steps that a stream can have where nothing else ends it.
         most: streams that the bundle serves at once.
         samples: shorter random sequences, at least 1.
         seed: of the random ones.
-        precision: in which the noise floor is taken.
     """
     wanted = _possible(model, length, BEYOND)
     longest = _possible(model, length, BEYOND, LARGEST_OUTPUT // output_width(_signature(model)))
     short = _possible(model, length, SHORT)
     short = short if short <= LARGEST_SHORT else _possible(model, length, SHORT, WITHIN)
-    told = _signature(model, Range(short, short, longest))
-    kinds = paper_kinds(model.config, told, np.random.default_rng(seed))
+    whole = _signature(model, Range(short, short, longest))
+    kinds = paper_kinds(model.config, whole, np.random.default_rng(seed))
     pools: dict[str, Inputs] = {f"{RANDOM}, {longest} steps": kinds[RANDOM](1, longest)}
     pools[f"{RANDOM}, together"] = kinds[RANDOM](samples, short)
     pools |= {name: draw(min(samples, 2), short) for name, draw in kinds.items() if name != RANDOM}
@@ -64,15 +56,18 @@ def record(model: StreamModel, length: int, most: int, *, samples: int, seed: in
     sampled = [f"a long sequence of {longest} steps instead of {wanted}"] if longest < wanted else []
     if early:
         sampled.append(f"the first {early} steps of the long sequence at once, not one by one")
-    at_once = min(most, _streams_at_once(model, length))
-    reference = _recorded(model, told, pools, at_once, precision, sampled=sampled, seed=seed, early=early)
-    long, *others = reference.cases
-    return dataclasses.replace(reference, cases=(dataclasses.replace(long, prefilled=early), *others))
+    return Sequences(
+        signature=whole,
+        pools=pools,
+        most=min(most, _streams_at_once(model, length)),
+        sampled=tuple(sampled),
+        early=early,
+    )
 
 
-def record_for(model: StreamModel, inputs: Inputs, precision: Precision) -> Reference:
-    """The reference for sequences of one's own, arrays by name [batch, steps, ...], as a single case."""
-    return _recorded(model, _signature(model), {"given inputs": inputs}, len(next(iter(inputs.values()))), precision)
+def given_sequences(model: StreamModel, inputs: Inputs) -> Sequences:
+    """Sequences of one's own, arrays by name [batch, steps, ...]."""
+    return Sequences(signature=_signature(model), pools={GIVEN: inputs}, most=len(next(iter(inputs.values()))))
 
 
 def untruncated(model: StreamModel) -> StreamModel:
@@ -85,7 +80,7 @@ def untruncated(model: StreamModel) -> StreamModel:
 
 
 def _signature(model: StreamModel, lengths: Range = ONE) -> Signature:
-    """Of whole sequences; lengths matter to those alone that have a source."""
+    """The signature of whole sequences; lengths matter to models alone that have a source."""
     return signature(model.config, lengths, ONE)
 
 
@@ -114,28 +109,3 @@ def _possible(model: StreamModel, length: int, beyond: int, most: int = LARGEST_
     if chunk is None or steps <= chunk or pads_to_chunks(model.config):
         return steps
     return steps - steps % chunk
-
-
-def _recorded(
-    model: StreamModel,
-    told: Signature,
-    pools: dict[str, Inputs],
-    most: int,
-    precision: Precision,
-    *,
-    sampled: Sequence[str] = (),
-    seed: int = 0,
-    early: int = 0,
-) -> Reference:
-    """Of pools, the first of which takes its `early` steps at once."""
-    cases: Cases = {}
-    handovers: dict[str, set[int]] = {}
-    for name, inputs in pools.items():
-        count, steps = next(iter(inputs.values())).shape[:2]
-        together = next(size for size in range(min(count, most), 0, -1) if count % size == 0)
-        cases[f"{name}, batch {together}"] = name, list(range(count)), together
-        handovers[name] = {handover(steps), early if name == next(iter(pools)) else 0} - {0}
-    steps = max(array.shape[1] for inputs in pools.values() for array in inputs.values() if array.ndim > 1)
-    trained = reaching_padding(untruncated(model), steps)
-    recorder = Recorder(trained, told, precision, ())
-    return recorder.record(pools, cases, (), sampled, seed=seed, handovers=handovers)

@@ -12,7 +12,6 @@ from torch import nn
 
 from mega_deploy.config.paper_signature import pads_to_chunks
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters.edifice.window import LONGEST, MegaGraph
 from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP
 from mega_deploy.exporters.ema.lowering import choose
 from mega_deploy.exporters.graph import Graph, Length
@@ -25,6 +24,7 @@ from mega_deploy.exporters.paper.ops import activation
 from mega_deploy.exporters.paper.padding import check_padding
 from mega_deploy.exporters.paper.sequence import Memory, WholeSequence
 from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
+from mega_deploy.exporters.window_graph import LONGEST, MegaGraph
 from mega_deploy.models.paper import (
     MegaClassifier,
     MegaEncoder,

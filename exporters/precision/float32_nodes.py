@@ -1,6 +1,6 @@
 """Which nodes of a float32 graph stay float32 in a lower precision, and what they are called.
 
-The rules stand at the top of `precision.py`; this is 2, 3 and 7 of them.
+The rules stand at the top of `lowering.py`; this is 2, 3 and 7 of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mega_deploy.errors import OptionError
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 
 SUMS = frozenset({"LogSoftmax", "Pow", "ReduceMean", "ReduceSum"})
-ISLANDS = frozenset({"LayerNormalization", "Softmax", LAPLACE, "Add", "Where", "Cast"}) | SUMS
+IN_FLOAT32 = frozenset({"LayerNormalization", "Softmax", LAPLACE, "Add", "Where", "Cast"}) | SUMS
 PRODUCTS = frozenset({"Gemm", "MatMul"})
 MOVEMENT = frozenset(
     {
@@ -36,12 +36,12 @@ MOVING_AVERAGE = "ema"
 
 
 def has(model: ir.Model, name: str) -> bool:
-    """Whether something in a model is called so, as a further float32 island."""
+    """Whether something in a model is called so, and may be kept in float32."""
     return any(_called(node, name) for node in model.graph)
 
 
 def label(node: ir.Node) -> str:
-    """What a node is called in the list of islands: its layer if it has weights, otherwise its scope and operator.
+    """What a node is called in lists of float32 nodes: its layer if it has weights, otherwise its scope and operator.
 
     "blocks.0.ffn.down", "final_norm", "blocks.0.attention.Softmax"; the nodes of a kind in a scope share a label.
     """
@@ -68,7 +68,7 @@ def _scope(node: ir.Node) -> list[str]:
 
 
 def labels(nodes: Iterable[ir.Node]) -> tuple[str, ...]:
-    """Of several nodes, each once."""
+    """What several nodes are called, each name once."""
     return tuple(dict.fromkeys(label(node) for node in nodes))
 
 
@@ -83,22 +83,22 @@ def has_numbers(node: ir.Node) -> bool:
     return any(map(is_float, (*filter(None, node.inputs), *node.outputs)))
 
 
-class Islands:
+class Float32Nodes:
     """Which nodes of a graph stay float32: rules 2, 3 and 7.
 
     Raises:
-        OptionError: nothing in the graph is called as something in `keep`.
+        OptionError: nothing in the graph is called as something in `keep_float32`.
     """
 
-    def __init__(self, graph: ir.Graph, keep: Collection[str] = ()) -> None:
+    def __init__(self, graph: ir.Graph, keep_float32: Collection[str] = ()) -> None:
         self.nodes = [node for node in graph if node.op_type not in MOVEMENT and any(map(is_float, node.outputs))]
         """All that compute with floating-point numbers, in the graph's order."""
-        self._keep = tuple(keep)
+        self._keep_float32 = tuple(keep_float32)
         self._raw: set[ir.Value] = set(graph.inputs)
         for node in graph:
             if node.op_type in MOVEMENT and node.inputs[0] in self._raw:
                 self._raw.update(node.outputs)
-        for name in self._keep:
+        for name in self._keep_float32:
             if not any(_called(node, name) for node in self.nodes):
                 named = labels(self.nodes)
                 raise OptionError(
@@ -108,11 +108,11 @@ class Islands:
 
     def kept(self, node: ir.Node) -> bool:
         """Whether the caller keeps it."""
-        return any(_called(node, name) for name in self._keep)
+        return any(_called(node, name) for name in self._keep_float32)
 
     def holds(self, node: ir.Node) -> bool:
         """Whether a node stays float32, or may: what only moves numbers follows its inputs all the same."""
-        if node.op_type in ISLANDS or self.kept(node):
+        if node.op_type in IN_FLOAT32 or self.kept(node):
             return True
         if node.op_type in PRODUCTS and any(value in self._raw for value in node.inputs):
             return True

@@ -10,7 +10,7 @@ from typing import Any
 
 from onnxscript import ir
 
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.precision.lowering import lower
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import parity_session
@@ -24,7 +24,7 @@ def weigh_worst_block(
     signature: Signature,
     written: Path,
     *,
-    keep: Sequence[str] = (),
+    keep_float32: Sequence[str] = (),
     half_io: bool = False,
 ) -> dict[str, Any] | None:
     """The first case's error and the file's size as they are, and as they would be; None where nothing can be kept.
@@ -35,20 +35,20 @@ def weigh_worst_block(
         reference: that it was compared with.
         signature: of the model.
         written: the lowered model's file.
-        keep: the float32 islands that it has already, as `lower` takes them.
+        keep_float32: what stays float32 already, as `lower` takes it.
         half_io: as `lower` takes it.
     """
     worst = report.worst_block
     if worst is None or report.precision == "float32":
         return None
     block = worst.name.removesuffix(".output")
-    if block in keep:
+    if block in keep_float32:
         return None
-    kept = lower(model, report.precision, keep=[*keep, block], half_io=half_io)
+    kept = lower(model, report.precision, keep_float32=[*keep_float32, block], half_io=half_io)
     case = reference.cases[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / written.name
-        onnx_file.save(kept.model, path)
+        save_graph.save(kept.model, path)
         session = parity_session(path, signature, report.precision)
         error = reference.error(case, (session.run_named(feeds) for feeds in reference.feeds(case)))
         then, size = error.relative_l2, _bytes(path)
@@ -64,5 +64,5 @@ def weigh_worst_block(
 
 
 def _bytes(model: Path) -> int:
-    """Of a model with its weights, which may lie beside it."""
+    """The size of a model with its weights, which may lie beside it."""
     return sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*"))

@@ -1,20 +1,20 @@
-"""A float32 graph -> the same graph in a lower precision, with float32 islands where rounding would hurt.
+"""A float32 graph -> the same graph in a lower precision, with nodes left in float32 where rounding would hurt.
 
 The precision stands in the graph itself, as casts and constants, so that every engine computes what parity was measured
-for. The rules, by operator (ISLANDS, PRODUCTS and MOVEMENT in islands.py name them):
+for. The rules, by operator (IN_FLOAT32, PRODUCTS and MOVEMENT in float32_nodes.py name them):
 
-1. Matrix products take and give the lower precision; int8 (exporters.quantise) lowers those with a constant factor.
-2. Float32 islands are: norms, softmax with the mask before it, Laplace attention as a whole, sums over many numbers,
+1. Matrix products take and give the lower precision; int8 (quantise.py) lowers those with a constant factor.
+2. What stays float32: norms, softmax with the mask before it, Laplace attention as a whole, sums over many numbers,
    the residual stream (every Add is of a mask or of the stream, every Where makes a mask), what was no number before
    (Cast), and the moving average but for the linear layers around it, so that its sums accumulate in float32.
-3. The layer that reads an input of the model is an island too: nobody bounds the size of what comes in, whereas all
+3. The layer that reads an input of the model stays float32 too: nobody bounds the size of what comes in, whereas all
    layers behind a normalisation read rows of norm sqrt(features). So are the products with a stream's state, which
    stays float32: they hold no weights.
 4. The results of a normalisation, a softmax and a Laplace attention are rounded once, as they are made, where a product
    reads them; the residual stream and the moving average are never rounded.
 5. What moves numbers or works on them one by one takes the precision of its inputs, float32 where they differ.
 6. Inputs and outputs of the model stay float32, unless float16 ones are asked for.
-7. Whatever the caller keeps is an island.
+7. So does whatever the caller keeps.
 
 `lint` tells which constants a precision cannot hold.
 """
@@ -35,7 +35,7 @@ from mega_deploy.errors import InputError, OptionError
 from mega_deploy.exporters.precision.float32_nodes import (
     MOVEMENT,
     PRODUCTS,
-    Islands,
+    Float32Nodes,
     has_numbers,
     is_float,
     label,
@@ -48,7 +48,7 @@ ROUNDED_AT_ONCE = frozenset({"LayerNormalization", "Softmax", LAPLACE})
 DTYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 FLOAT32 = ir.DataType.FLOAT
 Part = Literal["window", "steps", "source"]
-"""Of whole sequences, or of a stream: its steps, or what takes its source."""
+"""Whole sequences, or a part of a stream: its steps, or what takes its source."""
 LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: (2 - 2.0**-7) * 2.0**127}
 SMALLEST_NORMAL = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-126}
 
@@ -58,7 +58,7 @@ class Lowered:
     """A graph in a lower precision, and what its bundle says of it."""
 
     model: ir.Model
-    islands: tuple[str, ...] = ()
+    float32_nodes: tuple[str, ...] = ()
     """Nodes that compute in float32, by `label`, in the graph's order."""
     advice: tuple[str, ...] = ()
     """What `lint` found and parity is left to judge."""
@@ -68,7 +68,7 @@ def lower(
     model: ir.Model,
     precision: Precision,
     *,
-    keep: Sequence[str] = (),
+    keep_float32: Sequence[str] = (),
     half_io: bool = False,
     part: Part = "window",
 ) -> Lowered:
@@ -77,9 +77,9 @@ def lower(
     Args:
         model: float32 throughout.
         precision: of the result.
-        keep: further float32 islands: nodes by their `label`, or all nodes of a scope ("blocks.1", "blocks.1.ffn").
+        keep_float32: what else stays float32: nodes by their `label`, or all of a scope ("blocks.1", "blocks.1.ffn").
         half_io: whether inputs and outputs are float16 as well; for that precision only.
-        part: what the graph is of; int8 is for the weights alone in a stream's steps and source (exporters.quantise).
+        part: what the graph is of; int8 is for the weights alone in a stream's steps and source (quantise.py).
 
     Raises:
         OptionError: nothing in the model is called so, or the options contradict the precision.
@@ -87,20 +87,20 @@ def lower(
     """
     if half_io and precision != "float16":
         raise OptionError(f"float16 inputs and outputs are for precision float16, not {precision}")
-    if keep and precision == "float32":
-        raise OptionError(f"nothing needs to be kept in float32 ({keep[0]}): that is the precision of all")
+    if keep_float32 and precision == "float32":
+        raise OptionError(f"nothing needs to be kept in float32 ({keep_float32[0]}): that is the precision of all")
     model = model.clone()
     if precision == "float32":
         return Lowered(model)
     ShapeInferencePass()(model)  # in place: sizes and indices are told from numbers by their types
-    islands = Islands(model.graph, keep)
+    float32_nodes = Float32Nodes(model.graph, keep_float32)
     if precision == "int8":
         from mega_deploy.exporters.precision.quantise import quantise, quantise_in_blocks, store_in_half
 
         quantised = {"window": quantise, "steps": quantise_in_blocks, "source": store_in_half}[part]
-        lowered = quantised(model, islands.holds)
-        return Lowered(model, labels(node for node in islands.nodes if node not in lowered))
-    writer = _Casts(model.graph, DTYPES[precision], islands)
+        lowered = quantised(model, float32_nodes.holds)
+        return Lowered(model, labels(node for node in float32_nodes.nodes if node not in lowered))
+    writer = _Casts(model.graph, DTYPES[precision], float32_nodes)
     advice = writer.run(half_io)
     return Lowered(model, labels(writer.in_float32), advice)
 
@@ -136,8 +136,8 @@ def lint(name: str, array: npt.NDArray[np.float32], dtype: ir.DataType, node: st
 class _Casts:
     """Gives each node its precision, and puts casts where values of another one come in."""
 
-    def __init__(self, graph: ir.Graph, dtype: ir.DataType, islands: Islands) -> None:
-        self.graph, self.dtype, self.islands = graph, dtype, islands
+    def __init__(self, graph: ir.Graph, dtype: ir.DataType, float32_nodes: Float32Nodes) -> None:
+        self.graph, self.dtype, self.float32_nodes = graph, dtype, float32_nodes
         self.in_float32: list[ir.Node] = []
         self._rounded: dict[ir.Value, ir.Value] = {}
         """What consumers read instead of a value that is rounded as it is made."""
@@ -159,7 +159,7 @@ class _Casts:
                 output.type = ir.TensorType(dtype)  # a type may be shared with the model that this is a clone of
             if dtype == FLOAT32 and node.op_type not in MOVEMENT and any(map(is_float, node.outputs)):
                 self.in_float32.append(node)
-            if node.op_type in ROUNDED_AT_ONCE and not self.islands.kept(node) and self._feeds_products(node):
+            if node.op_type in ROUNDED_AT_ONCE and not self.float32_nodes.kept(node) and self._feeds_products(node):
                 self._rounded[node.outputs[0]] = self._convert(node.outputs[0], self.dtype)
         if self._overflows:
             raise InputError("; ".join(self._overflows))
@@ -171,7 +171,7 @@ class _Casts:
         return tuple(self._advice)
 
     def _dtype(self, node: ir.Node) -> ir.DataType:
-        if node.op_type not in MOVEMENT and self.islands.holds(node):
+        if node.op_type not in MOVEMENT and self.float32_nodes.holds(node):
             return FLOAT32
         if node.op_type in PRODUCTS:
             return self.dtype
@@ -181,7 +181,7 @@ class _Casts:
     def _feeds_products(self, node: ir.Node) -> bool:
         """Whether what a node gives goes, perhaps moved, into something that computes in the lower precision."""
         return any(
-            self._feeds_products(user) if user.op_type in MOVEMENT else not self.islands.holds(user)
+            self._feeds_products(user) if user.op_type in MOVEMENT else not self.float32_nodes.holds(user)
             for output in node.outputs
             for user, _ in output.uses()
         )

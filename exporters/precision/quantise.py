@@ -26,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from onnxscript import ir
 
+from mega_deploy.errors import MegaDeployError
+
 # A processor without VNNI adds pairs of uint8 * int8 in int16 and saturates: 2 * 255 * 64 is the most that fits.
 LARGEST = 64
 ACTIVATION_STEPS, ACTIVATION_ZERO = 127, 128
@@ -36,22 +38,22 @@ BLOCK, BLOCK_LARGEST = 128, 127
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 
-def quantise(model: ir.Model, is_island: Callable[[ir.Node], bool]) -> set[ir.Node]:
+def quantise(model: ir.Model, stays_float32: Callable[[ir.Node], bool]) -> set[ir.Node]:
     """Replace, in place, each product of a variable with a constant matrix; returns the nodes that were replaced.
 
     Args:
         model: float32.
-        is_island: whether to leave a node alone.
+        stays_float32: whether to leave a node alone.
     """
     graph = model.graph
     rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     replaced = set()
     for node in list(graph):
         weight = node.inputs[1] if node.op_type in ("Gemm", "MatMul") else None
-        if weight is None or not weight.is_initializer() or is_island(node):
+        if weight is None or not weight.is_initializer() or stays_float32(node):
             continue
         x = node.inputs[0]
-        assert x is not None and x.producer() is not None, "a layer that reads an input is an island"
+        assert x is not None and x.producer() is not None, "a layer that reads an input stays float32"
         if x not in rows:
             rows[x] = _quantise_rows(graph, x)
         _replace(graph, node, *rows[x], weight)
@@ -68,7 +70,7 @@ def quantise_weight(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int
     return np.clip(np.rint(weight / scale), -LARGEST, LARGEST).astype(np.int8), scale
 
 
-def quantise_in_blocks(model: ir.Model, is_island: Callable[[ir.Node], bool]) -> set[ir.Node]:
+def quantise_in_blocks(model: ir.Model, stays_float32: Callable[[ir.Node], bool]) -> set[ir.Node]:
     """As `quantise`, but of the weights alone, with a scale for each column and every BLOCK of its numbers.
 
         x w + b   ->   x @ DequantizeLinear(q(w), scale) + b
@@ -80,7 +82,7 @@ def quantise_in_blocks(model: ir.Model, is_island: Callable[[ir.Node], bool]) ->
     replaced = set()
     for node in list(graph):
         weight = node.inputs[1] if node.op_type in ("Gemm", "MatMul") else None
-        if weight is None or not weight.is_initializer() or is_island(node):
+        if weight is None or not weight.is_initializer() or stays_float32(node):
             continue
         whole, scale = quantise_blocks(_matrix(node, weight))
         chain = _Chain(graph, node, f"{node.name}")
@@ -95,7 +97,7 @@ def quantise_in_blocks(model: ir.Model, is_island: Callable[[ir.Node], bool]) ->
     return replaced
 
 
-def store_in_half(model: ir.Model, is_island: Callable[[ir.Node], bool]) -> set[ir.Node]:
+def store_in_half(model: ir.Model, stays_float32: Callable[[ir.Node], bool]) -> set[ir.Node]:
     """Store, in place, the constant matrices of products as float16, for float32 arithmetic; returns those products.
 
     A runtime casts them once, when it loads the model. Those that float16 cannot hold stay as they are.
@@ -104,7 +106,7 @@ def store_in_half(model: ir.Model, is_island: Callable[[ir.Node], bool]) -> set[
     cast: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         weight = node.inputs[1] if node.op_type in ("Gemm", "MatMul") else None
-        if weight is None or not weight.is_initializer() or is_island(node):
+        if weight is None or not weight.is_initializer() or stays_float32(node):
             continue
         assert weight.const_value is not None
         array = weight.const_value.numpy()
@@ -207,8 +209,16 @@ def _finish(graph: ir.Graph, node: ir.Node, chain: _Chain, result: ir.Value) -> 
 
 
 def _constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic] | np.generic) -> ir.Value:
-    """A constant of the graph, made where it is not there yet."""
-    if name not in graph.initializers:
+    """A constant of the graph, made where it is not there yet.
+
+    Raises:
+        MegaDeployError: there is another one of that name (a defect of the exporter).
+    """
+    if name in graph.initializers:
+        there = graph.initializers[name].const_value
+        if there is None or not np.array_equal(there.numpy(), array):
+            raise MegaDeployError(f"the graph has two constants called {name}: a weight is quantised in two ways")
+    else:
         tensor = ir.tensor(array, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)

@@ -116,7 +116,7 @@ def _row_elements(signature: Signature, kept: int = LARGEST_SIZE) -> int:
 
 
 def _other_lengths(lengths: int | Range) -> list[int]:
-    """Of a range: the shortest, the longest and an odd one between, besides the usual length."""
+    """The shortest length of a range, the longest and an odd one between, besides the usual one."""
     if not isinstance(lengths, Range):
         return []
     between = min(lengths.max, (lengths.opt + lengths.max) // 2 | 1)

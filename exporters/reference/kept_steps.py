@@ -18,7 +18,7 @@ from mega_deploy.parity.reference import MAX_REFERENCE_BYTES
 from mega_deploy.signature import SEQUENCE_AXES, Range, Signature, largest
 
 Pools = Mapping[str, Mapping[str, Array]]
-"""Of inputs: by the pool's name and the input's."""
+"""Inputs by the pool's name and the input's."""
 Kept = dict[str, dict[str, Array]]
 """By a pool's name and an output's: the steps that are kept, int64, ascending. What is not named is kept whole."""
 Handovers = Mapping[str, Iterable[int]]
@@ -64,8 +64,8 @@ def kept_steps(pools: Pools, signature: Signature, chunk: int | None, seed: int,
     }
 
 
-def told(kept: Kept, pools: Pools, signature: Signature) -> list[str]:
-    """What to tell of it."""
+def describe(kept: Kept, pools: Pools, signature: Signature) -> list[str]:
+    """Which steps are kept, in a phrase for each output and length."""
     counts = defaultdict(list)
     for name, pool in kept.items():
         for output, steps in pool.items():

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
+from torch import nn
 
 from mega_deploy.arrays import Array
 from mega_deploy.config.edifice import Precision
 from mega_deploy.errors import InputError, QualityGateError
-from mega_deploy.exporters.families import Model, family_of
+from mega_deploy.exporters.family import Family
 from mega_deploy.exporters.reference.cases import RANDOM, Cases, Inputs, make_cases, rows_that_fit
-from mega_deploy.exporters.reference.kept_steps import Handovers, kept_steps, told
+from mega_deploy.exporters.reference.kept_steps import Handovers, describe, kept_steps
+from mega_deploy.exporters.reference.sequences import GIVEN
 from mega_deploy.exporters.reference.trained import AUTOCAST, a_last_place_away, keep_in_float32, own_precision, run
 from mega_deploy.parity import (
     ILL_CONDITIONED,
@@ -49,7 +51,7 @@ BLOCK_FRAMES = 256
 
 
 def record(
-    model: Model,
+    family: Family,
     signature: Signature,
     block_names: Sequence[str],
     *,
@@ -63,7 +65,7 @@ def record(
     Of a model whose rows take long, beyond MOST_WORK, there are fewer, of which the reference tells.
 
     Args:
-        model: in eval mode; it is left as it is.
+        family: the trained model's, which is left as it is.
         signature: of its bundle.
         block_names: what the graph calls the residual stream behind each block: a module's name and ".output".
         samples: random rows, at least 1; None for SAMPLES, or as many as MOST_WORK allows.
@@ -72,21 +74,21 @@ def record(
             trained form does not have, in float32.
         kept: modules of the trained form, by name, that stay float32 for the floor: the islands that were asked for.
     """
-    family = family_of(model)
     kinds = family.kinds(signature, np.random.default_rng(seed))
     # Two at least, for a batch must hold rows that differ.
     most = max(2, min(MOST_WORK // max(1, family.flops(signature)), rows_that_fit(signature)))
     pools, cases = make_cases(kinds, signature, family.width, samples or min(SAMPLES, most), most)
     sampled = [f"{most} random rows instead of {SAMPLES}"] if samples is None and most < SAMPLES else []
-    return Recorder(model, signature, precision, kept).record(pools, cases, block_names, sampled, seed=seed)
+    recorder = Recorder(family, signature, precision, kept)
+    return recorder.record(pools, cases, block_names, sampled=sampled, seed=seed)
 
 
 def record_for(
-    model: Model,
+    family: Family,
     signature: Signature,
     block_names: Sequence[str],
     inputs: Inputs,
-    name: str = "given inputs",
+    name: str = GIVEN,
     *,
     precision: Precision = "float32",
     kept: Sequence[str] = (),
@@ -94,7 +96,7 @@ def record_for(
     """The reference for inputs of one's own as a single case.
 
     Args:
-        model: in eval mode.
+        family: the trained model's.
         signature: of its bundle.
         block_names: see `record`.
         inputs: all of them, as `signature.feeds` gives them.
@@ -104,25 +106,36 @@ def record_for(
     """
     rows = len(next(iter(inputs.values())))
     cases = {name: (name, list(range(rows)), rows)}
-    return Recorder(model, signature, precision, kept).record({name: inputs}, cases, block_names)
+    return Recorder(family, signature, precision, kept).record({name: inputs}, cases, block_names)
 
 
 class Recorder:
     """Runs a trained model in float64 and in its own precision.
 
     Args:
-        model: in eval mode; it is left as it is.
+        family: the model's.
         signature: whose outputs count.
         precision: in which the noise floor is taken.
         kept: see `record`.
+        trained: the trained form that is run, which is left as it is; None for the model itself.
+        nearby: runs on inputs a last place away for each noise floor; None for NEARBY, or fewer where they take long.
     """
 
-    def __init__(self, model: Model, signature: Signature, precision: Precision, kept: Sequence[str]) -> None:
-        self.precision, self.kept = precision, tuple(kept)
-        self.exact = copy.deepcopy(model).double().eval()
-        self.single = copy.deepcopy(model).float().eval()
+    def __init__(
+        self,
+        family: Family,
+        signature: Signature,
+        precision: Precision,
+        kept: Sequence[str] = (),
+        *,
+        trained: nn.Module | None = None,
+        nearby: int | None = None,
+    ) -> None:
+        self.family, self.precision, self.kept, self.nearby = family, precision, tuple(kept), nearby
+        trained = family.model if trained is None else trained
+        self.exact = copy.deepcopy(trained).double().eval()
+        self.single = copy.deepcopy(trained).float().eval()
         keep_in_float32(self.single, kept)
-        self.family = family_of(model)
         self.signature, self.outputs = signature, [spec.name for spec in signature.outputs]
         self._step_flops = self.family.flops(signature) / usual(signature.dim(*SEQUENCE_AXES))
 
@@ -130,9 +143,9 @@ class Recorder:
         self,
         inputs: dict[str, Inputs],
         cases: Cases,
-        block_names: Sequence[str],
-        sampled: Sequence[str] = (),
+        block_names: Sequence[str] = (),
         *,
+        sampled: Sequence[str] = (),
         seed: int = 0,
         handovers: Handovers = MappingProxyType({}),
     ) -> Reference:
@@ -182,28 +195,39 @@ class Recorder:
             precision=self.precision,
             kept=self.kept,
             left_out=tuple(name for name in floors if name not in usable),
-            sampled=(*sampled, *told(steps, inputs, self.signature), *self._fewer_runs(pools, cases)),
+            sampled=(*sampled, *describe(steps, inputs, self.signature), *self._fewer_runs(pools, cases)),
         )
 
     def _exactly(self, pool: Pool) -> Pool:
-        """With the outputs in float64."""
+        """The pool with the outputs in float64."""
         count = len(next(iter(pool.inputs.values())))
         parts = [
-            run(self.exact, _rows(pool.inputs, rows), self.outputs, steps=pool.steps)[0]
+            self._run(self.exact, _rows(pool.inputs, rows), "float32", pool.steps)[0]
             for rows in batches(range(count), self._rows_at_once(_steps(pool.inputs)))
         ]
         outputs = {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
         return dataclasses.replace(pool, outputs=outputs)
+
+    def _run(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        precision: Precision,
+        steps: Mapping[str, Array],
+        blocks: Sequence[str] = (),
+    ) -> tuple[dict[str, Array], list[Array]]:
+        """Outputs by name, and what modules gave: see `run`."""
+        return run(model, inputs, self.outputs, precision, blocks, steps=steps, score_at=self.family.score_at)
 
     def _streams(self, inputs: Inputs, names: Sequence[str], steps: Mapping[str, Array]) -> tuple[Inputs, Inputs]:
         """The residual stream behind each block, in the model's precision and in float64."""
         if not names:
             return {}, {}
         modules = [name.removesuffix(".output") for name in names]
-        runs: tuple[tuple[Model, Precision], ...] = (self.single, self.precision), (self.exact, "float32")
+        runs: tuple[tuple[nn.Module, Precision], ...] = (self.single, self.precision), (self.exact, "float32")
         row, streams = self.family.computed_row, []
         for model, precision in runs:
-            kept = run(model, inputs, self.outputs, precision, modules, steps=steps)[1]
+            kept = self._run(model, inputs, precision, steps, modules)[1]
             if row is not None and kept:
                 kept[-1] = kept[-1][:, [row]]  # the graph computes no more of the last block
             streams.append({name: stream[:, -BLOCK_FRAMES:] for name, stream in zip(names, kept, strict=True)})
@@ -251,11 +275,15 @@ class Recorder:
 
         What takes long has many outputs, over which the error of a single run is no matter of luck.
         """
+        if self.nearby is not None:
+            return self.nearby
         work = rows * length * self._step_flops * (FLOAT16_TIMES if self.precision == "float16" else 1)
         return min(NEARBY, int(MOST_WORK // max(1, work)))
 
     def _fewer_runs(self, pools: Mapping[str, Pool], cases: Cases) -> list[str]:
-        """What to tell of noise floors that are of fewer runs than usual."""
+        """How many noise floors are of fewer runs than usual, in a phrase; none where their number was asked for."""
+        if self.nearby is not None:
+            return []
         nearby = [self._nearby(len(set(rows)), _steps(pools[pool].inputs)) for pool, rows, _ in cases.values()]
         few = sum(count < NEARBY for count in nearby)
         if not few:
@@ -264,9 +292,9 @@ class Recorder:
         return [f"noise floors of {few} of {len(cases)} cases from {runs} instead of {1 + NEARBY}"]
 
     def _error(self, inputs: Inputs, pool: Pool, batch: int) -> Error:
-        """Of the model in its own precision on inputs that are the pool's, or next to them."""
+        """The error of the model in its own precision on inputs that are the pool's, or next to them."""
         parts = [
-            run(self.single, _rows(inputs, rows), self.outputs, self.precision, steps=pool.steps)[0]
+            self._run(self.single, _rows(inputs, rows), self.precision, pool.steps)[0]
             for rows in batches(range(len(next(iter(inputs.values())))), batch)
         ]
         return worst(
@@ -275,7 +303,7 @@ class Recorder:
 
 
 def _steps(inputs: Mapping[str, Array]) -> int:
-    """Of each row; tokens may stand in several sequences of one."""
+    """Steps of each row; tokens may stand in several sequences of one."""
     first = next(iter(inputs.values()))
     return int(first.shape[-1 if first.dtype.kind in "iu" else 1])
 

@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from mega_deploy.arrays import Array
 from mega_deploy.config.edifice import Precision
 from mega_deploy.exporters.reference.cases import Inputs
-from mega_deploy.models.paper import MegaHuggingFace, MegaLanguageModel, MegaTranslation
 from mega_deploy.parity import UNIT_ROUNDOFF
 
+ScoreAt = Callable[[nn.Module, Tensor], RemovableHandle | None]
 AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -34,6 +34,7 @@ def run(
     blocks: Sequence[str] = (),
     *,
     steps: Mapping[str, Array] | None = None,
+    score_at: ScoreAt = lambda model, steps: None,
 ) -> tuple[dict[str, Array], list[Array]]:
     """The model's outputs by name, and what its modules `blocks` gave when they were first called.
 
@@ -43,7 +44,8 @@ def run(
         outputs: names of what the model gives.
         precision: float16 and bfloat16 are those of autocast; otherwise the model's own holds.
         blocks: modules by name.
-        steps: of outputs by name: the only ones that are asked for, int64. A vocabulary is scored at no others.
+        steps: of outputs by name: the only ones that are asked for, int64.
+        score_at: see Family: has the vocabulary of a model that has one scored at no others.
     """
     streams: dict[str, Array] = {}
 
@@ -62,7 +64,7 @@ def run(
         for name in blocks:
             stack.callback(model.get_submodule(name).register_forward_hook(watch(name)).remove)
         left = steps or {}
-        if left and (hook := _score_at(model, torch.from_numpy(next(iter(left.values()))))):
+        if left and (hook := score_at(model, torch.from_numpy(next(iter(left.values()))))):
             stack.callback(hook.remove)
             left = {}
         result = model(**tensors)
@@ -72,30 +74,34 @@ def run(
     return kept, [streams[name] for name in blocks]
 
 
-def _score_at(model: nn.Module, steps: Tensor) -> RemovableHandle | None:
-    """Have a vocabulary scored at some steps alone, until the hook is removed; None where no vocabulary is."""
-    match model:
-        case MegaLanguageModel() | MegaTranslation():
-            return model.output.register_forward_pre_hook(lambda _module, given: (given[0][:, steps], *given[1:]))
-        case MegaHuggingFace() if model.config.head in ("masked_lm", "causal_lm"):
-            return model.encoder.register_forward_hook(lambda _module, _given, last: last[:, steps])
-        case _:
-            return None
-
-
 def keep_in_float32(model: nn.Module, names: Sequence[str]) -> None:
-    """Take modules, with all in them, out of autocast; the name of a folded layer, which none has, does nothing."""
+    """Take modules, with all in them, out of autocast; the name of a folded layer, which none has, does nothing.
+
+    Args:
+        model: one's own copy, whose modules get hooks.
+        names: of modules.
+    """
     for name, module in model.named_modules():
         if any(f"{name}.".startswith(f"{kept}.") for kept in names):
-            module.forward = _without_autocast(module.forward)
+            _without_autocast(module)
 
 
-def _without_autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def in_float32(*given: Any, **named: Any) -> Any:
-        with torch.autocast("cpu", enabled=False):
-            return forward(*map(_raised, given), **{name: _raised(value) for name, value in named.items()})
+def _without_autocast(module: nn.Module) -> None:
+    """Have a module computed in float32, whatever the precision around it."""
+    running: list[ExitStack] = []  # a module may be called from within itself
 
-    return in_float32
+    def enter(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+        raised = tuple(map(_raised, given)), {name: _raised(value) for name, value in named.items()}
+        stack = ExitStack()
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        running.append(stack)
+        return raised
+
+    def leave(_module: nn.Module, _given: Any, _output: Any) -> None:
+        running.pop().close()
+
+    module.register_forward_pre_hook(enter, with_kwargs=True)
+    module.register_forward_hook(leave, always_call=True)
 
 
 def _raised(value: Any) -> Any:

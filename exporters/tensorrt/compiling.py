@@ -26,7 +26,7 @@ class Compiled:
     shapes: network.Profile
     layers: int
     seconds: float
-    """Of the build alone."""
+    """What the build alone took."""
 
 
 def compile_graph(

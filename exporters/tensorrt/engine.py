@@ -76,12 +76,13 @@ def build(
     maker = _for_tensorrt if target == "tensorrt" else _for_rtx
     made = []
     for graph in opened.graphs:
-        told = _telling(graph, on_step) if len(opened.graphs) > 1 else on_step
-        made.append(maker(_Job(opened, TARGETS[target], trt, machine, options, Listener(trt, told), told, graph)))
+        named = _naming(graph, on_step) if len(opened.graphs) > 1 else on_step
+        made.append(maker(_Job(opened, TARGETS[target], trt, machine, options, Listener(trt, named), named, graph)))
     return _add(opened, made, on_step)
 
 
-def _telling(graph: str, on_step: OnStep) -> OnStep:
+def _naming(graph: str, on_step: OnStep) -> OnStep:
+    """A listener to steps that names the graph of each."""
     return lambda step: on_step(f"{graph}: {step}")
 
 
@@ -112,7 +113,7 @@ class _Job:
 
     @property
     def signature(self) -> Signature:
-        """Of that file, with the state as inputs and outputs."""
+        """The signature of that file, with the state as inputs and outputs."""
         return self.bundle.signature(self.graph).with_state
 
     def run(self, configure: Callable[[Any, Any], None], plugin: Mapping[str, Any] | None) -> _Built:

@@ -20,11 +20,11 @@ class EngineOptions:
     """How an engine is built."""
 
     compute_capabilities: tuple[str, ...] = ()
-    """Of the GPUs that a TensorRT-RTX engine is for, such as ("8.9", "12.0"); none: all from 8.0 on."""
+    """What a TensorRT-RTX engine is for, such as ("8.9", "12.0"); none: all from 8.0 on."""
     version_compatible: bool = False
     """Whether later releases of TensorRT shall read its engine too, which may be slower."""
     hardware_compatibility: str = ONE_GPU
-    """Of TensorRT's engine: "none", for this GPU; "same", for its compute capability; "ampere+", for 8.0 and up."""
+    """What TensorRT's engine runs on: "none", this GPU; "same", its compute capability; "ampere+", 8.0 and up."""
     plugin_library: Path | None = None
     """The plugin of LaplaceAttention for TensorRT; by default the one that `mega-deploy plugins build` made, if any."""
 

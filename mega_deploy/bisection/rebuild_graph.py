@@ -58,7 +58,7 @@ def rebuild_graph(bundle: Bundle, kept: tuple[str, ...]) -> Rebuilt:
     exact, single = (
         family.graph(signature, manifest.ema["lowering"], dtype) for dtype in (ir.DataType.DOUBLE, ir.DataType.FLOAT)
     )
-    lowered = lower(single.model, manifest.precision, keep=kept, half_io=half_io)
+    lowered = lower(single.model, manifest.precision, keep_float32=kept, half_io=half_io)
     return Rebuilt(ir.to_proto(exact.model), ir.to_proto(lowered.model), exact.block_outputs)
 
 

@@ -73,27 +73,26 @@ def export(
 ) -> None:
     """Turn a trained checkpoint into a bundle, proven equal to it."""
     from mega_deploy import deploy, inspection
+    from mega_deploy.exporters.options import ExportOptions
 
     started = time.perf_counter()
+    options = ExportOptions(
+        source=source,
+        config=None if config is None else _read_config(config),
+        attention=attention,
+        seq_len=seq_len,
+        output=output,
+        seq_range=seq_range,
+        batch_range=batch_range,
+        ema=ema,
+        precision=precision,
+        float32=tuple(float32 or ()),
+        half_io=half_io,
+        form=form,
+        force=force,
+    )
     with show.progress() as on_step:
-        bundle = deploy.export(
-            checkpoint,
-            out,
-            source=source,
-            config=None if config is None else _read_config(config),
-            attention=attention,
-            seq_len=seq_len,
-            output=output,
-            seq_range=seq_range,
-            batch_range=batch_range,
-            ema=ema,
-            precision=precision,
-            float32=float32 or (),
-            half_io=half_io,
-            form=form,
-            force=force,
-            on_step=on_step,
-        )
+        bundle = deploy.export_with(checkpoint, out, options, on_step)
     report = inspection.export_report(bundle, time.perf_counter() - started)
     print_report(report, as_json, show.export_table)
 

@@ -8,6 +8,7 @@ Shapes: B batch, L sequence length, D embed_dim, H hidden_size, E ema_dim.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -132,6 +133,18 @@ class Mega(nn.Module):
             OptionError: an option is unknown or impossible.
         """
         return cls(EdificeConfig.from_dict(options))
+
+    def with_length(self, frames: int) -> Mega:
+        """The same model for windows of so many frames: another module, which shares its layers with this one.
+
+        Raises:
+            OptionError: a window cannot have so many.
+        """
+        with torch.device("meta"):  # takes no memory and no random numbers for layers that are not kept
+            other = Mega(dataclasses.replace(self.config, seq_len=frames))
+        other.source, other.training = self.source, self.training
+        other.input_projection, other.blocks, other.final_norm = self.input_projection, self.blocks, self.final_norm
+        return other
 
     def forward(self, frames: Tensor) -> Tensor:
         if frames.ndim != 3 or frames.shape[2] != self.config.embed_dim or frames.shape[1] < 1:

@@ -9,9 +9,8 @@ from onnxscript import ir
 from paper_goldens import DATA
 from safetensors.numpy import load_file
 
-from mega_deploy.exporters.paper.stream.source import SEEN
+from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.paper.stream.tasks import StreamWriter
-from mega_deploy.exporters.stream_families import streamed
 from mega_deploy.runtime import Session, StreamSession
 from mega_deploy.runtime.streams.encoder import Encoder
 from mega_deploy.runtime.streams.prefill import Prefill
@@ -41,16 +40,15 @@ def plans() -> dict[str, Plan]:
 
 def stream(model, window, batch) -> StreamSession:
     """In float32 on onnxruntime."""
-    told = streamed(model, window)
-    step, prefill = told.graphs(BATCH)
+    graphs = family_of(model).stream_graphs(window, BATCH)
+    step, prefill, source = graphs.step, graphs.prefill, graphs.encode
 
     def load(graph):
         return Session(ir.to_proto(graph.model).SerializeToString(), graph.signature.with_state)
 
     encoder = None
-    if told.encode is not None:
-        source = told.encode(BATCH)
-        encoder = Encoder(lambda: load(source), Encoding(source.signature, SEEN))
+    if source is not None:
+        encoder = Encoder(lambda: load(source), Encoding(source.signature, source.seen))
     many = Prefill(lambda: load(prefill), prefill.signature)
     return StreamSession(load(step), step.signature, batch, "", many, encoder=encoder)
 

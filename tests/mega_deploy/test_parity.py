@@ -17,7 +17,7 @@ from commands import within
 import mega_deploy as md
 from mega_deploy.bundle import REFERENCE
 from mega_deploy.errors import BundleError, InputError, OptionError, QualityGateError
-from mega_deploy.exporters import families as family
+from mega_deploy.exporters.edifice import family
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.models.edifice import Mega
 from mega_deploy.parity import LIMIT_FACTOR, SMALLEST_FLOOR, Error, Reference, limit_for, measure

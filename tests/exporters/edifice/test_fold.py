@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.exporters.edifice.fold import fold
+from mega_deploy.exporters.edifice.signature import trained_flops
 from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.exporters.families import family_of
-from mega_deploy.exporters.flops import graph_flops, trained_flops
+from mega_deploy.exporters.flops import graph_flops
 from mega_deploy.exporters.save_graph import save
 from mega_deploy.models.edifice import Mega
 from mega_deploy.signature import Range

@@ -12,13 +12,20 @@ from mega_deploy.errors import OptionError
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.prefill import prefill_graph
 from mega_deploy.exporters.edifice.step import step_graph
-from mega_deploy.exporters.edifice.stream_reference import at_every_frame
+from mega_deploy.exporters.edifice.stream_reference import LimitedMega
+from mega_deploy.exporters.reference.trained import run
 from mega_deploy.models.edifice import Mega
 from mega_deploy.runtime import Session, StreamSession
 from mega_deploy.runtime.streams.prefill import Prefill
 from mega_deploy.signature import Range
 
 BATCH = Range(1, 1, 8)
+
+
+def at_every_frame(model: Mega, frames: np.ndarray) -> np.ndarray:
+    """The trained form's features at every frame, with attention limited to its window."""
+    outputs, _ = run(LimitedMega(model, model.config.length), {"frames": frames}, ["features"])
+    return outputs["features"]
 
 
 def double_stream(model: Mega, batch: int) -> StreamSession:

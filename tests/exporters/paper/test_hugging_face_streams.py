@@ -10,8 +10,8 @@ from mega_deploy.checkpoints import load_checkpoint
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import HuggingFaceConfig
 from mega_deploy.errors import OptionError
+from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.paper.stream_reference import untruncated
-from mega_deploy.exporters.stream_families import streamed
 from mega_deploy.models.paper import build_model
 
 CAPACITY = 24
@@ -64,4 +64,4 @@ def test_what_reads_the_whole_sequence_has_no_stream():
         (small(bidirectional=True), "not causal"),
     ):
         with pytest.raises(OptionError, match=message):
-            streamed(model, 8)
+            family_of(model).check_stream()

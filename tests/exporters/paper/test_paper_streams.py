@@ -14,9 +14,9 @@ from mega_deploy.checkpoints import load_checkpoint
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
 from mega_deploy.errors import InputError, OptionError
+from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.paper.stream.tasks import StreamWriter
 from mega_deploy.exporters.paper.stream_reference import untruncated
-from mega_deploy.exporters.stream_families import streamed
 from mega_deploy.models.paper import build_model
 
 WORDS, PAD = 11, 1
@@ -173,7 +173,7 @@ def test_a_step_changes_one_slot_of_the_caches_and_moves_nothing():
 def test_what_is_not_causal_has_no_stream():
     for options in ({"bidirectional": True}, {"causal": False}):
         with pytest.raises(OptionError, match="not causal"):
-            streamed(small(**options), 8)
+            family_of(small(**options)).check_stream()
 
 
 def test_states_are_named_by_their_layers():

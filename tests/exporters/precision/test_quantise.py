@@ -13,11 +13,12 @@ from onnxscript import ir
 from precision_models import SHAPE, build, run
 from strategies import relative_l2, trained_output
 
+from mega_deploy.errors import MegaDeployError
 from mega_deploy.exporters import save_graph as onnx_file
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.exporters.precision.lowering import lower
-from mega_deploy.exporters.precision.quantise import LARGEST, quantise_weight
+from mega_deploy.exporters.precision.quantise import LARGEST, quantise_in_blocks, quantise_weight
 from mega_deploy.runtime import parity_session
 from mega_deploy.runtime.onnxruntime.emulation import emulated
 from mega_deploy.signature import Range, Signature, TensorSpec
@@ -54,8 +55,8 @@ def test_int8_quantises_the_layers_and_nothing_else(graph):
     assert kinds.count("Gemm") == 1 and kinds.count("MatMul") == len(variable)
     assert kinds.count("MatMulInteger") == before.count("Gemm") - 1 + before.count("MatMul") - len(variable)
     assert kinds.count("Conv") == before.count("Conv") == 3
-    assert {"input_projection", "blocks.0.ema.Conv", "final_norm"} <= set(lowered.islands)
-    assert not any(name.endswith((".ffn.down", ".attention.out", ".ema.proj")) for name in lowered.islands)
+    assert {"input_projection", "blocks.0.ema.Conv", "final_norm"} <= set(lowered.float32_nodes)
+    assert not any(name.endswith((".ffn.down", ".attention.out", ".ema.proj")) for name in lowered.float32_nodes)
     # One quantisation serves all layers that read the same values.
     read = [node.inputs[0].name for node in lowered.model.graph if node.op_type == "QuantizeLinear"]
     assert len(read) == len(set(read))
@@ -77,7 +78,7 @@ def test_a_product_may_be_the_output_of_a_model(precision, tmp_path):
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
     lowered = lower(model, precision)
     proto = onnx_file.save(lowered.model, tmp_path / "model.onnx")
-    assert lowered.islands == ("input",) and list(proto.graph.output) == ends[1:]
+    assert lowered.float32_nodes == ("input",) and list(proto.graph.output) == ends[1:]
     frames = random.standard_normal((3, 6)).astype(np.float32)
     signature = Signature((TensorSpec("frames", "float32", (3, 6)),), (TensorSpec("logits", "float32", ()),))
     got = parity_session(tmp_path / "model.onnx", signature, precision).run(frames)
@@ -165,3 +166,19 @@ def test_sizes_are_no_numbers_to_lower(tmp_path, laplace, seq_range, precision):
     assert np.linalg.norm(got - want) <= {"float16": 5e-3, "bfloat16": 4e-2, "int8": 2e-1}[precision] * np.linalg.norm(
         want
     )
+
+
+def test_a_weight_that_two_products_read_in_different_ways_is_refused():
+    weight = ir.Value(name="w", shape=ir.Shape((4, 4)), type=ir.TensorType(ir.DataType.FLOAT))
+    weight.const_value = ir.tensor(np.arange(16, dtype=np.float32).reshape(4, 4), name="w")
+    x = ir.Value(name="x", shape=ir.Shape((1, 4)), type=ir.TensorType(ir.DataType.FLOAT))
+    nodes = [
+        ir.node("Gemm", [x, weight], {"transB": turned}, name=f"product.{turned}", version=21) for turned in (0, 1)
+    ]
+    for node in nodes:
+        node.outputs[0].name, node.outputs[0].type = node.name, ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [x], [node.outputs[0] for node in nodes], nodes=nodes, initializers=[weight], opset_imports={"": 21}
+    )
+    with pytest.raises(MegaDeployError, match="quantised in two ways"):
+        quantise_in_blocks(ir.Model(graph, ir_version=10), lambda node: False)

@@ -8,9 +8,9 @@ from paper_goldens import models
 import mega_deploy as md
 from mega_deploy.checkpoints import load_checkpoint
 from mega_deploy.errors import QualityGateError
+from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.precision.float32_nodes import layers
 from mega_deploy.exporters.precision.lowering import lower
-from mega_deploy.exporters.stream_families import streamed
 from mega_deploy.runtime import Session
 from mega_deploy.signature import Range
 
@@ -20,7 +20,7 @@ CASE = TRANSLATIONS["model_nmt_laplace_rotary_chunk"]
 
 @pytest.fixture(scope="module")
 def source():
-    return streamed(load_checkpoint(CASE.checkpoint), 16).encode(Range(1, 1, 4))
+    return family_of(load_checkpoint(CASE.checkpoint)).stream_graphs(16, Range(1, 1, 4)).encode
 
 
 def through(model, source):
@@ -39,7 +39,7 @@ def test_a_source_loses_no_more_than_float16_rounds_its_weights_by(source):
 
 def test_what_a_source_multiplies_by_is_stored_in_half_of_its_bytes_and_what_is_kept_is_not(source):
     kept = layers(source.model)[0]
-    lowered = lower(source.model, "int8", keep=[kept], part="source").model
+    lowered = lower(source.model, "int8", keep_float32=[kept], part="source").model
     for node in source.model.graph:
         weight = node.inputs[1] if node.op_type in ("Gemm", "MatMul") else None
         if weight is not None and weight.is_initializer():
@@ -68,6 +68,8 @@ def test_the_way_out_names_a_layer_that_the_option_takes(tmp_path):
     with pytest.raises(QualityGateError, match=r"--float32 decoder\.layers\.0\)") as refused:
         md.export(case.checkpoint, tmp_path / "x.mega", form="stream", seq_len=16, precision="int8")
     assert not (tmp_path / "x.mega").exists()
-    step, _ = streamed(load_checkpoint(case.checkpoint), 16).graphs(Range(1, 1, 4))
+    step = family_of(load_checkpoint(case.checkpoint)).stream_graphs(16, Range(1, 1, 4)).step
     name = str(refused.value).partition("--float32 ")[2].partition(")")[0]
-    assert any(label.startswith(name) for label in lower(step.model, "int8", keep=[name], part="steps").islands)
+    assert any(
+        label.startswith(name) for label in lower(step.model, "int8", keep_float32=[name], part="steps").float32_nodes
+    )

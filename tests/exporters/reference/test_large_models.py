@@ -12,6 +12,8 @@ from mega_deploy.config.tasks import EmbeddingConfig, LanguageModelConfig, Outpu
 from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.paper import stream_reference as streams
 from mega_deploy.exporters.reference import recorder as windows
+from mega_deploy.exporters.reference.sequences import BEYOND
+from mega_deploy.exporters.reference.streams import record_stream
 from mega_deploy.models.edifice import Mega
 from mega_deploy.models.paper import build_model
 from mega_deploy.parity import Pool, limit_for
@@ -28,7 +30,7 @@ def mega():
 
 
 def recorded(mega, **options):
-    return windows.record(mega, family_of(mega).signature(BATCH, FRAMES), (), **options)
+    return windows.record(family_of(mega), family_of(mega).signature(BATCH, FRAMES), (), **options)
 
 
 def language_model(chunk):
@@ -85,16 +87,16 @@ def test_the_bundle_and_its_report_tell_what_was_sampled(mega, monkeypatch, tmp_
 
 @pytest.mark.parametrize(("chunk", "short"), [(40, 56), (240, 256), (241, streams.WITHIN)])
 def test_short_sequences_cross_a_chunk_unless_it_is_long(chunk, short):
-    reference = streams.record(language_model(chunk), chunk, 8, samples=3, seed=0, precision="float32")
+    reference = record_stream(family_of(language_model(chunk)), chunk, 8, samples=3)
     lengths = {name: pool.inputs["tokens"].shape[1] for name, pool in reference.pools.items()}
-    assert lengths.pop(f"random, {chunk + streams.BEYOND} steps") == chunk + streams.BEYOND
+    assert lengths.pop(f"random, {chunk + BEYOND} steps") == chunk + BEYOND
     assert set(lengths.values()) == {short}
 
 
 def test_streams_with_much_state_are_judged_in_smaller_batches(monkeypatch):
     model = language_model(4)
     monkeypatch.setattr(streams, "LARGEST_STATE", 2 * 4 * (4 + 8))
-    reference = streams.record(model, 4, 8, samples=4, seed=0, precision="float32")
+    reference = record_stream(family_of(model), 4, 8, samples=4)
     assert {case.batch for case in reference.cases} == {1, 2}
 
 

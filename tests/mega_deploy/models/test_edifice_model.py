@@ -135,3 +135,17 @@ def test_a_block_has_no_option_of_the_whole_model():
 def test_frames_of_another_shape_are_refused(shape):
     with pytest.raises(OptionError, match="frames"):
         Mega.build(**SMALL)(torch.zeros(shape))
+
+
+def test_a_model_for_another_length_shares_its_weights_and_leaves_the_first_one_as_it_is():
+    torch.manual_seed(0)
+    model, frames = Mega.build(**SMALL, output="sequence").eval(), torch.randn(2, 25, 6)
+    state = torch.random.get_rng_state()
+    longer = model.with_length(25)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (model.config.length, longer.config.length) == (10, 25) and not longer.training
+    assert all(one is other for one, other in zip(model.parameters(), longer.parameters(), strict=True))
+    assert list(longer.state_dict()) == list(model.state_dict())
+    assert torch.equal(longer(frames), model(frames))
+    with pytest.raises(OptionError, match="seq_len"):
+        model.with_length(0)
