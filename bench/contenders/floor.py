@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
+from mega_deploy.bench.contenders.case import load_case
+from mega_deploy.bench.contenders.profile import Node, by_block, by_op, profile
 from mega_deploy.bench.contenders.replay import frame_by_frame, parted
-from mega_deploy.bench.contenders.task import Contender, Task, load_case
+from mega_deploy.bench.contenders.task import GEMM_FLOOR, LIMITS, MEMORY_READ, PEAK_GEMM, Task
+from mega_deploy.bench.measure.contender import Contender
 from mega_deploy.bench.measure.latency import sample
-from mega_deploy.bench.measure.profile import Node, by_block, by_op, profile
 from mega_deploy.errors import MegaDeployError, require
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.runtime.onnxruntime.session import OPTIMISED
@@ -270,10 +272,10 @@ def limit_of(counted: Mapping[str, Any], seconds: Mapping[str, Sequence[Sequence
     Raises:
         MegaDeployError: one of them was not timed.
     """
-    if missing := [name for name in BUILD if name not in seconds]:
+    if missing := [name for name in LIMITS if name not in seconds]:
         raise MegaDeployError(f"{', '.join(missing)} was not timed")
-    floor, peak, memory = (float(np.median(np.asarray(seconds[name]))) for name in BUILD)
-    fastest_peak = min(float(np.median(turn)) for turn in seconds["peak-gemm"])
+    floor, peak, memory = (float(np.median(np.asarray(seconds[name]))) for name in LIMITS)
+    fastest_peak = min(float(np.median(turn)) for turn in seconds[PEAK_GEMM])
     peak_gflop_s = 2 * PEAK_SIZE**3 / fastest_peak / 1e9
     return {
         "gemm_floor_ms": floor * 1e3,
@@ -289,9 +291,7 @@ def limit_of(counted: Mapping[str, Any], seconds: Mapping[str, Sequence[Sequence
 
 
 BUILD: dict[str, Callable[[Task, Mapping[str, Array]], Contender]] = {
-    "gemm-floor": _gemm_floor,
-    "peak-gemm": _peak_gemm,
-    "memory-read": _memory_read,
+    GEMM_FLOOR: _gemm_floor,
+    PEAK_GEMM: _peak_gemm,
+    MEMORY_READ: _memory_read,
 }
-# Preparing this one counts for all three.
-FIRST = "gemm-floor"

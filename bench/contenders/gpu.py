@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.bench.contenders.task import Contender, Task
+from mega_deploy.bench.contenders.task import Task
+from mega_deploy.bench.measure.contender import Contender
 from mega_deploy.errors import require
 from mega_deploy.machine.gpu import look
 from mega_deploy.runtime import EngineSession, OpenBundle
@@ -39,7 +40,7 @@ def engine_contender(bundle: OpenBundle, task: Task, feeds: Mapping[str, Array])
         session.run_named(inputs)  # shapes are set, lazy kernels loaded, and a graph captured before anything is timed
     timer = Timer(execution, inputs)
     sensors = Sensors(execution.device.bus())
-    facts = {"gpu": {**vars(look().gpus[0]), **sensors.set_up()}}
+    facts = {"gpu": {**vars(look().gpus[0]), **sensors.set_up()}, "cuda_graph": task.cuda_graph}
     kind = "a CUDA graph" if task.cuda_graph else "launched anew each time"
 
     def measure(count: int) -> tuple[list[float], dict[str, Any]]:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.bench.contenders.task import Outputs
+from mega_deploy.bench.measure.contender import Outputs
 from mega_deploy.runtime import StreamSession
 from mega_deploy.signature import Signature
 
 
-class Course:
+class Replay:
     """Calls on streams.
 
     Args:
@@ -86,7 +86,7 @@ def parted(step: Signature, recorded: Mapping[str, Array]) -> tuple[dict[str, Ar
     return own, {name: array for name, array in recorded.items() if name not in own}
 
 
-def along(stream: StreamSession, recorded: Mapping[str, Array], *, at_once: bool = False) -> Course:
+def along(stream: StreamSession, recorded: Mapping[str, Array], *, at_once: bool = False) -> Replay:
     """Streams that take a frame a call, or all of them at once."""
     sequences, source = parted(stream.signature, recorded)
     begin: Callable[[], None] = stream.reset
@@ -98,6 +98,6 @@ def along(stream: StreamSession, recorded: Mapping[str, Array], *, at_once: bool
             stream.load(there)
 
     if at_once:
-        return Course([sequences], stream.prefill, begin, ends=True)
+        return Replay([sequences], stream.prefill, begin, ends=True)
     frames = [frame if len(frame) > 1 else next(iter(frame.values())) for frame in frame_by_frame(sequences)]
-    return Course(frames, stream.step, begin, ends=stream.room() is not None)
+    return Replay(frames, stream.step, begin, ends=stream.room() is not None)

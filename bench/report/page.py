@@ -14,6 +14,7 @@ from mega_deploy.errors import require
 
 Row = dict[str, Any]
 TEMPLATE = "page.html.jinja"
+PACKAGES = ("jinja2", "matplotlib")
 OPERATORS = 7
 # What makes windows of different lengths one configuration: a bundle of a range has one config, those of a sweep many.
 LENGTHS = ("window_size", "seq_len", "bundle")

@@ -10,8 +10,10 @@ import torch
 
 import mega_deploy as md
 from mega_deploy.bench.contenders import floor
-from mega_deploy.bench.contenders.task import Task, build, load_case, relative_error, save_case
-from mega_deploy.bench.measure.profile import by_block, by_op, read_trace
+from mega_deploy.bench.contenders.case import load_case, relative_error, save_case
+from mega_deploy.bench.contenders.catalogue import open_contender
+from mega_deploy.bench.contenders.profile import by_block, by_op, read_trace
+from mega_deploy.bench.contenders.task import Task
 from mega_deploy.errors import MegaDeployError, OptionError
 from mega_deploy.models.edifice import Mega
 
@@ -60,7 +62,7 @@ def test_what_must_be_read_is_at_least_the_weights(softmax, counted):
 def test_the_limits_run(softmax, tmp_path, name):
     task = task_of(softmax, tmp_path, name)
     floor.prepare(task)
-    contender = build(task, load_case(tmp_path).inputs)
+    contender = open_contender(task, load_case(tmp_path).inputs)
     assert len(contender.sample(2)[0]) == 2 and contender.settings
 
 
@@ -70,7 +72,7 @@ def test_the_products_run_whole_or_in_parts_of_the_batch_whichever_is_faster(sof
     monkeypatch.setattr(floor, "_fastest", lambda ways: tried.update(ways) or faster)
     task = task_of(softmax, tmp_path, batch=6, cores=(0, 1))
     floor.prepare(task)
-    contender = build(task, load_case(tmp_path).inputs)
+    contender = open_contender(task, load_case(tmp_path).inputs)
     assert set(tried) == {"", ", in parts of the batch"} and contender.settings.endswith(f"in onnxruntime{faster}")
     contender.call()
     rows = {
@@ -140,4 +142,4 @@ def test_a_length_that_was_not_recorded_is_run_by_the_trained_model(tiny, tmp_pa
 
 def test_an_unknown_contender_is_refused(softmax, tmp_path):
     with pytest.raises(OptionError, match="abacus"):
-        build(task_of(softmax, tmp_path, "abacus"), {})
+        open_contender(task_of(softmax, tmp_path, "abacus"), {})
