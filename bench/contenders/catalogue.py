@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from mega_deploy.arrays import Array
-from mega_deploy.bench.contenders import floor, peers, streams
+from mega_deploy.bench.contenders import peers, streams
 from mega_deploy.bench.contenders.case import load_case, relative_error
+from mega_deploy.bench.contenders.limits import floor
 from mega_deploy.bench.contenders.ours import open_ours
 from mega_deploy.bench.contenders.task import LIMITS, OURS, Task
 from mega_deploy.bench.measure.contender import Contender, Ready

@@ -2,7 +2,7 @@
 
 The wall's time is what a caller waits, copies in and out included, from and to ordinary memory of the host; the events
 tell copies and computing apart, by the GPU's own clock. After every turn the sensors are read: a GPU that throttles, or
-whose clocks were left to the driver, is told by them.
+whose clocks were left to the driver, shows in them.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Timer:
 
 
 class Sensors:
-    """What NVML tells of one GPU.
+    """The sensors of one GPU, by NVML.
 
     Args:
         bus: its place on the PCI bus.
@@ -103,7 +103,7 @@ class Sensors:
         self._gpu = self._nvml.nvmlDeviceGetHandleByPciBusId(bus)
 
     def set_up(self) -> dict[str, Any]:
-        """What should be the same in runs that are compared: the driver, and how the GPU is set."""
+        """The driver, and how the GPU is set: the same in runs that compare."""
         nvml, gpu = self._nvml, self._gpu
         return {
             "driver": nvml.nvmlSystemGetDriverVersion(),
@@ -114,7 +114,7 @@ class Sensors:
         }
 
     def read(self) -> dict[str, Any]:
-        """As it is now; None for what this GPU does not tell."""
+        """Clocks, power, temperature and throttling as they are now; None for what this GPU does not say."""
         nvml, gpu = self._nvml, self._gpu
         return {
             "sm_mhz": self._known(nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),

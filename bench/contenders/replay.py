@@ -54,7 +54,7 @@ class Replay:
         return seconds, {"processor_seconds": (processor + time.process_time() - running) / count}
 
     def check(self) -> Outputs:
-        """From the beginning to the end: the outputs of the last part."""
+        """Take all parts from the beginning to the end; the outputs of the last one."""
         self._begin()
         self._next, self._fresh = 0, True
         return [self._go_on() for _ in self._parts][-1]

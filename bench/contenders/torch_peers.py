@@ -72,7 +72,7 @@ def _try(
 
 
 def _ways(contender: str, device: str) -> list[tuple[str, dict[str, Any] | None]]:
-    """Names, and what torch.compile is told; None: nothing is compiled."""
+    """Names, and the options of torch.compile; None: nothing is compiled."""
     if contender == "torch-eager":
         return [("eager", None)]
     if device == "cuda":
@@ -105,7 +105,7 @@ def tensors(feeds: Mapping[str, Array]) -> Tensors:
 
 
 def _arrays(result: Any) -> Outputs:
-    """What a trained model gives: one tensor, or several by name."""
+    """The outputs of a trained model, one tensor or several by name, as arrays."""
     if isinstance(result, Mapping):
         return {name: tensor.cpu().numpy() for name, tensor in result.items()}
     return (result.cpu().numpy(),)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
-from mega_deploy.bench.contenders.floor import PEAK_SIZE
+from mega_deploy.bench.contenders.limits.floor import PEAK_SIZE
 from mega_deploy.bench.contenders.task import OURS
 from mega_deploy.bench.report.naming import cases_of, key, name, short, title
 from mega_deploy.errors import require

@@ -66,7 +66,7 @@ def _intervals(rounds: Samples) -> dict[str, dict[str, float]]:
 def limit_share(
     rounds: Samples, latency: Latency, limit: Mapping[str, float] | None, limits: Mapping[str, Samples]
 ) -> Row | None:
-    """What share of each limit is reached; 1 is all that the machine can do."""
+    """The share of each limit that is reached; 1 is all that the machine can do."""
     if limit is None:
         return None
     return {
@@ -97,7 +97,7 @@ def limit_row(
     contenders: Sequence[Timed],
     limits: Mapping[str, Samples],
 ) -> Row:
-    """What the machine could reach on a case, who reaches how much of it, and where our time goes."""
+    """The limit of the machine on a case, how much of it ours reaches, and where our time goes."""
     ours = next((one for one in contenders if one.task.contender == OURS), None)
     return {
         **about,

@@ -25,7 +25,7 @@ TRIALS = 5
 
 @dataclass(frozen=True)
 class Task:
-    """What is computed, and how."""
+    """The moving average that is computed, and how it is laid out."""
 
     channels: int
     states: int

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.bench.contenders import floor, peers
+from mega_deploy.bench.contenders import peers
 from mega_deploy.bench.contenders.case import check_fits, frames_of, lengths, load_case, save_case, takes_whole
+from mega_deploy.bench.contenders.limits import floor
 from mega_deploy.bench.contenders.task import (
     CACHED,
     ENCODE,
@@ -52,12 +53,12 @@ class Case:
 
     @property
     def where(self) -> str:
-        """In words, for who waits."""
+        """The batch and the length in words, for who waits."""
         return f"batch {self.batch}, {self.seq_len} frames{', stream' if self.form == 'stream' else ''}"
 
     @property
     def parity_limit(self) -> float:
-        """What the bundle's forms may be off by."""
+        """The largest error that parity allows the bundle's forms."""
         manifest = self.bundle.manifest
         parities = [manifest.parity, *([manifest.stream.parity] if manifest.stream else [])]
         return max(TOLERANCE, *(float(parity.get("limit", 0)) for parity in parities))
@@ -144,7 +145,7 @@ def run(
 
 
 def _add(report: Report, rounds: Rounds, counted: dict[str, Any] | None) -> None:
-    """What was measured on a case; `counted` is what the limit's graph was found to hold."""
+    """Add what was measured on a case to the report; `counted` is what the limit's graph was found to hold."""
     timed, about = rounds.timed, rounds.about
     limits = {one.task.contender: one.rounds for one in timed if one.task.contender in LIMITS}
     contenders = [one for one in timed if one.task.contender not in LIMITS]
@@ -167,7 +168,7 @@ def _check_backend(case: Case, backend: str) -> None:
 
 
 def _configurations(cases: Sequence[Case]) -> dict[Path, dict[str, Any]]:
-    """What the rows of each bundle say of it: its manifest's config, and what tells it from others of the same."""
+    """The config that rows of each bundle carry: its manifest's, with its path where two bundles have the same."""
     bundles = {case.bundle.path: case.bundle for case in cases}
     configs = {
         path: {**bundle.manifest.config, "ema": bundle.manifest.ema["lowering"], "precision": bundle.manifest.precision}
@@ -236,7 +237,7 @@ class _Field:
 
 
 def _beside_a_stream(case: Case, folder: Path) -> Iterator[str]:
-    """What else of the bundle is timed: what streams are begun with, and the window that stands for a step."""
+    """The other contenders of a bundle with a stream: what streams are begun with, and the window for a step."""
     if case.bundle.stream_form.encode is not None:
         yield ENCODE
     yield PREFILL

@@ -34,7 +34,7 @@ NAMES = ("lra-text",)
 CATALOGUE = "mega_deploy.bench.suites.lra_contenders"
 CONTENDERS = (lra.BASELINE, *lra.MEGAS, *lra.TRANSFORMERS)
 PAPER = {"mega-chunk": {"speed": 5.5, "memory": 0.13}, "mega": {"speed": 2.9, "memory": 0.31}}
-"""Of the Transformer's, in training on a GPU at 4096 steps (arXiv 2209.10655, table 2)."""
+"""Speed and memory as shares of the Transformer's, in training on a GPU at 4096 steps (arXiv 2209.10655, table 2)."""
 MEMORY = (
     "the peak of a contender's process, loading included, less that of a process with the same libraries, "
     "runtime, bundle and inputs, and a graph that does nothing"

@@ -110,7 +110,7 @@ def cuda_version() -> str | None:
 
 
 def _integer(cuda: ctypes.CDLL, function: str, *arguments: int) -> int:
-    """What a function gives through its first argument."""
+    """The integer that a function of the driver gives through its first argument."""
     value = ctypes.c_int()
     _call(cuda, function, ctypes.byref(value), *arguments)
     return value.value

@@ -13,9 +13,10 @@ from paper_goldens import models
 
 import mega_deploy as md
 from mega_deploy.bench.command import plan
-from mega_deploy.bench.contenders import floor, streams
+from mega_deploy.bench.contenders import streams
 from mega_deploy.bench.contenders.case import frames_of, load_case, relative_error, save_case, takes_whole
 from mega_deploy.bench.contenders.catalogue import open_contender
+from mega_deploy.bench.contenders.limits import floor
 from mega_deploy.bench.contenders.replay import Replay
 from mega_deploy.bench.contenders.task import Task
 from mega_deploy.bench.suites.sweep import AXES
