@@ -135,8 +135,8 @@ def run(
         with tempfile.TemporaryDirectory(prefix="mega-deploy-bench-") as folder:
             on_step(f"{case.where}: prepare the inputs")
             save_case(case.bundle, case.batch, case.seq_len, Path(folder), case.form)
-            field = _Field(case, options, tuple(cores), Path(folder))
-            rounds.run(field.tasks(), case.where, on_step)
+            contenders = _Contenders(case, options, tuple(cores), Path(folder))
+            rounds.run(contenders.tasks(), case.where, on_step)
             counted = Path(folder) / floor.COUNTED
             _add(report, rounds, json.loads(counted.read_text("utf-8")) if counted.exists() else None)
         for failure in rounds.failures:
@@ -182,7 +182,7 @@ def _configurations(cases: Sequence[Case]) -> dict[Path, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Field:
+class _Contenders:
     """Everybody who takes part on one case, in the order in which they are started."""
 
     case: Case

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mega_deploy.cli import tables as show
 from mega_deploy.cli.grouped import grouped
 from mega_deploy.cli.shared import Json, print_report
+from mega_deploy.cli.tables import progress, warning
 
 if TYPE_CHECKING:
     from mega_deploy.bench.suites.options import Options
@@ -138,7 +138,7 @@ def bench(what: What, axes: Axes, how: How, files: Files, gate: Gate, as_json: J
 
     chosen, factor = how.options(), against.parse_limit(gate.fail_if)
     old = None if gate.against is None else against.read_report(gate.against)
-    with show.progress() as on_step:
+    with progress() as on_step:
         planned = command.plan(
             what.bundles or [],
             batch=what.batch,
@@ -157,7 +157,7 @@ def bench(what: What, axes: Axes, how: How, files: Files, gate: Gate, as_json: J
             other_machine=gate.other_machine,
             factor=factor,
             on_step=on_step,
-            on_failure=show.warning,
+            on_failure=warning,
         )
     print_report(command.without_samples(report), as_json, terminal.table)
     command.check(planned, report)
