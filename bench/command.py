@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from mega_deploy.bench import sweep
-from mega_deploy.bench.benchmark import Case, Report, cases, run
-from mega_deploy.bench.measure.rounds import QUICK, Options
 from mega_deploy.bench.report import against
+from mega_deploy.bench.report.files import check_outputs, write
 from mega_deploy.bench.suites import lra_text as suite
+from mega_deploy.bench.suites import sweep
+from mega_deploy.bench.suites.bundles import Case, Report, cases, check_ours, run
+from mega_deploy.bench.suites.options import QUICK, Options
 from mega_deploy.config.edifice import Form
-from mega_deploy.errors import InputError, OptionError, require
-from mega_deploy.files.arrays import replacing
-
-FLAT = (
-    *("contender", "backend", "form", "batch", "seq_len", "precision", "p50_ms", "p90_ms", "p99_ms", "p999_ms"),
-    *(
-        "mean_ms",
-        "jitter_ms",
-        "throughput_per_s",
-        "samples",
-        "rounds",
-        "peak_rss_mb",
-        "load_ms",
-        "cold_start_ms",
-        "relative_error",
-        "settings",
-    ),
-)
+from mega_deploy.errors import OptionError
 
 
 def numbers(name: str, text: str | None) -> tuple[int, ...]:
@@ -72,7 +53,7 @@ def plan(
         bundles: paths.
         batch: windows of a call, such as "1,8"; default 1.
         seq_len: lengths, for bundles that take a range.
-        sweep_file: see mega_deploy.bench.sweep.
+        sweep_file: see mega_deploy.bench.suites.sweep.
         axes: sweep.AXES by name, as texts such as "128,256"; of bundles only the form is chosen.
         suite_name: of suite.NAMES.
         quick: whether a suite is to be a short one.
@@ -108,6 +89,11 @@ def plan(
         sweeps = [sweep.expand(given, batches)]
     else:
         sweeps = [sweep.Sweep(sweep.DEFAULT_PAIR, batches)]
+    return _cases_of_sweeps(sweeps, on_step)
+
+
+def _cases_of_sweeps(sweeps: Sequence[sweep.Sweep], on_step: Callable[[str], None]) -> list[Case]:
+    """Every configuration at its batches, exported where it has to be; those that sweeps share stand once."""
     found: dict[tuple[Path, int], Case] = {}
     for one in sweeps:
         for configuration in one.configurations:
@@ -149,11 +135,7 @@ def bench(
     Raises:
         InputError: a file cannot be written, or the earlier report does not compare.
     """
-    if outputs.get("html"):
-        require("jinja2", "bench", "the HTML report")
-    for path in filter(None, outputs.values()):
-        if path.is_dir() or not path.parent.is_dir():
-            raise InputError(f"{path} cannot be written: it must be a file in a folder that is there")
+    check_outputs(outputs)
     if isinstance(planned, suite.Plan):
         if chosen.peers or old is not None or chosen.backends != ("onnxruntime",):
             raise OptionError(
@@ -168,37 +150,10 @@ def bench(
                 against.check_alike(old, report)
             report["against"] = against.compare(old, report, factor)
         finally:
-            _write(report, outputs)  # what was measured is kept, whatever it is compared with
+            write(report, outputs)  # what was measured is kept, whatever it is compared with
     else:
-        _write(report, outputs)
+        write(report, outputs)
     return report
-
-
-def _write(report: Report, outputs: Mapping[str, Path | None]) -> None:
-    from mega_deploy.bench.report.page import page
-
-    makers: dict[str, Callable[[Report], str]] = {"json": json.dumps, "csv": table, "html": page}
-    for kind, path in outputs.items():
-        if path is not None:
-            with replacing(path) as partial:
-                partial.write_text(makers[kind](report), "utf-8", newline="")
-
-
-def table(report: Report) -> str:
-    """The results as CSV: a row each, its configuration in columns of its own."""
-    keys = dict.fromkeys(key for row in report["results"] for key in row["config"])
-    extra = [f"config.{key}" for key in keys]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*FLAT, "p50_low_ms", "p50_high_ms", "noise", *extra])
-    writer.writeheader()
-    for row in report["results"]:
-        interval = row["intervals"]["p50_ms"]
-        writer.writerow(
-            {name: row[name] for name in FLAT}
-            | {"p50_low_ms": interval["low"], "p50_high_ms": interval["high"], "noise": "; ".join(row["noise"])}
-            | {f"config.{key}": value for key, value in row["config"].items()}
-        )
-    return text.getvalue()
 
 
 def without_samples(report: Report) -> Report:
@@ -207,3 +162,12 @@ def without_samples(report: Report) -> Report:
         **report,
         "results": [{key: row[key] for key in row if key != "samples_ms"} for row in report["results"]],
     }
+
+
+def check(planned: Sequence[Case] | suite.Plan, report: Report) -> None:
+    """Fail where what the benchmark is about could not be timed; what was timed stands in the report all the same.
+
+    Raises:
+        MegaDeployError: of the exit code that the contender's own error has.
+    """
+    (suite.check if isinstance(planned, suite.Plan) else check_ours)(report)

@@ -202,7 +202,7 @@ def _gpu() -> list[Component]:
             "NVIDIA driver",
             machine.driver,
             driver,
-            None if driver else "install NVIDIA's driver, on a machine with an NVIDIA GPU",
+            machine.driver_note if driver else "install NVIDIA's driver, on a machine with an NVIDIA GPU",
             "run engines",
         ),
         Component("GPU", found, gpu is not None, remedy, "run engines; not needed on a CPU"),

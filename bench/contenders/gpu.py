@@ -2,7 +2,7 @@
 
 The wall's time is what a caller waits, copies in and out included, from and to ordinary memory of the host; the events
 tell copies and computing apart, by the GPU's own clock. After every turn the sensors are read: a GPU that throttles, or
-whose clocks were left to the driver, is told by them.
+whose clocks were left to the driver, shows in them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.bench.contenders.task import Contender, Task
+from mega_deploy.bench.contenders.task import Task
+from mega_deploy.bench.measure.contender import Contender
 from mega_deploy.errors import require
 from mega_deploy.machine.gpu import look
 from mega_deploy.runtime import EngineSession, OpenBundle
@@ -39,7 +40,7 @@ def engine_contender(bundle: OpenBundle, task: Task, feeds: Mapping[str, Array])
         session.run_named(inputs)  # shapes are set, lazy kernels loaded, and a graph captured before anything is timed
     timer = Timer(execution, inputs)
     sensors = Sensors(execution.device.bus())
-    facts = {"gpu": {**vars(look().gpus[0]), **sensors.set_up()}}
+    facts = {"gpu": {**vars(look().gpus[0]), **sensors.set_up()}, "cuda_graph": task.cuda_graph}
     kind = "a CUDA graph" if task.cuda_graph else "launched anew each time"
 
     def measure(count: int) -> tuple[list[float], dict[str, Any]]:
@@ -87,7 +88,7 @@ class Timer:
 
 
 class Sensors:
-    """What NVML tells of one GPU.
+    """The sensors of one GPU, by NVML.
 
     Args:
         bus: its place on the PCI bus.
@@ -102,7 +103,7 @@ class Sensors:
         self._gpu = self._nvml.nvmlDeviceGetHandleByPciBusId(bus)
 
     def set_up(self) -> dict[str, Any]:
-        """What should be the same in runs that are compared: the driver, and how the GPU is set."""
+        """The driver, and how the GPU is set: the same in runs that compare."""
         nvml, gpu = self._nvml, self._gpu
         return {
             "driver": nvml.nvmlSystemGetDriverVersion(),
@@ -113,7 +114,7 @@ class Sensors:
         }
 
     def read(self) -> dict[str, Any]:
-        """As it is now; None for what this GPU does not tell."""
+        """Clocks, power, temperature and throttling as they are now; None for what this GPU does not say."""
         nvml, gpu = self._nvml, self._gpu
         return {
             "sm_mhz": self._known(nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.bench.contenders.task import Contender, Task, load_case
+from mega_deploy.bench.contenders.case import load_case
+from mega_deploy.bench.contenders.task import Task
 from mega_deploy.bench.contenders.torch_peers import (
     ahead_of_time_peer,
     compile_ahead,
@@ -24,6 +25,7 @@ from mega_deploy.bench.contenders.torch_peers import (
     torch_peer,
     torch_tensorrt_peer,
 )
+from mega_deploy.bench.measure.contender import Contender
 from mega_deploy.errors import require
 from mega_deploy.machine.gpu import look
 

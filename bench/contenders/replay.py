@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.bench.contenders.task import Outputs
+from mega_deploy.bench.measure.contender import Outputs
 from mega_deploy.runtime import StreamSession
 from mega_deploy.signature import Signature
 
 
-class Course:
+class Replay:
     """Calls on streams.
 
     Args:
@@ -54,7 +54,7 @@ class Course:
         return seconds, {"processor_seconds": (processor + time.process_time() - running) / count}
 
     def check(self) -> Outputs:
-        """From the beginning to the end: the outputs of the last part."""
+        """Take all parts from the beginning to the end; the outputs of the last one."""
         self._begin()
         self._next, self._fresh = 0, True
         return [self._go_on() for _ in self._parts][-1]
@@ -86,7 +86,7 @@ def parted(step: Signature, recorded: Mapping[str, Array]) -> tuple[dict[str, Ar
     return own, {name: array for name, array in recorded.items() if name not in own}
 
 
-def along(stream: StreamSession, recorded: Mapping[str, Array], *, at_once: bool = False) -> Course:
+def along(stream: StreamSession, recorded: Mapping[str, Array], *, at_once: bool = False) -> Replay:
     """Streams that take a frame a call, or all of them at once."""
     sequences, source = parted(stream.signature, recorded)
     begin: Callable[[], None] = stream.reset
@@ -98,6 +98,6 @@ def along(stream: StreamSession, recorded: Mapping[str, Array], *, at_once: bool
             stream.load(there)
 
     if at_once:
-        return Course([sequences], stream.prefill, begin, ends=True)
+        return Replay([sequences], stream.prefill, begin, ends=True)
     frames = [frame if len(frame) > 1 else next(iter(frame.values())) for frame in frame_by_frame(sequences)]
-    return Course(frames, stream.step, begin, ends=stream.room() is not None)
+    return Replay(frames, stream.step, begin, ends=stream.room() is not None)

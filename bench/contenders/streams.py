@@ -17,81 +17,20 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from mega_deploy.bench.contenders.replay import Course, along, frame_by_frame, parted
-from mega_deploy.bench.contenders.task import OURS, Contender, Outputs, Task, lengths
-from mega_deploy.bundle import MODEL, TRAINED
-from mega_deploy.errors import InputError, require
-from mega_deploy.parity import Case, Reference
+from mega_deploy.arrays import Array
+from mega_deploy.bench.contenders.replay import Replay, along, frame_by_frame, parted
+from mega_deploy.bench.contenders.task import CACHED, ENCODE, OURS, PREFILL, WINDOW, Task
+from mega_deploy.bench.measure.contender import Contender, Outputs
+from mega_deploy.bundle import TRAINED
+from mega_deploy.errors import require
 from mega_deploy.runtime import OpenBundle, StreamSession, find_backend
-from mega_deploy.signature import usual
 
 if TYPE_CHECKING:
     from mega_deploy.exporters.paper.stream.stream_io import StreamModel
 
-from mega_deploy.arrays import Array
 
-WINDOW, CACHED, PREFILL, ENCODE = "window-session", "torch-cached", "prefill", "encode"
-NO_STEPS = (PREFILL, ENCODE)
-"""Contenders whose call is no step, so that they are compared with none."""
-
-
-def frames_of(bundle: OpenBundle) -> int:
-    """Frames of the sequence that streams are timed on: those of the bundle's window, where it has one beside them."""
-    window = lengths(bundle) if "window" in bundle.forms else None
-    return bundle.stream_form.length if window is None else usual(window)
-
-
-def recorded(reference: Reference, bundle: OpenBundle, batch: int) -> dict[str, Array]:
-    """Arrays for contenders.CASE: sequences [batch, frames, ...], with their source, and the outputs at the last frame.
-
-    They are the random ones of the bundle's reference, over again where the batch is larger: `frames_of` the bundle, or
-    as many as were recorded where that is less. Of a large vocabulary they end with a step whose outputs are kept.
-
-    Args:
-        reference: of the stream.
-        bundle: that it belongs to.
-        batch: streams.
-    """
-    steps, most = bundle.stream_form.step.inputs, frames_of(bundle)
-
-    def frames(case: Case) -> int:
-        pool = reference.pools[case.pool]
-        for kept in pool.steps.values():
-            return int(kept[kept < most][-1]) + 1
-        return min(most, int(pool.inputs[steps[0].name].shape[1]))
-
-    case = max(
-        (case for case in reference.cases if case.name.startswith("random")),
-        key=lambda case: (frames(case), len(case.rows)),
-    )
-    rows, length = [case.rows[index % len(case.rows)] for index in range(batch)], frames(case)
-    pool, own = reference.pools[case.pool], {spec.name for spec in steps}
-    inputs = {
-        f"input/{name}": array[rows, :length] if name in own else array[rows] for name, array in pool.inputs.items()
-    }
-    return inputs | {f"output/{name}": array[:, 0] for name, array in pool.want(rows, length - 1).items()}
-
-
-def takes_whole(bundle: OpenBundle, sequences: Mapping[str, Array]) -> bool:
-    """Whether the bundle has a window that takes what was recorded of its stream, and computes the same.
-
-    A window truncates its moving average where the trained model does, and a stream does not.
-    """
-    if "window" not in bundle.forms:
-        return False
-    config = bundle.manifest.config
-    cut = config.get("decoder", config.get("encoder", config)).get("truncation")  # bare layers: their own
-    if cut is not None and cut < next(iter(parted(bundle.stream_form.step, sequences)[0].values())).shape[1]:
-        return False
-    try:
-        bundle.signature(MODEL).feeds(sequences)
-    except InputError:
-        return False
-    return True
-
-
-def _contender(course: Course, settings: str) -> Contender:
-    return Contender(course.call, settings, measure=course.measure, check=course.check)
+def _contender(replay: Replay, settings: str) -> Contender:
+    return Contender(replay.call, settings, measure=replay.measure, check=replay.check)
 
 
 def _opened(task: Task) -> StreamSession:
@@ -164,8 +103,8 @@ def _cached(task: Task, sequences: Mapping[str, Array]) -> Contender:
             return {name: np.asarray(value) for name, value in found.items()}
 
     ends = any(spec.limit is not None for spec in form.step.state)
-    course = Course(frame_by_frame(own), step, cached.reset, ends=ends)
-    return _contender(course, "eager, inference mode, float32, keys and values by torch.cat")
+    replay = Replay(frame_by_frame(own), step, cached.reset, ends=ends)
+    return _contender(replay, "eager, inference mode, float32, keys and values by torch.cat")
 
 
 BUILD: dict[str, Callable[[Task, Mapping[str, Array]], Contender]] = {

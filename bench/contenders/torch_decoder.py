@@ -32,52 +32,54 @@ class CachedDecoder:
     def __init__(self, model: StreamModel, length: int, source: Inputs) -> None:
         self.model = model
         stack = model.encoder if isinstance(model, MegaEncoder | MegaHuggingFace) else model.decoder
-        self.final_norm, memory, keep = stack.final_norm, None, None
+        self.final_norm, memory, attention_mask = stack.final_norm, None, None
         if isinstance(model, MegaTranslation):
-            memory, keep = model.encode(source["src_tokens"])
+            memory, attention_mask = model.encode(source["src_tokens"])
         elif source:
-            memory, keep = source["encoder_hidden_states"], source["encoder_attention_mask"] != 0
-        self.layers = [_CachedLayer(cast(MegaLayer, layer), length, memory, keep) for layer in stack.layers]
+            memory, attention_mask = source["encoder_hidden_states"], source["encoder_attention_mask"] != 0
+        self.layers = [_CachedLayer(cast(MegaLayer, layer), length, memory, attention_mask) for layer in stack.layers]
 
     def reset(self) -> None:
-        """Begin anew, with the same source."""
+        """Begin a new sequence with the same source."""
         for layer in self.layers:
             layer.reset()
 
     def step(self, inputs: Inputs) -> dict[str, Tensor]:
         """[batch] by name -> the outputs of the next token, [batch, ...] by name."""
-        x, keep = self._first({name: value[:, None] for name, value in inputs.items()})
+        x, attention_mask = self._first({name: value[:, None] for name, value in inputs.items()})
         for layer in self.layers:
-            x = layer.step(x, keep)
-        return {name: value[:, 0] for name, value in self._outputs(self.final_norm(x), keep).items()}
+            x = layer.step(x, attention_mask)
+        return {name: value[:, 0] for name, value in self._outputs(self.final_norm(x), attention_mask).items()}
 
     def _first(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The first layer's input [batch, 1, D], and whether it is no padding [batch, 1]."""
         model: Any = self.model
         if isinstance(model, MegaEncoder):
-            x, keep = inputs["frames"], torch.ones(inputs["frames"].shape[:2], dtype=torch.bool)
+            x, attention_mask = inputs["frames"], torch.ones(inputs["frames"].shape[:2], dtype=torch.bool)
         elif isinstance(model, MegaLanguageModel):
-            x, keep = model.embedding(inputs["tokens"], model.table)
+            x, attention_mask = model.embedding(inputs["tokens"], model.table)
         elif isinstance(model, MegaTranslation):
-            x, keep = model.target_embedding(inputs["prev_output_tokens"], model.target_table)
+            x, attention_mask = model.target_embedding(inputs["prev_output_tokens"], model.target_table)
         else:
-            x, keep = model.words(inputs["input_ids"]), inputs["attention_mask"] != 0
+            x, attention_mask = model.words(inputs["input_ids"]), inputs["attention_mask"] != 0
             if model.token_types is not None:
                 x = x + model.token_types(inputs["token_type_ids"])
-        return x, keep
+        return x, attention_mask
 
-    def _outputs(self, x: Tensor, keep: Tensor) -> dict[str, Tensor]:
+    def _outputs(self, x: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         model: Any = self.model
         if isinstance(model, MegaEncoder):
             return {"features": x}
         if isinstance(model, MegaHuggingFace):
             return model.headed(x, x.shape[:2])
         table = model.target_table if isinstance(model, MegaTranslation) else model.table
-        return {"log_probs" if model.config.output.cutoffs else "logits": model.output(x * keep[..., None], table)}
+        return {
+            "log_probs" if model.config.output.cutoffs else "logits": model.output(x * attention_mask[..., None], table)
+        }
 
 
 class _CachedLayer:
-    def __init__(self, layer: MegaLayer, length: int, memory: Tensor | None, keep: Tensor | None) -> None:
+    def __init__(self, layer: MegaLayer, length: int, memory: Tensor | None, attention_mask: Tensor | None) -> None:
         self.attention, self.cross, self.ffn = layer.attention, layer.cross_attention, layer.ffn
         self.window = layer.attention.config.chunk_size or length
         self.bias = layer.attention.position(self.window, self.window)
@@ -85,7 +87,7 @@ class _CachedLayer:
         p = torch.sigmoid(ema.delta)
         self.decay, self.gain = 1 - p * torch.sigmoid(ema.alpha), p * ema.beta
         self.readout = ema.gamma * ema.gamma.shape[1] ** -0.5
-        self.memory_keep = keep
+        self.memory_keep = attention_mask
         if self.cross is not None and memory is not None:
             self.memory_keys = self.cross.k_proj(memory)
             self.memory_values = ACTIVATIONS[self.cross.config.activation](self.cross.v_proj(memory))
@@ -97,22 +99,22 @@ class _CachedLayer:
         self.cache: tuple[Tensor, ...] = ()
         self.steps = 0
 
-    def step(self, x: Tensor, keep: Tensor) -> Tensor:
+    def step(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         """x: [batch, 1, D] -> the same."""
-        x = self._attend(self.attention, x, keep)
+        x = self._attend(self.attention, x, attention_mask)
         if self.cross is not None:
             x = self._read(self.cross, x)
         self.steps += 1
         return x if self.ffn is None else self.ffn(x)
 
-    def _attend(self, layer: GatedAttention, x: Tensor, keep: Tensor) -> Tensor:
+    def _attend(self, layer: GatedAttention, x: Tensor, attention_mask: Tensor) -> Tensor:
         config, act = layer.config, ACTIVATIONS[layer.config.activation]
         n = layer.norm(x) if config.prenorm else x
-        self.average = self.decay * self.average + self.gain * (n * keep[..., None])[:, 0, :, None]
+        self.average = self.decay * self.average + self.gain * (n * attention_mask[..., None])[:, 0, :, None]
         m = F.silu((self.average * self.readout).sum(-1)[:, None] + layer.ema.omega * n)
         u, z, r, hx = layer.mx_proj(m).split((config.embed_dim, config.z_dim, config.hidden_dim, config.embed_dim), -1)
         q, k = (F.silu(z)[:, :, None] * layer.qk_weight + layer.qk_bias).unbind(2)
-        new = (k, act(layer.v_proj(n)), keep)
+        new = (k, act(layer.v_proj(n)), attention_mask)
         self.cache = new if self.steps % self.window == 0 else tuple(map(_joined, self.cache, new))
         keys, values, kept = self.cache
         count = keys.shape[1]

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mega_deploy.bench.contenders.task import Contender, Outputs, Task, load_case
+from mega_deploy.arrays import Array
+from mega_deploy.bench.contenders.case import load_case
+from mega_deploy.bench.contenders.task import Task
+from mega_deploy.bench.contenders.trained import load_trained
+from mega_deploy.bench.measure.contender import Contender, Outputs
 from mega_deploy.bench.measure.latency import sample, warm_up
-from mega_deploy.bundle import TRAINED
 from mega_deploy.config.edifice import EdificeConfig
 from mega_deploy.errors import OptionError, require
 from mega_deploy.machine.gpu import look
@@ -21,35 +22,11 @@ from mega_deploy.runtime import OpenBundle
 if TYPE_CHECKING:
     from torch import Tensor
 
-from mega_deploy.arrays import Array
-
 Tensors = dict[str, "Tensor"]
 PACKAGE = "aotinductor.pt2"
 # Calls for which each way to set a contender up is tried, before the fastest is timed.
 TRIALS = 30
 WARM_UP = 2.0  # seconds at most
-
-
-def run_trained(bundle: OpenBundle, batch: int, seq_len: int) -> dict[str, Array]:
-    """Random inputs and what the trained model gives for them in float64: arrays for contenders.CASE."""
-    require("torch", "export", f"the reference for {seq_len} frames, which the bundle does not hold,")
-    from mega_deploy.exporters.families import family_of
-    from mega_deploy.exporters.reference.cases import RANDOM
-    from mega_deploy.exporters.reference.trained import run
-
-    model, signature = _load(bundle), bundle.manifest.signature
-    drawn = family_of(model).kinds(signature, np.random.default_rng(0))[RANDOM](batch, seq_len)
-    inputs = {spec.name: drawn[spec.name].astype(spec.dtype) for spec in signature.inputs if spec.name in drawn}
-    outputs, _ = run(model.double(), inputs, [spec.name for spec in signature.outputs])
-    return {f"input/{name}": array for name, array in inputs.items()} | {
-        f"output/{name}": array for name, array in outputs.items()
-    }
-
-
-def _load(bundle: OpenBundle) -> Any:
-    from mega_deploy.checkpoints import load_checkpoint
-
-    return load_checkpoint(bundle.file(TRAINED))
 
 
 def torch_peer(task: Task, feeds: Mapping[str, Array]) -> Contender:
@@ -59,7 +36,7 @@ def torch_peer(task: Task, feeds: Mapping[str, Array]) -> Contender:
     device = "cuda" if task.backend == "torch-cuda" else "cpu"
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = _load(OpenBundle.open(task.bundle)).to(device)
+    model = load_trained(OpenBundle.open(task.bundle)).to(device)
     inputs = tensors(feeds)
     forms: dict[str, Any] = {"": None}
     if isinstance(model.config, EdificeConfig) and model.config.laplace_attention:
@@ -95,7 +72,7 @@ def _try(
 
 
 def _ways(contender: str, device: str) -> list[tuple[str, dict[str, Any] | None]]:
-    """Names, and what torch.compile is told; None: nothing is compiled."""
+    """Names, and the options of torch.compile; None: nothing is compiled."""
     if contender == "torch-eager":
         return [("eager", None)]
     if device == "cuda":
@@ -128,7 +105,7 @@ def tensors(feeds: Mapping[str, Array]) -> Tensors:
 
 
 def _arrays(result: Any) -> Outputs:
-    """What a trained model gives: one tensor, or several by name."""
+    """The outputs of a trained model, one tensor or several by name, as arrays."""
     if isinstance(result, Mapping):
         return {name: tensor.cpu().numpy() for name, tensor in result.items()}
     return (result.cpu().numpy(),)
@@ -180,7 +157,7 @@ def exportable(task: Task) -> Any:
     from mega_deploy.plugins.laplace.torch_op import naive_laplace_attention
 
     _write_laplace_as(naive_laplace_attention)
-    return _load(OpenBundle.open(task.bundle))
+    return load_trained(OpenBundle.open(task.bundle))
 
 
 def torch_tensorrt_peer(task: Task, feeds: Mapping[str, Array]) -> Contender:

@@ -23,7 +23,7 @@ class CachedMega:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Begin a new sequence."""
         import torch
 
         config, blocks = self.model.config, len(self.model.blocks)

@@ -1,4 +1,4 @@
-"""The machine that a figure is of: its processor, the cores that are used, and what others do on them."""
+"""The machine that a figure was taken on: its processor, the cores that are used, and what others do on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDENTITY = ("cpu", "platform", "memory_gb", "threads", "cores_seen", "governor",
 
 
 def describe(cores: Sequence[int], gpu: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Facts of this machine, and the fingerprint of those that must be the same for two runs to be compared."""
+    """Facts about this machine, and the fingerprint of those that must be the same for two runs to be compared."""
     info = _read(Path("/proc/cpuinfo")) or ""
     model = re.search(r"^(?:model name|Hardware)\s*:\s*(.+)$", info, re.MULTILINE)
     flags = set(re.findall(r"\S+", (re.search(r"^(?:flags|Features)\s*:(.+)$", info, re.MULTILINE) or [""])[0]))
@@ -47,7 +47,7 @@ def describe(cores: Sequence[int], gpu: dict[str, Any] | None = None) -> dict[st
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
-    """Of what makes figures comparable."""
+    """A hash of the facts that must be the same for figures to be comparable."""
     same = json.dumps({name: facts.get(name) for name in IDENTITY}, sort_keys=True)
     return hashlib.sha256(same.encode()).hexdigest()[:16]
 
@@ -60,7 +60,7 @@ class Busy:
 
     @classmethod
     def read(cls, cores: Sequence[int]) -> Busy | None:
-        """From /proc/stat, time stolen by the hypervisor included; None where there is none."""
+        """The seconds of the cores by /proc/stat, time stolen by the hypervisor included; None where there is none."""
         table = dict(re.findall(r"^cpu(\d+) (.+)$", _read(Path("/proc/stat")) or "", re.MULTILINE))
         if not all(str(core) in table for core in cores):
             return None

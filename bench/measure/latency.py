@@ -31,21 +31,21 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
-        """From the samples of one or several rounds."""
+        """The quantiles of samples in seconds, from one or several rounds."""
         p50, p90, p99, p999 = (float(value) * 1e3 for value in np.quantile(seconds, (0.5, 0.9, 0.99, 0.999)))
         return cls(p50, p90, p99, p999, float(np.mean(seconds)) * 1e3, len(seconds))
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What it took until a call was as fast as it gets."""
+    """The calls and seconds until a call was as fast as it gets."""
 
     calls: int
     seconds: float
     converged: bool
     """False where the calls were still getting faster when the time was up."""
     call_seconds: float
-    """Of one call: the median of the fastest stretch."""
+    """Seconds that one call takes: the median of the fastest stretch."""
 
 
 def warm_up(call: Callable[[], object], *, limit: float = LIMIT_SECONDS) -> WarmUp:

@@ -141,5 +141,5 @@ class Process:
 
 
 def plain(text: str) -> str:
-    """Without the colours in which libraries print."""
+    """The text without the colours in which libraries print."""
     return Text.from_ansi(text).plain

@@ -5,66 +5,57 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from mega_deploy.bench.contenders import floor, peers
-from mega_deploy.bench.contenders.task import OURS, Task
+from mega_deploy.bench.measure.contender import Schedule, Task
 from mega_deploy.bench.measure.host import Busy
 from mega_deploy.bench.measure.process import ContenderError, Process
-from mega_deploy.bench.report.rows import Timed
-from mega_deploy.errors import MegaDeployError, OptionError
-from mega_deploy.runtime import find_backend
+from mega_deploy.errors import MegaDeployError
 
-MIN_ROUNDS = 3
-MIN_SAMPLES = 50
 MOST_CALLS = 1000
+Samples = list[list[float]]
+"""Seconds of every call, round by round."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How the benchmark is run."""
+@dataclass
+class Timed:
+    """A contender under way, and what it has measured so far."""
 
-    backends: tuple[str, ...] = ("onnxruntime",)
-    peers: bool = False
-    limit: bool = True
-    """Whether the limits of the machine are measured as well."""
-    threads: int | None = None
-    """That share the work of a call; None: one for each physical core."""
-    rounds: int = 10
-    turn_seconds: float = 0.4
-    """How long a contender is timed in a round, at the least."""
-    frames: int = 10_000
-    """That our streams are timed for in all rounds together, at the least: what is rare shows in many."""
-    timeout: float = 600.0
-    """Seconds that one step of a contender may take: to be prepared, to be ready, to be timed in one round."""
+    task: Task
+    process: Process
+    facts: dict[str, Any]
+    calls: int
+    rounds: Samples = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    """Seconds of processor time of a call, on all threads, in each round."""
+    others: list[float] = field(default_factory=list)
+    """Share of the cores that other processes used in each round."""
+    device: list[dict[str, Any]] = field(default_factory=list)
+    """What events and sensors of a GPU gave in each round; empty on a CPU."""
 
-    def __post_init__(self) -> None:
-        for backend in self.backends:
-            find_backend(backend)
-        if self.rounds < MIN_ROUNDS:
-            raise OptionError(f"rounds must be {MIN_ROUNDS} or more, got {self.rounds}")
-        if self.frames < 1:
-            raise OptionError(f"frames must be 1 or more, got {self.frames}")
-        for name in ("turn_seconds", "timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OptionError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
-
-
-QUICK = {"rounds": 6, "turn_seconds": 0.2, "frames": 2_000}
+    def add(self, answer: dict[str, Any], busy_seconds: float | None) -> None:
+        """Take what one turn gave."""
+        self.rounds.append(answer["seconds"])
+        self.processor.append(answer["processor_seconds"])
+        if busy_seconds is not None:
+            free = answer["wall_seconds"] * len(self.task.cores)
+            self.others.append(max(0.0, busy_seconds - answer["cpu_seconds"]) / free)
+        if "device_ms" in answer:
+            self.device.append({name: answer[name] for name in ("device_ms", "sensors")})
 
 
 class Rounds:
     """The rounds of some contenders.
 
     Args:
-        options: how they are run.
+        schedule: how often and how long each takes its turn.
         cores: that they share.
         about: what the rows of all of them begin with.
     """
 
-    def __init__(self, options: Options, cores: Sequence[int], about: Mapping[str, Any]) -> None:
-        self.options, self.cores, self.about = options, list(cores), dict(about)
+    def __init__(self, schedule: Schedule, cores: Sequence[int], about: Mapping[str, Any]) -> None:
+        self.schedule, self.cores, self.about = schedule, list(cores), dict(about)
         self.timed: list[Timed] = []
         self.failures: list[dict[str, Any]] = []
 
@@ -81,8 +72,8 @@ class Rounds:
                 on_step(f"{where}: {task.contender} gets ready")
                 with self._guarded(task):
                     self.timed.append(self._start(task))
-            for number in range(self.options.rounds):
-                on_step(f"{where}: round {number + 1} of {self.options.rounds}")
+            for number in range(self.schedule.rounds):
+                on_step(f"{where}: round {number + 1} of {self.schedule.rounds}")
                 # There and back: what changes steadily meets all contenders alike.
                 for one in list(self.timed if number % 2 == 0 else reversed(self.timed)):
                     with self._guarded(one.task):
@@ -90,35 +81,31 @@ class Rounds:
             for one in list(self.timed):
                 with self._guarded(one.task):
                     one.process.resume()
-                    one.facts |= one.process.ask({}, self.options.timeout)
+                    one.facts |= one.process.ask({}, self.schedule.timeout)
 
     def _start(self, task: Task) -> Timed:
         """Prepare a contender, and start it up to the point where it is warm; it is stopped then."""
-        job = {"task": task.to_json()}
-        if task.contender in (floor.FIRST, *peers.BUILD):
-            preparing = Process(task.contender, {"job": "prepare", **job}, task.threads)
+        job = {"catalogue": task.catalogue, "task": task.to_json()}
+        if task.prepares:
+            preparing = Process(task.contender, {"job": "prepare", **job}, len(task.cores))
             try:
-                preparing.answer(self.options.timeout)
+                preparing.answer(self.schedule.timeout)
             finally:
                 preparing.close()
-        process = Process(task.contender, {"job": "time", **job}, task.threads)
+        process = Process(task.contender, {"job": "time", **job}, len(task.cores))
         try:
-            facts = process.answer(self.options.timeout)
+            facts = process.answer(self.schedule.timeout)
             process.pause()
         except BaseException:
             process.close(at_once=True)
             raise
-        wanted = self.options.turn_seconds / facts["warm_up"]["call_seconds"]
-        least = 1 if task.contender in floor.BUILD else math.ceil(MIN_SAMPLES / self.options.rounds)
-        calls = min(MOST_CALLS, max(least, math.ceil(wanted)))
-        if task.contender == OURS and task.form == "stream":
-            calls = max(calls, math.ceil(self.options.frames / self.options.rounds / task.batch))
-        return Timed(task, process, facts, calls)
+        wanted = math.ceil(self.schedule.turn_seconds / facts["warm_up"]["call_seconds"])
+        return Timed(task, process, facts, max(task.least_calls(self.schedule), min(MOST_CALLS, wanted)))
 
     def _turn(self, one: Timed) -> None:
         before = Busy.read(self.cores)
         one.process.resume()
-        answer = one.process.ask({"calls": one.calls}, self.options.timeout)
+        answer = one.process.ask({"calls": one.calls}, self.schedule.timeout)
         one.process.pause()
         one.add(answer, None if before is None else before.until(Busy.read(self.cores)))
 

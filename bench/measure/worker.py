@@ -2,11 +2,13 @@
 
 A line of JSON on stdin says what to do; each line on stdout is an answer. What libraries print goes to stderr.
 
-    {"job": "prepare", "task": {...}}       -> {}
-    {"job": "time", "task": {...}}          -> facts of the contender, once it is loaded, checked and warm; then
-        {"calls": n}                        -> {"seconds": [...], ...} for each turn: of each call, processor time of
-                                               a call, processor time and time of the whole turn
-        {}                                  -> {"peak_rss_mb": m}
+    {"job": "prepare", "catalogue": "...", "task": {...}}  -> {}
+    {"job": "time", "catalogue": "...", "task": {...}}     -> facts of the contender, once it is loaded, checked and
+                                                              warm; then
+        {"calls": n}                                       -> {"seconds": [...], ...} for each turn: of each call,
+                                                              processor time of a call, processor time and time of the
+                                                              whole turn
+        {}                                                 -> {"peak_rss_mb": m}
 
 Anything that goes wrong is an answer {"error": one line, "exit_code": n}.
 """
@@ -23,7 +25,7 @@ import traceback
 from collections.abc import Iterator
 from typing import IO, Any
 
-from mega_deploy.bench.contenders.task import Task, build, load_case, relative_error
+from mega_deploy.bench.measure.contender import Catalogue, Contender, Task, catalogue_of
 from mega_deploy.bench.measure.host import peak_rss_mb
 from mega_deploy.bench.measure.latency import warm_up
 from mega_deploy.bench.measure.process import plain
@@ -34,10 +36,13 @@ PR_SET_PDEATHSIG = 1
 RETURN_CALLS = 3
 
 
-def time_contender(task: Task, started: float, questions: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def time_contender(
+    catalogue: Catalogue, task: Task, started: float, questions: Iterator[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """The answers of the job "time".
 
     Args:
+        catalogue: builds the contender.
         task: what is timed.
         started: when the process was, by time.monotonic.
         questions: see above.
@@ -45,14 +50,14 @@ def time_contender(task: Task, started: float, questions: Iterator[dict[str, Any
     Raises:
         QualityGateError: the contender's output is not the trained model's.
     """
-    case = load_case(task.place)
-    contender = build(task, case.inputs)
+    ready = catalogue.build(task)
+    contender = ready.contender
     loaded = time.monotonic()
     outputs = contender.call()
     first = time.monotonic()
     if contender.check is not None:
         outputs = contender.check()
-    error = relative_error(outputs, case) if want_is_known(task) else None
+    error = None if ready.error is None else ready.error(outputs)
     if error is not None and not error <= task.tolerance:
         raise QualityGateError(
             f"its output differs from the trained model's by {error:.1e}, more than {task.tolerance:.1e}: not timed"
@@ -67,47 +72,40 @@ def time_contender(task: Task, started: float, questions: Iterator[dict[str, Any
         **(contender.facts or {}),
     }
     for question in questions:
-        if "calls" not in question:
-            yield {"peak_rss_mb": peak_rss_mb()}
-            continue
-        before, start = time.process_time(), time.monotonic()
-        for _ in range(RETURN_CALLS):
-            contender.call()
-        returned = time.process_time()
-        seconds, more = contender.sample(question["calls"])
-        now = time.process_time()
-        yield {
-            "seconds": seconds,
-            "processor_seconds": (now - returned) / len(seconds),
-            "cpu_seconds": now - before,
-            "wall_seconds": time.monotonic() - start,
-            **more,
-        }
+        yield _take_turn(contender, question["calls"]) if "calls" in question else {"peak_rss_mb": peak_rss_mb()}
 
 
-def want_is_known(task: Task) -> bool:
-    """Whether a task computes the model's outputs: the limits of the machine do not."""
-    from mega_deploy.bench.contenders import floor
-
-    return task.contender not in floor.BUILD
+def _take_turn(contender: Contender, calls: int) -> dict[str, Any]:
+    before, start = time.process_time(), time.monotonic()
+    for _ in range(RETURN_CALLS):
+        contender.call()
+    returned = time.process_time()
+    seconds, more = contender.sample(calls)
+    now = time.process_time()
+    return {
+        "seconds": seconds,
+        "processor_seconds": (now - returned) / len(seconds),
+        "cpu_seconds": now - before,
+        "wall_seconds": time.monotonic() - start,
+        **more,
+    }
 
 
 def work(job: dict[str, Any], questions: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The answers to a job and the questions that follow it."""
-    task = Task.from_json(job["task"])
+    catalogue = catalogue_of(job["catalogue"])
+    task = catalogue.read_task(job["task"])
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, task.cores)
     if job["job"] == "prepare":
-        from mega_deploy.bench.contenders import floor, peers
-
-        (floor.prepare if task.contender in floor.BUILD else peers.prepare)(task)
+        catalogue.prepare(task)
         yield {}
     else:
-        yield from time_contender(task, job["started"], questions)
+        yield from time_contender(catalogue, task, job["started"], questions)
 
 
 def main() -> None:
-    """Until stdin ends, or the process that started this one does."""
+    """Answer until stdin ends, or the process that started this one does."""
     if sys.platform == "linux":  # also while it is stopped, and whatever it is doing
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

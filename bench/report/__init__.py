@@ -1,1 +1,1 @@
-"""What is told of it: rows, tables, pages, and comparison with earlier reports."""
+"""Reports of a benchmark: rows, tables, pages, and comparison with earlier ones."""

@@ -50,7 +50,7 @@ def cases_of(rows: list[Row]) -> list[list[Row]]:
 
 
 def key(row: Row, contender: str) -> str:
-    """What a row and a ratio of the same contender on the same case have in common."""
+    """A text that a row and a ratio of the same contender on the same case have in common."""
     return json.dumps([contender, _case(row)])
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
-from mega_deploy.bench.contenders.floor import PEAK_SIZE
+from mega_deploy.bench.contenders.limits.floor import PEAK_SIZE
 from mega_deploy.bench.contenders.task import OURS
 from mega_deploy.bench.report.naming import cases_of, key, name, short, title
 from mega_deploy.errors import require
 
 Row = dict[str, Any]
 TEMPLATE = "page.html.jinja"
+PACKAGES = ("jinja2", "matplotlib")
 OPERATORS = 7
 # What makes windows of different lengths one configuration: a bundle of a range has one config, those of a sweep many.
 LENGTHS = ("window_size", "seq_len", "bundle")

@@ -3,70 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from mega_deploy.bench.contenders.streams import NO_STEPS, WINDOW
-from mega_deploy.bench.contenders.task import OURS, Task
+from mega_deploy.bench.contenders.task import GEMM_FLOOR, MEMORY_READ, NO_STEPS, OURS, WINDOW
+from mega_deploy.bench.measure.contender import Schedule
 from mega_deploy.bench.measure.latency import Latency
-from mega_deploy.bench.measure.process import Process
+from mega_deploy.bench.measure.rounds import Samples, Timed
 from mega_deploy.bench.measure.statistics import jitter, mean, noise, over_rounds, quantile, ratio
 from mega_deploy.bench.measure.worker import RETURN_CALLS
-
-if TYPE_CHECKING:
-    from mega_deploy.bench.measure.rounds import Options
 
 Row = dict[str, Any]
 # NVML's reasons for lower clocks: power cap, slowdown by hardware, heat by software and by hardware, power brake.
 HELD_BACK = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
-Rounds = list[list[float]]
+QUANTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "p999_ms": 0.999}
 
 
-@dataclass
-class Timed:
-    """A contender under way, and what it has measured so far."""
-
-    task: Task
-    process: Process
-    facts: Row
-    calls: int
-    rounds: Rounds = field(default_factory=list)
-    """Seconds of every call, round by round."""
-    processor: list[float] = field(default_factory=list)
-    """Seconds of processor time of a call, on all threads, in each round."""
-    others: list[float] = field(default_factory=list)
-    """Share of the cores that other processes used in each round."""
-    device: list[Row] = field(default_factory=list)
-    """Of each round on a GPU: what its events and sensors gave."""
-
-    def add(self, answer: Row, busy_seconds: float | None) -> None:
-        """Take what one turn gave."""
-        self.rounds.append(answer["seconds"])
-        self.processor.append(answer["processor_seconds"])
-        if busy_seconds is not None:
-            free = answer["wall_seconds"] * self.task.threads
-            self.others.append(max(0.0, busy_seconds - answer["cpu_seconds"]) / free)
-        if "device_ms" in answer:
-            self.device.append({name: answer[name] for name in ("device_ms", "sensors")})
-
-
-def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits: Mapping[str, Rounds]) -> Row:
+def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits: Mapping[str, Samples]) -> Row:
     """One contender on one case."""
     seconds = [second for turn in one.rounds for second in turn]
     latency = Latency.of(seconds)
     batch, facts = about["batch"], one.facts
-    intervals = {
-        name: {key: value * 1e3 for key, value in over_rounds(one.rounds, statistic).to_json().items()}
-        for name, statistic in (
-            ("p50_ms", quantile(0.5)),
-            ("p90_ms", quantile(0.9)),
-            ("p99_ms", quantile(0.99)),
-            ("p999_ms", quantile(0.999)),
-            ("mean_ms", mean),
-        )
-    }
     others = float(np.median(one.others)) if one.others else 0.0
     of_bundle = one.task.contender in (OURS, WINDOW, *NO_STEPS)
     row = {
@@ -78,7 +36,7 @@ def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits
         "jitter_ms": jitter(one.rounds) * 1e3,
         "throughput_per_s": batch / latency.mean_ms * 1e3,
         "rounds": len(one.rounds),
-        "intervals": intervals,
+        "intervals": _intervals(one.rounds),
         "processor_ms": float(np.median(one.processor)) * 1e3,
         "peak_rss_mb": facts["peak_rss_mb"],
         "load_ms": facts["load_ms"],
@@ -93,18 +51,26 @@ def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits
     }
     if one.device:
         row["noise"] += throttling(one.device)
-        row |= {"gpu": facts["gpu"], "cuda_graph": one.task.cuda_graph, "device": _device(one.device)}
+        graph = facts.get("cuda_graph", False)
+        row |= {"gpu": facts["gpu"], "cuda_graph": graph, "device": _device(one.device)}
     return row
 
 
+def _intervals(rounds: Samples) -> dict[str, dict[str, float]]:
+    """Milliseconds of every quantile and of the mean, with their intervals."""
+    statistics = {name: quantile(q) for name, q in QUANTILES.items()} | {"mean_ms": mean}
+    found = {name: over_rounds(rounds, statistic).to_json() for name, statistic in statistics.items()}
+    return {name: {key: value * 1e3 for key, value in estimate.items()} for name, estimate in found.items()}
+
+
 def limit_share(
-    rounds: Rounds, latency: Latency, limit: Mapping[str, float] | None, limits: Mapping[str, Rounds]
+    rounds: Samples, latency: Latency, limit: Mapping[str, float] | None, limits: Mapping[str, Samples]
 ) -> Row | None:
-    """What share of each limit is reached; 1 is all that the machine can do."""
+    """The share of each limit that is reached; 1 is all that the machine can do."""
     if limit is None:
         return None
     return {
-        "gemm_floor": ratio(limits["gemm-floor"], rounds).to_json(),
+        "gemm_floor": ratio(limits[GEMM_FLOOR], rounds).to_json(),
         "compute": limit["compute_floor_ms"] / latency.p50_ms,
         "memory": limit["memory_floor_ms"] / latency.p50_ms,
     }
@@ -129,17 +95,17 @@ def limit_row(
     limit: Mapping[str, float],
     counted: Mapping[str, Any],
     contenders: Sequence[Timed],
-    limits: Mapping[str, Rounds],
+    limits: Mapping[str, Samples],
 ) -> Row:
-    """What the machine could reach on a case, who reaches how much of it, and where our time goes."""
+    """The limit of the machine on a case, how much of it ours reaches, and where our time goes."""
     ours = next((one for one in contenders if one.task.contender == OURS), None)
     return {
         **about,
         "precision": about["config"]["precision"],
         **limit,
         "p50_ms": Latency.of([second for turn in ours.rounds for second in turn]).p50_ms if ours else None,
-        "times_gemm_floor": ratio(ours.rounds, limits["gemm-floor"]).to_json() if ours else None,
-        "times_memory_floor": ratio(ours.rounds, limits["memory-read"]).to_json() if ours else None,
+        "times_gemm_floor": ratio(ours.rounds, limits[GEMM_FLOOR]).to_json() if ours else None,
+        "times_memory_floor": ratio(ours.rounds, limits[MEMORY_READ]).to_json() if ours else None,
         "profile": {name: counted[name] for name in ("nodes", "products", "nodes_ms", "by_op", "by_block")},
     }
 
@@ -159,15 +125,15 @@ def _device(turns: Sequence[Row]) -> Row:
     }
 
 
-def method(options: Options, cores: Sequence[int]) -> Row:
+def method(schedule: Schedule, cores: Sequence[int]) -> Row:
     """How it was measured, for the reader."""
     return {
         "isolation": "a process for each contender, pinned to the cores; those whose turn it is not are stopped",
         "cores": list(cores),
         "threads": len(cores),
-        "rounds": options.rounds,
-        "turn_seconds": options.turn_seconds,
-        "frames": options.frames,
+        "rounds": schedule.rounds,
+        "turn_seconds": schedule.turn_seconds,
+        "frames": schedule.frames,
         "order": "there and back",
         "calls_before_a_turn": RETURN_CALLS,
         "warm_up": "until four stretches in a row of 50 ms or more are no faster, to within 1 %, than the best before",

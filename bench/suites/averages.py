@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ TRIALS = 5
 
 @dataclass(frozen=True)
 class Task:
-    """What is computed, and how."""
+    """The moving average that is computed, and how it is laid out."""
 
     channels: int
     states: int
@@ -58,7 +58,7 @@ def convolve(average: MovingAverage, x: Array) -> Array:
 
 
 def _spectrum(average: MovingAverage, length: int) -> Array:
-    """Of the kernels over twice the length, the future's from the end backwards: [channels, length + 1]."""
+    """The kernels' spectrum over twice the length, the future's from the end backwards: [channels, length + 1]."""
     past, *future = (average.taps(side, length) for side in average.sides)
     kernel = np.pad(past, [(0, 0), (0, length)])
     for taps in future:
@@ -83,33 +83,42 @@ def build(contender: str, task: Task, x: Array) -> Call:
         raise OptionError(f"there is no contender {contender!r}; there are {', '.join(CONTENDERS)}")
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = task.threads
+    model = ir.to_proto(_graph(contender, task, x.shape).model()).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda: np.asarray(session.run(None, {"x": x})[0])
+
+
+def _graph(contender: str, task: Task, sizes: Sequence[int]) -> Graph:
+    """A contender of onnxruntime's: `x` of these sizes -> `y`, the same."""
     average, length = task.average, task.seq_len
-    block = task.block or best_block(average, length)
     lowered: Lowered
     if contender == BLOCKED:
-        lowered = lower_to_blocks(average, length, block)
+        lowered = lower_to_blocks(average, length, task.block or best_block(average, length))
     else:
         lowered = lower_to_kernel(average, length, cut=0)
     graph = Graph("ema")
-    shape = ["rows" if task.layout == "rows" else "batch", *x.shape[1:]]  # as in the graphs of models
+    shape = ["rows" if task.layout == "rows" else "batch", *sizes[1:]]  # as in the graphs of models
     value = graph.input("x", shape)
     if contender == CONV_1D:
         y = _one_dimension(graph, value, task, lowered)
     elif task.layout == "rows":
         y = moving_average(graph, value, lowered, length, length)
     elif isinstance(lowered, Blocked):
-        missing, count = -length % lowered.block, -(-length // lowered.block)
-        value = graph.op.Transpose(value, perm=[1, 0, 2])  # moves nothing at batch 1
-        y = in_blocks(graph, graph.op.Pad(value, [0, 0, 0, 0, 0, missing]) if missing else value, lowered, count, count)
-        y = graph.op.Transpose(graph.op.Slice(y, [0], [length], [2]) if missing else y, perm=[1, 0, 2])
+        y = _blocks_of_channels(graph, value, lowered, length)
     else:
         y = convolution(graph, value, lowered)
     graph.output(y, "y", shape)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = task.threads
-    model = ir.to_proto(graph.model()).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda: np.asarray(session.run(None, {"x": x})[0])
+    return graph
+
+
+def _blocks_of_channels(graph: Graph, x: ir.Value, lowered: Blocked, length: int) -> ir.Value:
+    """[batch, channels, length] twice, without the transposes that rows need."""
+    op, missing, count = graph.op, -length % lowered.block, -(-length // lowered.block)
+    x = op.Transpose(x, perm=[1, 0, 2])  # moves nothing at batch 1
+    y = in_blocks(graph, op.Pad(x, [0, 0, 0, 0, 0, missing]) if missing else x, lowered, count, count)
+    return op.Transpose(op.Slice(y, [0], [length], [2]) if missing else y, perm=[1, 0, 2])
 
 
 def _one_dimension(graph: Graph, x: ir.Value, task: Task, lowered: Lowered) -> ir.Value:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mega_deploy import deploy
-from mega_deploy.bench import cache
-from mega_deploy.bench.contenders.task import CASE, load_case, save_case
+from mega_deploy.arrays import Array
+from mega_deploy.bench.contenders.case import CASE, load_case, save_case
+from mega_deploy.bench.suites import cache
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import ClassifierConfig, EmbeddingConfig
 from mega_deploy.errors import require
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from onnxscript import ir
 
     from mega_deploy.bench.suites.transformer import AttentionForm
-
-from mega_deploy.arrays import Array
 
 STEPS, QUICK_STEPS = 4096, 1024
 CHUNK = 128
@@ -121,10 +120,10 @@ def write_cases(
 
 def _write(folder: Path, model: ir.Model, inputs: Mapping[str, Array], logits: Array) -> None:
     """A contender that is no bundle."""
-    from mega_deploy.exporters import save_graph as onnx_file
+    from mega_deploy.exporters import save_graph
 
     folder.mkdir()
-    onnx_file.save(model, folder / GRAPH)
+    save_graph.save(model, folder / GRAPH)
     save_arrays(folder / CASE, {f"input/{name}": x for name, x in inputs.items()} | {"output/logits": logits})
 
 

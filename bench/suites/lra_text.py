@@ -17,23 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.arrays import Array
-from mega_deploy.bench.contenders.task import Contender, Task, open_ours
+from mega_deploy.bench.contenders.task import Task
 from mega_deploy.bench.measure.host import describe
 from mega_deploy.bench.measure.process import ContenderError
-from mega_deploy.bench.measure.rounds import Options, Rounds
+from mega_deploy.bench.measure.rounds import Rounds, Timed
 from mega_deploy.bench.measure.statistics import ratio
-from mega_deploy.bench.report.rows import Timed, method, result_row
+from mega_deploy.bench.report.rows import method, result_row
 from mega_deploy.bench.suites import lra
+from mega_deploy.bench.suites.options import Options
 from mega_deploy.errors import OptionError
 from mega_deploy.machine.cores import cores_for
-from mega_deploy.runtime import OpenBundle, Session, SessionOptions
+from mega_deploy.runtime import OpenBundle
 
 Row = dict[str, Any]
 NAMES = ("lra-text",)
+CATALOGUE = "mega_deploy.bench.suites.lra_contenders"
 CONTENDERS = (lra.BASELINE, *lra.MEGAS, *lra.TRANSFORMERS)
 PAPER = {"mega-chunk": {"speed": 5.5, "memory": 0.13}, "mega": {"speed": 2.9, "memory": 0.31}}
-"""Of the Transformer's, in training on a GPU at 4096 steps (arXiv 2209.10655, table 2)."""
+"""Speed and memory as shares of the Transformer's, in training on a GPU at 4096 steps (arXiv 2209.10655, table 2)."""
 MEMORY = (
     "the peak of a contender's process, loading included, less that of a process with the same libraries, "
     "runtime, bundle and inputs, and a graph that does nothing"
@@ -115,7 +116,16 @@ def _tasks(steps: int, batch: int, cores: Sequence[int], folder: Path, on_step: 
     lra.write_cases(bundles, steps, batch, folder, on_step)
     paths = {name: os.fspath(bundle.path) for name, bundle in bundles.items()}
     return [
-        Task(name, "onnxruntime", paths.get(name, paths["mega"]), batch, steps, tuple(cores), os.fspath(folder / name))
+        Task(
+            name,
+            "onnxruntime",
+            paths.get(name, paths["mega"]),
+            batch,
+            steps,
+            tuple(cores),
+            os.fspath(folder / name),
+            catalogue=CATALOGUE,
+        )
         for name in CONTENDERS
     ]
 
@@ -162,27 +172,3 @@ def check(report: Mapping[str, Any]) -> None:
     for failure in report["failures"]:
         if failure["contender"] in lra.MEGAS:
             raise ContenderError(f"{failure['contender']}: {failure['reason']}", failure["exit_code"])
-
-
-def _graph(task: Task, feeds: Mapping[str, Array]) -> Contender:
-    """A graph with the signature of a bundle, which is opened as for its own, in the session that bundles get.
-
-    What is said of its work is Mega's, which is the least of all, so that batches of all are split alike.
-    """
-    manifest = OpenBundle.open(task.bundle).manifest
-    options = SessionOptions(threads=task.threads)
-    session = Session(task.place / lra.GRAPH, manifest.signature, options, work=manifest.flops["deployed"] // 2)
-    inputs = dict(feeds)
-    return Contender(lambda: session.run_named(inputs), f"{', '.join(session.providers)}, {SETTINGS[task.contender]}")
-
-
-SETTINGS = {
-    lra.BASELINE: "no model",
-    "transformer-plain": "4 x 256, 4 heads; all scores at once",
-    "transformer-parts": "4 x 256, 4 heads; some queries at a time",
-    "transformer-fused": "4 x 256, 4 heads; onnxruntime's MultiHeadAttention, for sequences without padding",
-}
-BUILD: dict[str, Callable[[Task, Mapping[str, Array]], Contender]] = {
-    **dict.fromkeys(lra.MEGAS, open_ours),
-    **dict.fromkeys((lra.BASELINE, *lra.TRANSFORMERS), _graph),
-}

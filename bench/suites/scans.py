@@ -1,23 +1,18 @@
 """The forms of a moving average as TensorRT-RTX engines, side by side: layers, build seconds, sizes. Needs no GPU.
 
-    python -m mega_deploy.bench.suites.scans --length 60 --channels 128
-
 `kernel` and `blocked` are what exports write; `unrolled` is the recurrence itself, frame by frame, as a plain export of
 the trained form would have it.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-import typer
 from onnxscript import ir
-from rich.console import Console
-from rich.table import Table
 
 from mega_deploy.bundle.engines import TARGETS
 from mega_deploy.exporters.ema.blocks import lower_to_blocks
@@ -103,37 +98,18 @@ def measure_form(form: Form, ema: DecaySum, length: int) -> Row:
     return Row(form, length, len(model.graph.node), compiled.layers, compiled.seconds, len(compiled.plan))
 
 
+def measure(ema: DecaySum, lengths: Sequence[int], unrolled_up_to: int) -> list[Row]:
+    """A row for each form at each length; longer windows than `unrolled_up_to` frames are not unrolled."""
+    return [
+        measure_form(form, ema, frames)
+        for frames in lengths
+        for form in FORMS
+        if form != "unrolled" or frames <= unrolled_up_to
+    ]
+
+
 def average(channels: int, states: int) -> DecaySum:
     """A moving average whose slowest states remember some hundred frames."""
     random = np.random.default_rng(0)
     decay = 1 - np.exp(random.uniform(np.log(0.01), np.log(0.5), (channels, states)))
     return DecaySum(weight=random.standard_normal((channels, states)) / states, decay=decay)
-
-
-def main(
-    length: Annotated[list[int] | None, typer.Option(help="Frames of a window; may be repeated.")] = None,
-    channels: Annotated[int, typer.Option(help="Of the moving average.")] = 128,
-    states: Annotated[int, typer.Option(help="A channel.")] = 4,
-    unrolled_up_to: Annotated[int, typer.Option(help="Longer windows are not unrolled: that takes minutes.")] = 240,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Build the forms of a moving average as engines, side by side."""
-    ema = average(channels, states)
-    rows = [
-        measure_form(form, ema, frames)
-        for frames in length or [60]
-        for form in FORMS
-        if form != "unrolled" or frames <= unrolled_up_to
-    ]
-    if as_json:
-        print(json.dumps([asdict(row) for row in rows]))
-        return
-    table = Table("form", "frames", "nodes", "layers", "build", "engine")
-    for row in rows:
-        told = (row.form, row.length, row.nodes, row.layers, f"{row.seconds:.2f} s", f"{row.bytes / 1e6:.2f} MB")
-        table.add_row(*map(str, told))
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -31,7 +31,7 @@ CONTRIB = "com.microsoft"
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes."""
+    """The sizes of a Transformer."""
 
     vocab_size: int
     positions: int
@@ -40,7 +40,7 @@ class TransformerConfig:
     ffn_dim: int
     num_layers: int
     head_width: int
-    """Of the hidden layer behind the mean."""
+    """Width of the hidden layer behind the mean."""
     classes: int = 2
     pad: int = 1
 
@@ -96,13 +96,13 @@ def transformer_graph(model: Transformer, length: int, form: AttentionForm) -> i
     op, dim = graph.op, config.embed_dim
     tokens = graph.input("src_tokens", ["batch", length], ir.DataType.INT64)
     lengths = graph.input("src_lengths", ["batch"], ir.DataType.INT64)
-    keep = op.Not(op.Equal(tokens, op.Constant(value_int=config.pad)))
-    kept = op.Cast(op.Reshape(keep, [-1, 1]), to=graph.dtype)
+    attention_mask = op.Not(op.Equal(tokens, op.Constant(value_int=config.pad)))
+    kept = op.Cast(op.Reshape(attention_mask, [-1, 1]), to=graph.dtype)
     table = graph.constant("table", as_array(model.table.weight) * math.sqrt(dim))
     positions = graph.constant("positions", as_array(model.positions)[:length])
     x = graph.rows(op.Add(op.Gather(table, tokens), positions), dim)
     x = op.Mul(_norm(graph, x, model.embedding_norm, "embedding_norm"), kept)
-    attention = _Attention(graph, config, length, form, keep)
+    attention = _Attention(graph, config, length, form, attention_mask)
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, nn.TransformerEncoderLayer)
         with graph.scope(f"layers.{index}"):
@@ -129,12 +129,12 @@ class _Attention:
     """Writes self attention with several heads: [batch * length, D] twice."""
 
     def __init__(
-        self, graph: Graph, config: TransformerConfig, length: int, form: AttentionForm, keep: ir.Value
+        self, graph: Graph, config: TransformerConfig, length: int, form: AttentionForm, attention_mask: ir.Value
     ) -> None:
         self.graph, self.op, self.config, self.length, self.form = graph, graph.op, config, length, form
         masked = graph.shared("mask.future", lambda: np.array(-np.inf))
         kept = graph.shared("mask.seen", lambda: np.array(0.0))
-        self.mask = self.op.Where(self.op.Unsqueeze(keep, [1, 2]), kept, masked)  # [batch, 1, 1, length]
+        self.mask = self.op.Where(self.op.Unsqueeze(attention_mask, [1, 2]), kept, masked)  # [batch, 1, 1, length]
 
     def write(self, x: ir.Value, layer: nn.MultiheadAttention) -> ir.Value:
         graph, dim = self.graph, self.config.embed_dim

@@ -1,4 +1,8 @@
-"""The NVIDIA driver and the GPUs of this machine, asked of the driver itself; no CUDA package is needed."""
+"""The NVIDIA driver and the GPUs of this machine, asked of the driver itself; no CUDA package is needed.
+
+CUDA's part of the driver is asked through ctypes, for it alone tells which GPUs CUDA programs see; the driver's own
+version comes from NVML, by nvidia-ml-py.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,8 @@ from dataclasses import dataclass
 from mega_deploy.errors import MegaDeployError
 
 DRIVER_LIBRARY = "libcuda.so.1"
-MANAGEMENT_LIBRARY = "libnvidia-ml.so.1"
 REMEDY = "run it on a machine with an NVIDIA GPU and its driver (in a container: start it with --gpus all)"
-# Of the driver's interface.
+# The numbers that the driver's interface gives to what is asked of a device.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _TEXT_BYTES = 256
 
@@ -28,16 +31,18 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What of NVIDIA's is here."""
+    """The driver and the GPUs of NVIDIA's that this machine has."""
 
     driver: str | None
-    """The driver's version, such as "580.65.06"; None where no driver can be loaded."""
+    """The driver's version, such as "580.65.06", or CUDA's, such as "CUDA 13.0"; None where no driver can be loaded."""
     gpus: tuple[Gpu, ...]
     """In CUDA's order, which CUDA_VISIBLE_DEVICES changes; sessions use the first."""
     lacks: str | None
     """Why there is no GPU, in a few words; None where there is one."""
     platform: str
     """Operating system and processor, such as "linux-x86_64"."""
+    driver_note: str | None = None
+    """Why `driver` is CUDA's version and not its own, in a few words."""
 
 
 class _DriverError(MegaDeployError):
@@ -51,13 +56,14 @@ def look() -> Machine:
         cuda = ctypes.CDLL(DRIVER_LIBRARY)
     except OSError as error:
         return Machine(None, (), f"no NVIDIA driver ({error})", here)
+    version, note = _driver()
     try:
         _call(cuda, "cuInit", 0)
         count = _integer(cuda, "cuDeviceGetCount")
         gpus = tuple(_gpu(cuda, index) for index in range(count))
-        return Machine(_driver_version(), gpus, None if gpus else "the NVIDIA driver shows no GPU", here)
+        return Machine(version, gpus, None if gpus else "the NVIDIA driver shows no GPU", here, note)
     except (_DriverError, AttributeError) as error:  # AttributeError: a library that lacks the function
-        return Machine(_driver_version(), (), f"the NVIDIA driver does not work: {error}", here)
+        return Machine(version, (), f"the NVIDIA driver does not work: {error}", here, note)
 
 
 def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
@@ -71,20 +77,27 @@ def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
     return Gpu(name.value.decode(errors="replace"), f"{major}.{minor}")
 
 
-def _driver_version() -> str | None:
-    """The driver's own number, or else the version of CUDA that it speaks."""
-    text = ctypes.create_string_buffer(_TEXT_BYTES)
-    try:
-        management = ctypes.CDLL(MANAGEMENT_LIBRARY)
-        if management.nvmlInit_v2() == 0:
-            found = management.nvmlSystemGetDriverVersion(text, _TEXT_BYTES) == 0
-            management.nvmlShutdown()
-            if found:
-                return text.value.decode(errors="replace")
-    except (OSError, AttributeError):
-        text.value = b""  # the second library of the driver is not everywhere
+def _driver() -> tuple[str | None, str | None]:
+    """The driver's own number, or else the version of CUDA that it speaks and why it is not the number."""
+    number, reason = _driver_number()
     version = cuda_version()
-    return None if version is None else f"CUDA {version}"
+    return number or (None if version is None else f"CUDA {version}"), reason
+
+
+def _driver_number() -> tuple[str | None, str | None]:
+    """The driver's version as NVML, the second library of the driver, gives it; or else why there is none."""
+    try:
+        import pynvml
+    except ImportError:
+        return None, "its number is told by nvidia-ml-py, which is not installed; run: pip install 'mega-deploy[gpu]'"
+    try:
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion()), None
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:  # it is not everywhere
+        return None, f"its number is not told: NVML says {error}"
 
 
 def cuda_version() -> str | None:
@@ -97,7 +110,7 @@ def cuda_version() -> str | None:
 
 
 def _integer(cuda: ctypes.CDLL, function: str, *arguments: int) -> int:
-    """What a function gives through its first argument."""
+    """The integer that a function of the driver gives through its first argument."""
     value = ctypes.c_int()
     _call(cuda, function, ctypes.byref(value), *arguments)
     return value.value

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from averages import recurrence
 
+from mega_deploy.bench.measure import statistics
 from mega_deploy.bench.suites.averages import BLOCKED, CONTENDERS, Task, build, convolve
-from mega_deploy.bench.suites.ema import TOLERANCE, Ratio, figures
+from mega_deploy.bench.suites.ema import TOLERANCE, figures
 from mega_deploy.errors import OptionError
 
 
@@ -43,7 +44,7 @@ def test_the_command_gives_every_contender_and_its_ratio():
     command = [
         sys.executable,
         "-m",
-        "mega_deploy.bench.suites.ema",
+        "mega_deploy.bench.ema",
         "--channels",
         "4",
         "--states",
@@ -62,7 +63,8 @@ def test_the_command_gives_every_contender_and_its_ratio():
 
 
 def test_ratios_are_taken_round_by_round():
-    assert Ratio.of([2.0, 40.0, 9.0], [1.0, 10.0, 3.0]) == Ratio(3.0, 2.0, 4.0)
+    found = statistics.ratio([[2.0], [40.0], [9.0]], [[1.0], [10.0], [3.0]])
+    assert found == statistics.Estimate(3.0, 2.0, 4.0)
 
 
 def test_each_figure_compares_with_the_blocks_of_its_own_size():

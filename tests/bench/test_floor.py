@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import mega_deploy as md
-from mega_deploy.bench.contenders import floor
-from mega_deploy.bench.contenders.task import Task, build, load_case, relative_error, save_case
-from mega_deploy.bench.measure.profile import by_block, by_op, read_trace
+from mega_deploy.bench.contenders.case import load_case, relative_error, save_case
+from mega_deploy.bench.contenders.catalogue import open_contender
+from mega_deploy.bench.contenders.limits import floor
+from mega_deploy.bench.contenders.limits.products import FLOOR, PRODUCTS
+from mega_deploy.bench.contenders.limits.profile import by_block, by_op, read_trace
+from mega_deploy.bench.contenders.task import Task
 from mega_deploy.errors import MegaDeployError, OptionError
 from mega_deploy.models.edifice import Mega
 
@@ -36,12 +39,12 @@ def counted(softmax, tmp_path):
 
 def test_the_floor_holds_the_graphs_products_and_nothing_else(softmax, counted):
     folder, numbers = counted
-    model = onnx.load(folder / floor.FLOOR)
+    model = onnx.load(folder / FLOOR)
     onnx.checker.check_model(model) if all(not node.domain for node in model.graph.node) else None
     whole = onnx.load(softmax.path / "model.onnx")
     products = [node for node in whole.graph.node if node.op_type in ("Gemm", "MatMul")]
     assert len(model.graph.node) == len(products) == numbers["products"]
-    assert {node.op_type for node in model.graph.node} <= set(floor.PRODUCTS)
+    assert {node.op_type for node in model.graph.node} <= set(PRODUCTS)
 
 
 def test_its_work_is_what_the_bundle_says_less_the_convolutions(softmax, counted):
@@ -60,7 +63,7 @@ def test_what_must_be_read_is_at_least_the_weights(softmax, counted):
 def test_the_limits_run(softmax, tmp_path, name):
     task = task_of(softmax, tmp_path, name)
     floor.prepare(task)
-    contender = build(task, load_case(tmp_path).inputs)
+    contender = open_contender(task, load_case(tmp_path).inputs)
     assert len(contender.sample(2)[0]) == 2 and contender.settings
 
 
@@ -70,19 +73,18 @@ def test_the_products_run_whole_or_in_parts_of_the_batch_whichever_is_faster(sof
     monkeypatch.setattr(floor, "_fastest", lambda ways: tried.update(ways) or faster)
     task = task_of(softmax, tmp_path, batch=6, cores=(0, 1))
     floor.prepare(task)
-    contender = build(task, load_case(tmp_path).inputs)
+    contender = open_contender(task, load_case(tmp_path).inputs)
     assert set(tried) == {"", ", in parts of the batch"} and contender.settings.endswith(f"in onnxruntime{faster}")
     contender.call()
     rows = {
-        path: onnx.load(path).graph.output[0].type.tensor_type.shape.dim[0].dim_value
-        for path in tmp_path.rglob(floor.FLOOR)
+        path: onnx.load(path).graph.output[0].type.tensor_type.shape.dim[0].dim_value for path in tmp_path.rglob(FLOOR)
     }
-    assert rows == {tmp_path / floor.FLOOR: 48, tmp_path / floor.PART / floor.FLOOR: 24}
+    assert rows == {tmp_path / FLOOR: 48, tmp_path / floor.PART / FLOOR: 24}
 
 
 def test_a_batch_that_does_not_divide_has_no_parts(softmax, tmp_path):
     floor.prepare(task_of(softmax, tmp_path, batch=3, cores=(0, 1)))
-    assert [path.name for path in tmp_path.rglob(floor.FLOOR)] == [floor.FLOOR] and not (tmp_path / floor.PART).exists()
+    assert [path.name for path in tmp_path.rglob(FLOOR)] == [FLOOR] and not (tmp_path / floor.PART).exists()
 
 
 def test_limits_follow_from_counts_and_times():
@@ -140,4 +142,4 @@ def test_a_length_that_was_not_recorded_is_run_by_the_trained_model(tiny, tmp_pa
 
 def test_an_unknown_contender_is_refused(softmax, tmp_path):
     with pytest.raises(OptionError, match="abacus"):
-        build(task_of(softmax, tmp_path, "abacus"), {})
+        open_contender(task_of(softmax, tmp_path, "abacus"), {})

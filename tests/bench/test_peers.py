@@ -5,7 +5,9 @@ import os
 import pytest
 
 from mega_deploy.bench.contenders import peers
-from mega_deploy.bench.contenders.task import Task, build, load_case, relative_error, save_case
+from mega_deploy.bench.contenders.case import load_case, relative_error, save_case
+from mega_deploy.bench.contenders.catalogue import open_contender
+from mega_deploy.bench.contenders.task import Task
 
 
 @pytest.mark.parametrize("name", ["torch-eager", "onnxruntime-naive"])
@@ -14,7 +16,7 @@ def test_a_peer_gives_what_the_trained_model_gives(tiny, tmp_path, name):
     task = Task(name, "cpu", os.fspath(tiny.path), 2, 3, (0,), os.fspath(tmp_path))
     peers.prepare(task)
     case = load_case(tmp_path)
-    contender = build(task, case.inputs)
+    contender = open_contender(task, case.inputs)
     assert relative_error(contender.call(), case) < 1e-5 and contender.settings and contender.facts is None
 
 

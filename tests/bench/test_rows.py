@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mega_deploy.bench.contenders.task import Task
-from mega_deploy.bench.report.rows import Timed, limit_row, ratio_rows, result_row
+from mega_deploy.bench.measure.rounds import Timed
+from mega_deploy.bench.report.rows import limit_row, ratio_rows, result_row
 
 ABOUT = {"form": "window", "config": {"precision": "int8"}, "batch": 4, "seq_len": 3}
 LIMIT = {"gemm_floor_ms": 1.0, "compute_floor_ms": 0.5, "memory_floor_ms": 0.1}

@@ -13,10 +13,13 @@ from paper_goldens import models
 
 import mega_deploy as md
 from mega_deploy.bench.command import plan
-from mega_deploy.bench.contenders import floor, streams
-from mega_deploy.bench.contenders.replay import Course
-from mega_deploy.bench.contenders.task import Task, build, load_case, relative_error, save_case
-from mega_deploy.bench.sweep import AXES
+from mega_deploy.bench.contenders import streams
+from mega_deploy.bench.contenders.case import frames_of, load_case, relative_error, save_case, takes_whole
+from mega_deploy.bench.contenders.catalogue import open_contender
+from mega_deploy.bench.contenders.limits import floor
+from mega_deploy.bench.contenders.replay import Replay
+from mega_deploy.bench.contenders.task import Task
+from mega_deploy.bench.suites.sweep import AXES
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import BundleError, InputError, OptionError
 from mega_deploy.models.edifice import Mega
@@ -33,7 +36,7 @@ def causal(tmp_path_factory):
 
 
 def task_of(bundle, folder, contender="mega-deploy", batch=3):
-    frames = streams.frames_of(bundle)
+    frames = frames_of(bundle)
     save_case(bundle, batch, frames, folder, "stream")
     return Task(contender, "onnxruntime", os.fspath(bundle.path), batch, frames, (0,), os.fspath(folder), form="stream")
 
@@ -44,7 +47,7 @@ def test_a_contender_ends_a_window_with_what_the_trained_model_gives(causal, tmp
     case = load_case(tmp_path)
     sequences = case.inputs
     assert sequences["frames"].shape == (3, WINDOW, FEATURES) and case.outputs["features"].shape == (3, HIDDEN)
-    contender = build(task, sequences)
+    contender = open_contender(task, sequences)
     for _ in range(WINDOW + 2):  # as warm-up and rounds do; the check begins anew
         contender.call()
     outputs = contender.call() if contender.check is None else contender.check()
@@ -86,8 +89,8 @@ def test_streams_of_tokens_end_and_begin_anew_with_their_source(of_tokens, tmp_p
     task = task_of(bundle, tmp_path, contender)
     case = load_case(tmp_path)
     sequences = case.inputs
-    assert streams.takes_whole(bundle, sequences) and case.outputs["logits"].shape[0] == 3
-    one = build(task, sequences)
+    assert takes_whole(bundle, sequences) and case.outputs["logits"].shape[0] == 3
+    one = open_contender(task, sequences)
     for _ in range(2 * STEPS + 3):  # a stream that ends has to begin anew
         one.call()
     for outputs in (one.call() if one.check is None else one.check(), one.check()):
@@ -105,7 +108,7 @@ def bare_layers(folder, **options):
 def test_a_window_that_truncates_its_average_stands_for_no_step(of_tokens, tmp_path):
     for bundle in (of_tokens(TRUNCATED), bare_layers(tmp_path, truncation=4)):
         task_of(bundle, tmp_path)
-        assert not streams.takes_whole(bundle, load_case(tmp_path).inputs)
+        assert not takes_whole(bundle, load_case(tmp_path).inputs)
 
 
 def test_bare_layers_go_along_their_frames(tmp_path):
@@ -113,16 +116,16 @@ def test_bare_layers_go_along_their_frames(tmp_path):
     for contender in (name for name in streams.BUILD if name != streams.ENCODE):
         task = task_of(bundle, tmp_path, contender)
         case = load_case(tmp_path)
-        assert streams.takes_whole(bundle, case.inputs)
-        assert relative_error(build(task, case.inputs).check(), case) < 2e-5, contender
+        assert takes_whole(bundle, case.inputs)
+        assert relative_error(open_contender(task, case.inputs).check(), case) < 2e-5, contender
 
 
 def test_what_lies_between_calls_is_in_no_calls_time():
     begun = []
-    course = Course([1, 2], lambda part: part, lambda: (time.sleep(0.05), begun.append(1)), ends=True)
-    seconds, more = course.measure(7)
+    replay = Replay([1, 2], lambda part: part, lambda: (time.sleep(0.05), begun.append(1)), ends=True)
+    seconds, more = replay.measure(7)
     assert len(begun) == 3 and max(seconds) < 0.04 and more["processor_seconds"] < 0.04
-    assert course.call() == (2,) and course.check() == (2,) and course.call() == (1,)
+    assert replay.call() == (2,) and replay.check() == (2,) and replay.call() == (1,)
 
 
 def test_the_products_of_a_step_with_a_source_are_counted(of_tokens, tmp_path):
@@ -154,7 +157,7 @@ def test_a_report_has_a_row_for_the_source(of_tokens, tmp_path):
 def test_calls_take_one_frame_after_the_other_and_then_the_first_again(causal, tmp_path):
     task = task_of(causal, tmp_path)
     sequences = load_case(tmp_path).inputs
-    contender, stream = build(task, sequences), causal.stream(3)
+    contender, stream = open_contender(task, sequences), causal.stream(3)
     for step in range(2 * WINDOW + 1):
         np.testing.assert_array_equal(contender.call()[0], stream.step(sequences["frames"][:, step % WINDOW]))
 

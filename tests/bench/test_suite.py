@@ -8,12 +8,12 @@ import pytest
 
 from mega_deploy.bench.command import bench, plan
 from mega_deploy.bench.contenders.task import Task
-from mega_deploy.bench.measure.rounds import Options
+from mega_deploy.bench.measure.rounds import Timed
 from mega_deploy.bench.report.page import page
-from mega_deploy.bench.report.rows import Timed
 from mega_deploy.bench.report.terminal import table
 from mega_deploy.bench.suites import lra
 from mega_deploy.bench.suites import lra_text as suite
+from mega_deploy.bench.suites.options import Options
 from mega_deploy.errors import MegaDeployError, OptionError
 
 ABOUT = {"config": {"suite": "lra-text", "precision": "float32"}, "batch": 1, "seq_len": 8}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mega_deploy.bench import cache, sweep
 from mega_deploy.bench.command import numbers, plan
+from mega_deploy.bench.suites import cache, sweep
 from mega_deploy.errors import InputError, OptionError
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+NOTE = "from mega_deploy.machine.gpu import look; m = look(); print(m.driver, '|', m.driver_note)"
 CODE = (
     "import json; from mega_deploy.machine.gpu import look; m = look(); "
     "print(json.dumps([m.driver, m.lacks, *((gpu.name, gpu.compute_capability) for gpu in m.gpus)]))"
@@ -35,6 +36,36 @@ def test_the_driver_tells_its_version_and_its_gpus(driver):
 def test_a_driver_without_a_gpu_says_why(driver, variables, words):
     version, lacks = look(driver, **variables)
     assert version == "CUDA 13.0" and words in lacks
+
+
+NVML = """
+class NVMLError(Exception): pass
+def nvmlInit(): pass
+def nvmlSystemGetDriverVersion(): {}
+def nvmlShutdown(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (NVML.format("return '580.65.06'"), "580.65.06 | None"),
+        (
+            NVML.format("raise NVMLError('Not Supported')"),
+            "CUDA 13.0 | its number is not told: NVML says Not Supported",
+        ),
+        (
+            "raise ImportError('blocked')",
+            "CUDA 13.0 | its number is told by nvidia-ml-py, which is not installed; run: ",
+        ),
+    ],
+)
+def test_the_drivers_number_is_nvmls_and_what_lacks_is_told(driver, tmp_path, module, words):
+    (tmp_path / "pynvml.py").write_text(module)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "LD_LIBRARY_PATH": str(driver.parent), "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", NOTE], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(words)
 
 
 def test_no_driver_and_a_library_that_is_none_are_told_apart(tmp_path):

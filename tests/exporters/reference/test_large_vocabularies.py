@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from paper_goldens import models
 
 import mega_deploy as md
-from mega_deploy.bench.contenders.task import load_case, relative_error, save_case
+from mega_deploy.bench.contenders.case import load_case, relative_error, save_case
 from mega_deploy.bundle import MODEL
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.paper_signature import signature

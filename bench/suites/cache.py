@@ -22,7 +22,7 @@ def bundle(name: str, key: Any, export: Callable[[Path], object]) -> Path:
 
     Args:
         name: what its name begins with.
-        key: JSON that tells it from others.
+        key: JSON that distinguishes it from others.
         export: writes it, over a damaged one where there is one.
 
     Raises:

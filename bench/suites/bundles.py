@@ -10,13 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.bench.contenders import floor, peers
-from mega_deploy.bench.contenders.streams import CACHED, ENCODE, NO_STEPS, PREFILL, WINDOW, frames_of, takes_whole
-from mega_deploy.bench.contenders.task import OURS, TOLERANCE, Task, check_fits, lengths, load_case, save_case
+from mega_deploy.bench.contenders import peers
+from mega_deploy.bench.contenders.case import check_fits, frames_of, lengths, load_case, save_case, takes_whole
+from mega_deploy.bench.contenders.limits import floor
+from mega_deploy.bench.contenders.task import (
+    CACHED,
+    ENCODE,
+    GEMM_FLOOR,
+    LIMITS,
+    NO_STEPS,
+    OURS,
+    PREFILL,
+    TOLERANCE,
+    WINDOW,
+    Task,
+)
 from mega_deploy.bench.measure.host import describe
 from mega_deploy.bench.measure.process import ContenderError
-from mega_deploy.bench.measure.rounds import Options, Rounds
+from mega_deploy.bench.measure.rounds import Rounds
 from mega_deploy.bench.report.rows import limit_row, method, ratio_rows, result_row
+from mega_deploy.bench.suites.options import Options
 from mega_deploy.bundle import MODEL, STEP
 from mega_deploy.config.edifice import Form
 from mega_deploy.errors import BundleError
@@ -38,12 +51,12 @@ class Case:
 
     @property
     def where(self) -> str:
-        """In words, for who waits."""
+        """The batch and the length in words, for who waits."""
         return f"batch {self.batch}, {self.seq_len} frames{', stream' if self.form == 'stream' else ''}"
 
     @property
     def parity_limit(self) -> float:
-        """What the bundle's forms may be off by."""
+        """The largest error that parity allows the bundle's forms."""
         manifest = self.bundle.manifest
         parities = [manifest.parity, *([manifest.stream.parity] if manifest.stream else [])]
         return max(TOLERANCE, *(float(parity.get("limit", 0)) for parity in parities))
@@ -120,7 +133,8 @@ def run(
         with tempfile.TemporaryDirectory(prefix="mega-deploy-bench-") as folder:
             on_step(f"{case.where}: prepare the inputs")
             save_case(case.bundle, case.batch, case.seq_len, Path(folder), case.form)
-            rounds.run(_tasks(case, options, cores, Path(folder)), case.where, on_step)
+            contenders = _Contenders(case, options, tuple(cores), Path(folder))
+            rounds.run(contenders.tasks(), case.where, on_step)
             counted = Path(folder) / floor.COUNTED
             _add(report, rounds, json.loads(counted.read_text("utf-8")) if counted.exists() else None)
         for failure in rounds.failures:
@@ -129,11 +143,11 @@ def run(
 
 
 def _add(report: Report, rounds: Rounds, counted: dict[str, Any] | None) -> None:
-    """What was measured on a case; `counted` is what the limit's graph was found to hold."""
+    """Add what was measured on a case to the report; `counted` is what the limit's graph was found to hold."""
     timed, about = rounds.timed, rounds.about
-    limits = {one.task.contender: one.rounds for one in timed if one.task.contender in floor.BUILD}
-    contenders = [one for one in timed if one.task.contender not in floor.BUILD]
-    limit = floor.limit_of(counted, limits) if counted and len(limits) == len(floor.BUILD) else None
+    limits = {one.task.contender: one.rounds for one in timed if one.task.contender in LIMITS}
+    contenders = [one for one in timed if one.task.contender not in LIMITS]
+    limit = floor.limit_of(counted, limits) if counted and len(limits) == len(LIMITS) else None
     report["results"] += [result_row(one, about, limit, limits) for one in contenders]
     report["ratios"] += ratio_rows(contenders, about)
     if limit is not None and counted is not None:
@@ -150,7 +164,7 @@ def _check_backend(case: Case, backend: str) -> None:
 
 
 def _configurations(cases: Sequence[Case]) -> dict[Path, dict[str, Any]]:
-    """What the rows of each bundle say of it: its manifest's config, and what tells it from others of the same."""
+    """The config that rows of each bundle carry: its manifest's, with its path where two bundles have the same."""
     bundles = {case.bundle.path: case.bundle for case in cases}
     configs = {
         path: {**bundle.manifest.config, "ema": bundle.manifest.ema["lowering"], "precision": bundle.manifest.precision}
@@ -163,49 +177,63 @@ def _configurations(cases: Sequence[Case]) -> dict[Path, dict[str, Any]]:
     }
 
 
-def _tasks(case: Case, options: Options, cores: Sequence[int], folder: Path) -> Iterator[Task]:
-    """All contenders on one case."""
+@dataclass(frozen=True)
+class _Contenders:
+    """Everybody who takes part on one case, in the order in which they are started."""
 
-    def task(contender: str, backend: str, *, cuda_graph: bool = False) -> Task:
-        limit = case.parity_limit if contender in (OURS, WINDOW, *NO_STEPS) else TOLERANCE
+    case: Case
+    options: Options
+    cores: tuple[int, ...]
+    folder: Path
+
+    def tasks(self) -> Iterator[Task]:
+        """A task for each contender; what one prepares the later ones may use."""
+        on_cpu = [backend for backend in self.options.backends if not find_backend(backend).needs_engine]
+        on_gpu = [backend for backend in self.options.backends if find_backend(backend).needs_engine]
+        stream = self.case.form == "stream"
+        for backend in on_cpu:
+            yield self._task(OURS, backend)
+        for backend in on_gpu:
+            yield self._task(OURS, backend)
+            if not stream:
+                yield self._task(OURS, backend, cuda_graph=True)
+        if stream and "onnxruntime" in on_cpu:
+            yield from (self._task(name, "onnxruntime") for name in _beside_a_stream(self.case, self.folder))
+        if self.options.limit and on_cpu:
+            # Preparing the first counts for all three.
+            yield from (self._task(name, "onnxruntime", prepares=name == GEMM_FLOOR) for name in LIMITS)
+        if self.options.peers:
+            yield from self._peers(on_cpu=bool(on_cpu), on_gpu=bool(on_gpu))
+
+    def _peers(self, *, on_cpu: bool, on_gpu: bool) -> Iterator[Task]:
+        if self.case.form == "stream":
+            if on_cpu:
+                yield self._task(CACHED, "torch")
+            return
+        for name in peers.available("cpu") if on_cpu else ():
+            yield self._task(name, name.partition("-")[0], prepares=True)
+        for name in peers.available("cuda") if on_gpu else ():
+            yield self._task(name, "tensorrt" if name == "tensorrt-naive" else "torch-cuda", prepares=True)
+
+    def _task(self, contender: str, backend: str, *, cuda_graph: bool = False, prepares: bool = False) -> Task:
+        case = self.case
         return Task(
             contender,
             backend,
             os.fspath(case.bundle.path.resolve()),
             case.batch,
             case.seq_len,
-            tuple(cores),
-            os.fspath(folder),
-            limit,
-            cuda_graph,
-            case.form,
+            self.cores,
+            os.fspath(self.folder),
+            tolerance=case.parity_limit if contender in (OURS, WINDOW, *NO_STEPS) else TOLERANCE,
+            cuda_graph=cuda_graph,
+            form=case.form,
+            prepares=prepares,
         )
-
-    on_cpu = [backend for backend in options.backends if not find_backend(backend).needs_engine]
-    on_gpu = [backend for backend in options.backends if find_backend(backend).needs_engine]
-    for backend in on_cpu:
-        yield task(OURS, backend)
-    for backend in on_gpu:
-        yield task(OURS, backend)
-        if case.form == "window":
-            yield task(OURS, backend, cuda_graph=True)
-    if case.form == "stream" and "onnxruntime" in on_cpu:
-        yield from (task(name, "onnxruntime") for name in _beside_a_stream(case, folder))
-    if options.limit and on_cpu:
-        for name in floor.BUILD:
-            yield task(name, "onnxruntime")
-    if options.peers and case.form == "stream":
-        if on_cpu:
-            yield task(CACHED, "torch")
-    elif options.peers:
-        for name in peers.available("cpu") if on_cpu else ():
-            yield task(name, name.partition("-")[0])
-        for name in peers.available("cuda") if on_gpu else ():
-            yield task(name, "tensorrt" if name == "tensorrt-naive" else "torch-cuda")
 
 
 def _beside_a_stream(case: Case, folder: Path) -> Iterator[str]:
-    """What else of the bundle is timed: what streams are begun with, and the window that stands for a step."""
+    """The other contenders of a bundle with a stream: what streams are begun with, and the window for a step."""
     if case.bundle.stream_form.encode is not None:
         yield ENCODE
     yield PREFILL

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mega_deploy import deploy
-from mega_deploy.bench import cache
+from mega_deploy.bench.suites import cache
 from mega_deploy.config.edifice import Form
 from mega_deploy.errors import InputError, OptionError, require
 

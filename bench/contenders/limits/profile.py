@@ -56,14 +56,14 @@ def profile(
     inputs = dict(feeds)
     call: Callable[[], object]
     if form == "stream":
-        told, batch = bundle.stream_form, len(next(iter(inputs.values())))
+        stream, batch = bundle.stream_form, len(next(iter(inputs.values())))
         options = SessionOptions(threads=threads, profile=folder, config=STEP_CONFIG)
-        session = Session(bundle.file(STEP), told.step.with_state, options)
+        session = Session(bundle.file(STEP), stream.step.with_state, options)
         encoder = None
-        if told.encode is not None:
-            source = told.encode.signature
-            encoder = Encoder(lambda: Session(bundle.file(ENCODE), source), told.encode)
-        call = along(StreamSession(session, told.step, batch, encoder=encoder), inputs).call
+        if stream.encode is not None:
+            source = stream.encode.signature
+            encoder = Encoder(lambda: Session(bundle.file(ENCODE), source), stream.encode)
+        call = along(StreamSession(session, stream.step, batch, encoder=encoder), inputs).call
     else:
         options = SessionOptions(threads=threads, profile=folder)
         session = Session(bundle.file(MODEL), bundle.manifest.signature, options, bundle.plugins)
