@@ -16,7 +16,7 @@ from mega_deploy.bench.report import against
 from mega_deploy.bench.suites import lra_text as suite
 from mega_deploy.config.edifice import Form
 from mega_deploy.errors import InputError, OptionError, require
-from mega_deploy.files.arrays import replacing
+from mega_deploy.files.writing import write_text
 
 FLAT = (
     *("contender", "backend", "form", "batch", "seq_len", "precision", "p50_ms", "p90_ms", "p99_ms", "p999_ms"),
@@ -180,8 +180,7 @@ def _write(report: Report, outputs: Mapping[str, Path | None]) -> None:
     makers: dict[str, Callable[[Report], str]] = {"json": json.dumps, "csv": table, "html": page}
     for kind, path in outputs.items():
         if path is not None:
-            with replacing(path) as partial:
-                partial.write_text(makers[kind](report), "utf-8", newline="")
+            write_text(path, makers[kind](report))
 
 
 def table(report: Report) -> str:

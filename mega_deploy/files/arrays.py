@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import tokenize
-import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
+from mega_deploy.files.writing import PartialFile, replacing
 
 # What numpy and zipfile raise for a damaged file, besides OSError; RuntimeError: an encrypted entry, and its
 # NotImplementedError: an unknown compression or version.
@@ -50,39 +49,53 @@ def check_target(path: Path) -> None:
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
 
 
-def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, Any], *, compressed: bool = False) -> None:
     """Write arrays to .npz by name, or the only one to .npy; what was there is replaced at the end.
 
+    Args:
+        path: ends in .npy or .npz.
+        arrays: by name; the same arrays give the same bytes.
+        compressed: whether an .npz is.
+
     Raises:
-        InputError: the name's ending does not fit, or the file system refuses.
+        InputError: the name's ending does not fit, an array holds Python objects, or the file system refuses.
     """
     check_target(path)
     if path.suffix == ".npy" and len(arrays) != 1:
         raise InputError(f"{path} would hold one array, but there are {len(arrays)}: {', '.join(arrays)}; name it .npz")
-    with replacing(path) as partial, partial.open("xb") as file:
+    with replacing(path) as file:
         if path.suffix == ".npy":
-            np.save(file, next(iter(arrays.values())), allow_pickle=False)
+            _write_array(file, *next(iter(arrays.items())))
         else:
-            np.savez(file, **arrays)
+            write_npz(file, arrays, compressed=compressed)
 
 
-@contextlib.contextmanager
-def replacing(path: Path, refusal: type[InputError] = InputError) -> Iterator[Path]:
-    """A name beside `path` to write a file to, which takes its place at the end, or is deleted where that fails.
+def write_npz(file: PartialFile, arrays: Mapping[str, Any], *, compressed: bool = False) -> None:
+    """Write arrays by name as an .npz, whose bytes depend on nothing else.
+
+    Args:
+        file: where to.
+        arrays: by name.
+        compressed: whether they are.
 
     Raises:
-        InputError: the file system refuses, as `refusal`.
+        InputError: an array holds Python objects.
+        OSError: the file system refuses.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        # numpy's own error of a file that is cut short has no words of the system's.
-        raise refusal(f"{path} cannot be written: {error.strerror or f'is the disk full? ({error})'}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980
+            entry.compress_type = method
+            with archive.open(entry, "w", force_zip64=True) as member:
+                _write_array(member, name, array)
+
+
+def _write_array(file: Any, name: str, value: Any) -> None:
+    array = np.asanyarray(value)
+    if array.dtype.hasobject:
+        raise InputError(f"the array {name} holds Python objects, which no file of arrays can; give it plain numbers")
+    np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _check_ending(path: Path) -> None:
