@@ -10,8 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mega_deploy.bench.report.naming import cases_of, key, name, short, title
+from mega_deploy.text import printable
 
 Report = dict[str, Any]
+
+
+def _text(value: str) -> Text:
+    """Text as it stands: names of operators and contenders come from models, and are no markup."""
+    return Text(printable(value))
 
 
 def table(report: Report) -> None:
@@ -20,7 +26,7 @@ def table(report: Report) -> None:
     ratios = {key(row, row["baseline"]): row for row in report["ratios"]}
     for case in cases_of(report["results"]):
         shown = Table(
-            title=Text(title(case[0])),
+            title=_text(title(case[0])),
             title_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1),
@@ -39,7 +45,7 @@ def table(report: Report) -> None:
             reached = f"{share['memory'] if stream else share['gemm_floor']['value']:.0%}" if share else ""
             held = "" if row.get("memory_mb") is None else short(row["memory_mb"])
             shown.add_row(
-                Text(name(row) + (" !" if row["noise"] else "")),
+                _text(name(row) + (" !" if row["noise"] else "")),
                 short(row["p50_ms"]) + ("" if stream else f" ({short(interval['low'])}..{short(interval['high'])})"),
                 short(row["p99_ms"]),
                 *([short(row[name]) for name in ("p999_ms", "jitter_ms", "throughput_per_s")] if stream else ()),
@@ -48,13 +54,13 @@ def table(report: Report) -> None:
         console.print(shown)
         for row in case:
             if row["noise"]:
-                console.print(Text(f"! {name(row)}: {'; '.join(row['noise'])}"))
+                console.print(_text(f"! {name(row)}: {'; '.join(row['noise'])}"))
     for case in cases_of(report.get("suite", {}).get("rows", [])):
         console.print(_suite(case))
     for limit in report["limit"]:
         largest = ", ".join(f"{row['name']} {row['share']:.0%}" for row in limit["profile"]["by_op"][:5])
         console.print(
-            Text(
+            _text(
                 f"limit, {title(limit)}: GEMM floor {short(limit['gemm_floor_ms'])} ms at "
                 f"{limit['gemm_floor_gflop_s']:.0f} GFLOP/s (peak {limit['peak_gflop_s']:.0f}), memory "
                 f"{limit['memory_floor_ms']:.2g} ms at {limit['memory_gb_s']:.0f} GB/s; time goes to {largest}"
@@ -64,13 +70,13 @@ def table(report: Report) -> None:
         changed = row["change"]
         verdict = "REGRESSION" if row["regression"] else "no regression"
         console.print(
-            Text(
+            _text(
                 f"against, {title(row)}: p50 {short(row['old_p50_ms'])} -> {short(row['new_p50_ms'])} ms, "
                 f"{changed['value']:.3f} x ({changed['low']:.3f} to {changed['high']:.3f}): {verdict}"
             )
         )
     console.print(
-        Text(
+        _text(
             f"{machine['cpu']}, {method['threads']} threads on cores {', '.join(map(str, method['cores']))}; "
             f"{method['rounds']} alternating rounds, a process each, those whose turn it is not are stopped"
         )
@@ -80,7 +86,7 @@ def table(report: Report) -> None:
 def _suite(rows: list[dict[str, Any]]) -> Table:
     """Speed and memory of each Mega over each Transformer, beside what the paper states."""
     shown = Table(
-        title=Text(f"{title(rows[0])}: Mega over the Transformer"),
+        title=_text(f"{title(rows[0])}: Mega over the Transformer"),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1),

@@ -19,6 +19,10 @@ from mega_deploy.checkpoints.sources.trained import Trained
 from mega_deploy.config.edifice import SourceName
 from mega_deploy.config.tasks import PaperConfig, architecture
 from mega_deploy.errors import CheckpointError, OptionError
+from mega_deploy.text import printable
+
+MESSAGE = 500
+"""Letters of what is said of a file, besides its path."""
 
 # One row a source: its name, what tells its files, and what reads them. The first that recognises a file reads it.
 SOURCES: tuple[tuple[SourceName, Callable[[Contents], bool], Callable[[Contents], Trained]], ...] = (
@@ -77,7 +81,7 @@ def read_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> Check
         if source not in ("auto", family):
             raise CheckpointError(f"it is a checkpoint of the source {family}, not {source}")
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {_one_line(str(error))}") from error
+        raise CheckpointError(f"{path}: {printable(error, MESSAGE)}") from error
     return Checkpoint(trained.format, contents.sha256, contents.bytes, trained.weights, trained.options, trained.paper)
 
 
@@ -97,12 +101,6 @@ def describe_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> d
         "tensors": {name: list(tensor.shape) for name, tensor in checkpoint.weights.items()},
         **({} if checkpoint.paper is None else paper.describe(checkpoint.paper)),
     }
-
-
-def _one_line(message: str) -> str:
-    """A message as one line of bounded length: it may quote names from the file, which hold anything."""
-    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message[:1000])
-    return line if len(line) <= 500 else f"{line[:400]} ... {line[-90:]}"
 
 
 def _read(contents: Contents) -> tuple[SourceName, Trained]:

@@ -7,37 +7,14 @@ description: nothing is imported, called or allocated on the pickle's word. Only
 from __future__ import annotations
 
 import pickletools
-import re
 from collections.abc import Callable
 from typing import Any
 
+from mega_deploy.checkpoints.containers.pickle_names import CALLS, OPAQUE, named, size
 from mega_deploy.checkpoints.containers.pickle_types import Named, Opaque, Record, Storage, View
 from mega_deploy.errors import CheckpointError
 
 MAX_OPERATIONS = 1_000_000
-MAX_AXES = 8
-MAX_SIZE = 1 << 40
-
-
-# Classes and constants, which stay names: storages, dtypes and layouts of torch's, and the Namespace of fairseq's args.
-_NAMES = re.compile(
-    r"torch\.[A-Za-z0-9]{1,24}Storage|torch\.storage\.UntypedStorage|argparse\.Namespace|"
-    r"torch\.((b?float|complex|q?u?int)[0-9][0-9a-z_]{0,16}|bool|strided|sparse_coo|per_(tensor|channel)_affine)"
-)
-# Calls whose result no weight can be: that there was one is enough.
-_OPAQUE = frozenset(
-    {
-        "torch.Size",
-        "torch.device",
-        "torch.serialization._get_layout",
-        "torch._utils._rebuild_sparse_tensor",
-        "torch._utils._rebuild_qtensor",
-        "torch._utils._rebuild_meta_tensor_no_storage",
-        "_codecs.encode",
-        "builtins.set",
-        "__builtin__.set",
-    }
-)
 
 
 def read_pickle(content: bytes) -> Any:
@@ -188,33 +165,21 @@ def _key(value: Any) -> Any:
 
 
 def _global(machine: _Machine, names: str) -> None:
-    machine.stack.append(_named(*names.split(" ", 1)))
+    machine.stack.append(named(*names.split(" ", 1)))
 
 
 def _stack_global(machine: _Machine, _: Any) -> None:
-    machine.stack.append(_named(*machine.take(2)))
-
-
-def _named(module: Any, name: Any) -> Named:
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise TypeError("it names a class by something that is no text")
-    full = f"{module}.{name}"
-    if not _NAMES.fullmatch(full) and full not in _OPAQUE and full not in _CALLS:
-        raise CheckpointError(
-            f"it holds Python objects ({full:.100}), which can run code when read; save "
-            "model.state_dict(), of fairseq's args and model alone, or use mega_deploy.save_checkpoint"
-        )
-    return Named(full)
+    machine.stack.append(named(*machine.take(2)))
 
 
 def _reduce(machine: _Machine, _: Any) -> None:
     function, arguments = machine.take(2)
     if not isinstance(function, Named) or not isinstance(arguments, tuple):
         raise TypeError("it calls something that is no function")
-    if function.name in _OPAQUE:
+    if function.name in OPAQUE:
         machine.stack.append(Opaque(function.name))
-    elif function.name in _CALLS:
-        machine.stack.append(_CALLS[function.name](*arguments))
+    elif function.name in CALLS:
+        machine.stack.append(CALLS[function.name](*arguments))
     else:
         raise TypeError(f"it calls {function.name}")
 
@@ -245,46 +210,9 @@ def _storage(machine: _Machine, _: Any) -> None:
     tag, kind, key, _location, count = place
     if tag != "storage" or not isinstance(kind, Named) or not isinstance(key, str) or not kind.name.endswith("Storage"):
         raise TypeError("it refers to something that is no storage")
-    machine.stack.append(Storage(kind.name.rpartition(".")[2], key, _size(count)))
+    machine.stack.append(Storage(kind.name.rpartition(".")[2], key, size(count)))
 
 
-def _size(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < MAX_SIZE:
-        raise ValueError("a size of a tensor is no whole number from 0 on, or too large")
-    return value
-
-
-def _sizes(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or len(values) > MAX_AXES:
-        raise ValueError(f"the sizes of a tensor are no tuple of at most {MAX_AXES}")
-    return tuple(map(_size, values))
-
-
-def _ordered_dict(*arguments: Any) -> Any:
-    return Opaque("collections.OrderedDict of pairs") if arguments else {}
-
-
-def _view(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -> View | Opaque:
-    """torch._utils._rebuild_tensor_v2, and _v3 whose last argument is the dtype."""
-    if not isinstance(storage, Storage):
-        raise TypeError("a tensor is a view of something that is no storage")
-    kind = storage.kind
-    if len(others) > 2 and isinstance(others[2], Named):
-        kind = others[2].name.removeprefix("torch.")
-    return View(storage, kind, _size(offset), _sizes(shape), _sizes(strides))
-
-
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
-_CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "torch._utils._rebuild_tensor_v2": _view,
-    "torch._utils._rebuild_tensor_v3": _view,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-}
 _VALUES = (
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",

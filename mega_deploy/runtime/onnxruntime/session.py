@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from mega_deploy.plugins.laplace import NAME as LAPLACE
 from mega_deploy.plugins.onnxruntime.cache import RECIPE
 from mega_deploy.runtime.onnxruntime.splitting import Split, rows_are_apart
 from mega_deploy.signature import Signature, TensorSpec
+from mega_deploy.text import logger
 
 Backend = Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -225,7 +225,7 @@ def _stamp(source: str | bytes) -> object:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    logging.getLogger("mega_deploy").warning(message)
+    logger("mega_deploy").warning(message)
 
 
 def _check_names(ours: Sequence[TensorSpec], theirs: Sequence[Any]) -> None:
