@@ -76,8 +76,8 @@ def parity_table(report: Report) -> None:
 
 def bisection_table(report: Report) -> None:
     """Of `validate --bisect`: the blocks, and of the bad one what leads to the first bad node."""
-    title = facts.plain(f"{report['case']} on {report['backend']}, {report['precision']}")
-    console, table = Console(), RichTable(title=title)
+    heading = facts.plain(f"{report['case']} on {report['backend']}, {report['precision']}")
+    console, table = Console(), RichTable(title=heading)
     for column, right in (("", False), ("made by", False), ("error", True), ("limit", True), ("", False)):
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     bad = next((index for index, value in enumerate(report["values"]) if not value["passed"]), 0)

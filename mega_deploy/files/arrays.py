@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -20,19 +21,29 @@ from mega_deploy.files.writing import PartialFile, replacing
 DAMAGED = (ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
-def load_arrays(path: Path) -> Array | dict[str, Array]:
+def load_arrays(path: Path, limit: int | None = None) -> Array | dict[str, Array]:
     """The array of an .npy file, or the arrays of an .npz file by name.
 
+    Args:
+        path: ends in .npy or .npz.
+        limit: bytes that an .npz may unpack to, where that is known.
+
     Raises:
-        InputError: the file is missing or damaged, ends otherwise, or holds Python objects.
+        InputError: the file is missing or damaged, ends otherwise, holds Python objects, or unpacks to more.
     """
     _check_ending(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # asked before opening: opening a pipe waits for a writer
+            raise InputError(f"{path} is not a regular file")
+        if limit is not None and zipfile.is_zipfile(path):
+            _check_unpacked(path, limit)
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
             return {name: loaded[name] for name in loaded.files}
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
@@ -40,6 +51,13 @@ def load_arrays(path: Path) -> Array | dict[str, Array]:
     except DAMAGED as error:
         # numpy's own words would advise to allow pickles.
         raise InputError(f"{path} is not a whole file of plain arrays that numpy.save or numpy.savez wrote") from error
+
+
+def _check_unpacked(path: Path, limit: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > limit:
+        raise InputError(f"{path} unpacks to {unpacked} bytes, where {limit} are the most that it may hold")
 
 
 def check_target(path: Path) -> None:
@@ -83,7 +101,7 @@ def write_npz(file: PartialFile, arrays: Mapping[str, Any], *, compressed: bool 
         OSError: the file system refuses.
     """
     method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-    with zipfile.ZipFile(file, "w", method) as archive:
+    with zipfile.ZipFile(cast("IO[bytes]", file), "w", method) as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980
             entry.compress_type = method

@@ -11,7 +11,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,7 @@ MAX_ENTRIES = 100_000
 MAX_PICKLE_BYTES = 64 << 20
 MAX_VALUES, MAX_DEPTH = 300_000, 32
 _LOCAL, _CENTRAL = b"PK\x03\x04", b"PK\x01\x02"
+_Order = Literal["<", ">"]
 _DTYPES = {
     "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": "u2",
     "LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1",
@@ -62,11 +63,11 @@ def read_pt(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise CheckpointError(f"it holds a {_kind(content)}, expected a state dict: tensors by name")
-    order = ">" if bytes(entries.get("byteorder", b"little")) == b"big" else "<"
+    order: _Order = ">" if bytes(entries.get("byteorder", b"little")) == b"big" else "<"
     return _arrays(content, entries, order, len(data)), header
 
 
-def _arrays(views: Mapping[Any, Any], entries: Mapping[str, memoryview], order: str, room: int) -> dict[str, Array]:
+def _arrays(views: Mapping[Any, Any], entries: Mapping[str, memoryview], order: _Order, room: int) -> dict[str, Array]:
     """The tensors of a state dict, together no larger than `room` bytes."""
     named: dict[str, Array] = {}
     arrays: dict[View, Array] = {}  # weights that are one in the model are so in the file, and stay one
