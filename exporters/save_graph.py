@@ -8,6 +8,7 @@ import onnx
 from onnxscript import ir
 
 from mega_deploy.errors import MegaDeployError
+from mega_deploy.files.writing import put_bytes, settle_file
 
 # Control flow and cumulative operators are slow everywhere, wrong in some versions of TensorRT, and missing in others.
 FORBIDDEN = frozenset({"Loop", "Scan", "If", "CumSum", "DFT", "STFT"})
@@ -30,10 +31,28 @@ def save(model: ir.Model, path: Path) -> onnx.ModelProto:
     )
     if weights > MAX_INLINE_BYTES:
         ir.save(model, path, external_data=f"{path.name}.data")
+        _settle(path)
     else:
-        path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+        path.unlink(missing_ok=True)
+        put_bytes(path, ir.to_proto(model).SerializeToString(deterministic=True))
     check(path)
     return onnx.load(path, load_external_data=False)
+
+
+def _settle(path: Path) -> None:
+    """Flush a graph and its weights to the disk; OSError where one is shorter than the graph says.
+
+    The weights are written by C's streams, which may lose the last of them on a full disk without a word.
+    """
+    settle_file(path)
+    ends: dict[str, int] = {}
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        if told:
+            end = int(told.get("offset", 0)) + int(told["length"])
+            ends[told["location"]] = max(ends.get(told["location"], 0), end)
+    for name, size in ends.items():
+        settle_file(path.with_name(name), size)
 
 
 def check(path: Path) -> None:

@@ -17,6 +17,7 @@ from mega_deploy.config.edifice import Attention, Output, Precision
 from mega_deploy.errors import InputError, OptionError, require
 from mega_deploy.exporters import PACKAGES
 from mega_deploy.exporters.options import DEFAULT_BATCH, ExportOptions
+from mega_deploy.files.writing import put_copy
 from mega_deploy.runtime import OpenBundle, open_bundle
 from mega_deploy.signature import Range
 
@@ -131,7 +132,7 @@ def export_with(
         on_step("write the bundle")
         with files.writing(out, force=options.force) as staging:
             for name in manifest.files:
-                shutil.copyfile(folder / name, staging / name)
+                put_copy(folder / name, staging / name)
             files.write_json(staging / files.MANIFEST, manifest.to_json())
     return open_bundle(out)
 
@@ -179,9 +180,12 @@ def _workspace() -> Iterator[Path]:
         folder = Path(tempfile.gettempdir()) / f"mega-deploy-{uuid.uuid4().hex}"
         folder.mkdir(mode=0o700)
         yield folder
-    except OSError as error:
+    except (OSError, InputError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or (error is not cause and str(folder) not in str(error)):
+            raise
         where = tempfile.tempdir or "no folder for temporary files"
-        raise InputError(f"{where} cannot hold the bundle on its way: {error}; name another place in TMPDIR") from error
+        raise InputError(f"{where} cannot hold the bundle on its way: {cause}; name another place in TMPDIR") from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

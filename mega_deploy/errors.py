@@ -9,11 +9,17 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from mega_deploy.text import printable
+
 
 class MegaDeployError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns for it."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message in one line: names from files, which it may quote, are made printable and long ones cut."""
+        return printable(super().__str__())
 
 
 class InputError(MegaDeployError, ValueError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError, MegaDeployError, MissingComponentError
+from mega_deploy.files.writing import put_bytes, settle_file, settle_folder
 from mega_deploy.plugins.cache import RECORD, Library, Recipe, Unusable, sha256_of
 
 COMPILERS = ("g++", "clang++", "c++")
@@ -92,6 +93,8 @@ def _publish(work: Path, target: Path, record: Mapping[str, Any]) -> None:
     digest = sha256_of(work / "library.so")
     name = f"mega_deploy-{digest[:16]}.so"
     text = json.dumps({"library": name, "sha256": digest, **record}, indent=2)
-    (work / RECORD).write_text(text + "\n", "utf-8")
+    put_bytes(work / RECORD, f"{text}\n".encode())
+    settle_file(work / "library.so")
     for made, final in (("library.so", name), (RECORD, RECORD)):
         (work / made).replace(target / final)
+        settle_folder(target)  # the record never survives a power failure without its library

@@ -11,7 +11,7 @@ from typing import Any
 
 from mega_deploy.bench.report.page import PACKAGES, page
 from mega_deploy.errors import InputError, require
-from mega_deploy.files.arrays import replacing
+from mega_deploy.files.writing import write_text
 
 Report = dict[str, Any]
 FLAT = (
@@ -61,8 +61,7 @@ def write(report: Report, outputs: Mapping[str, Path | None]) -> None:
     makers: dict[str, Callable[[Report], str]] = {"json": json.dumps, "csv": table, "html": page}
     for kind, path in outputs.items():
         if path is not None:
-            with replacing(path) as partial:
-                partial.write_text(makers[kind](report), "utf-8", newline="")
+            write_text(path, makers[kind](report))
 
 
 def table(report: Report) -> str:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from mega_deploy.bench.contenders.task import OURS
+from mega_deploy.text import printable
 
 Row = dict[str, Any]
 
@@ -19,7 +20,7 @@ def title(row: Row) -> str:
     if "suite" in config:
         attention = f"{config['suite']}, "
     text = f"{attention}{size}{_length(row)}, {config['precision']}{named}"
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return printable(text)
 
 
 def _length(row: Row) -> str:
@@ -33,7 +34,7 @@ def name(row: Row) -> str:
     """A contender, with its backend where the name does not say it."""
     graph = ", CUDA graph" if row.get("cuda_graph") else ""
     plain = row["contender"] != OURS or row["backend"] == "onnxruntime"
-    return str(row["contender"]) if plain else f"{row['contender']} ({row['backend']}{graph})"
+    return printable(row["contender"]) if plain else f"{row['contender']} ({row['backend']}{graph})"
 
 
 def short(value: float) -> str:

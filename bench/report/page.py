@@ -11,6 +11,7 @@ from mega_deploy.bench.contenders.limits.floor import PEAK_SIZE
 from mega_deploy.bench.contenders.task import OURS
 from mega_deploy.bench.report.naming import cases_of, key, name, short, title
 from mega_deploy.errors import require
+from mega_deploy.text import printable
 
 Row = dict[str, Any]
 TEMPLATE = "page.html.jinja"
@@ -49,7 +50,7 @@ def page(report: Row) -> str:
         title=title,
         short=short,
     )
-    return text
+    return printable(text, None, keep="\n\N{NO-BREAK SPACE}")
 
 
 def _case(rows: Sequence[Row], ratios: dict[str, Row], contenders: Sequence[str]) -> Row:

@@ -11,9 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from mega_deploy.bench.report.naming import cases_of, key, name, short, title
+from mega_deploy.text import printable
 
 Report = dict[str, Any]
 Row = dict[str, Any]
+
+
+def _text(value: str) -> Text:
+    """Text as it stands: names of operators and contenders come from models, and are no markup."""
+    return Text(printable(value))
 
 
 def table(report: Report) -> None:
@@ -24,15 +30,15 @@ def table(report: Report) -> None:
         console.print(_case(case, ratios))
         for row in case:
             if row["noise"]:
-                console.print(Text(f"! {name(row)}: {'; '.join(row['noise'])}"))
+                console.print(_text(f"! {name(row)}: {'; '.join(row['noise'])}"))
     for case in cases_of(report.get("suite", {}).get("rows", [])):
         console.print(_suite(case))
     for limit in report["limit"]:
-        console.print(Text(_limit(limit)))
+        console.print(_text(_limit(limit)))
     for row in report.get("against", {}).get("rows", ()):
-        console.print(Text(_against(row)))
+        console.print(_text(_against(row)))
     console.print(
-        Text(
+        _text(
             f"{machine['cpu']}, {method['threads']} threads on cores {', '.join(map(str, method['cores']))}; "
             f"{method['rounds']} alternating rounds, a process each, those whose turn it is not are stopped"
         )
@@ -42,7 +48,7 @@ def table(report: Report) -> None:
 def _table(heading: str, left: Sequence[str], columns: Sequence[str]) -> Table:
     """An empty table; the columns of `left` begin at the left, others end at the right."""
     shown = Table(
-        title=Text(heading),
+        title=_text(heading),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1),
@@ -63,7 +69,7 @@ def _case(rows: Sequence[Row], ratios: Mapping[str, Row]) -> Table:
     for row in rows:
         interval = row["intervals"]["p50_ms"]
         shown.add_row(
-            Text(name(row) + (" !" if row["noise"] else "")),
+            _text(name(row) + (" !" if row["noise"] else "")),
             short(row["p50_ms"]) + ("" if stream else f" ({short(interval['low'])}..{short(interval['high'])})"),
             short(row["p99_ms"]),
             *([short(row[name]) for name in ("p999_ms", "jitter_ms", "throughput_per_s")] if stream else ()),

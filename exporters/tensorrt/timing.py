@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import uuid
 from pathlib import Path
 
+from mega_deploy.errors import InputError
+from mega_deploy.files.writing import write_bytes
 from mega_deploy.machine.gpu import Machine
 from mega_deploy.runtime.tensorrt.library import LOGGER
 
@@ -27,12 +28,8 @@ def read(path: Path) -> bytes:
 
 def write(path: Path, cache: bytes) -> None:
     """Keep a cache; a place that cannot be written costs time at the next build, no more."""
-    partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
-        partial.write_bytes(cache)
-        partial.replace(path)
-    except OSError as error:
-        LOGGER.info("%s is not kept: %s", path, error)
-    finally:
-        partial.unlink(missing_ok=True)
+        write_bytes(path, cache)
+    except (InputError, OSError) as error:
+        LOGGER.info("the timing cache is not kept: %s", error)

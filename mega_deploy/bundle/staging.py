@@ -18,6 +18,7 @@ from typing import Any
 from mega_deploy.bundle.manifest import MANIFEST, MODEL, STEP
 from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, check_regular, sha256_of
 from mega_deploy.errors import BundleError
+from mega_deploy.files.writing import put_bytes, put_copy, refused, settle_folder, settle_tree, write_text
 
 
 def check_target(path: Path, *, force: bool) -> None:
@@ -70,9 +71,11 @@ def writing(path: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         staging.mkdir()
         yield staging
+        settle_tree(staging)
         _replace(path, staging)
+        settle_folder(path.parent)
     except OSError as error:
-        raise BundleError(f"{path} cannot be written: {error.strerror or error}; nothing was left behind") from error
+        raise BundleError(refused(path, error)) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -100,7 +103,7 @@ def add_engines(bundle: Bundle, engines: Sequence[tuple[Mapping[str, Any], bytes
         for engine, plan in engines:
             place = staging / engine["file"]
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(plan)
+            put_bytes(place, plan)
             added[engine["file"]] = {"sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)}
         entries = (*others, *(engine for engine, _ in engines))
         changed = dataclasses.replace(manifest, engines=entries, files={**kept, **added})
@@ -114,7 +117,7 @@ def _share(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError:
-        shutil.copyfile(source, target)
+        put_copy(source, target)
 
 
 def _replace(path: Path, staging: Path) -> None:
@@ -158,4 +161,4 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write_json(path: Path, value: object) -> None:
     """Indented JSON with a closing newline; NaN and infinity are refused."""
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -3,7 +3,7 @@
 from mega_deploy.checkpoints.loading import load_checkpoint
 from mega_deploy.checkpoints.reading import Checkpoint, describe_checkpoint, read_checkpoint
 from mega_deploy.checkpoints.saving import model_source, save_checkpoint
-from mega_deploy.checkpoints.sources.native import weights_sha256
+from mega_deploy.checkpoints.sources.trained import weights_sha256
 
 __all__ = [
     "Checkpoint",

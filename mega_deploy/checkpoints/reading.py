@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from mega_deploy.arrays import Array
-from mega_deploy.checkpoints.containers import shards as sharded
-from mega_deploy.checkpoints.containers.nx import is_nx, read_nx
-from mega_deploy.checkpoints.containers.safetensors import read_bytes, read_safetensors
-from mega_deploy.checkpoints.containers.torch_zip import read_pt
-from mega_deploy.checkpoints.sources import edifice, paper
-from mega_deploy.checkpoints.sources import native as state
-from mega_deploy.checkpoints.sources.fairseq.reading import is_fairseq, read_fairseq
-from mega_deploy.checkpoints.sources.huggingface import read_hugging_face
-from mega_deploy.config.edifice import EdificeConfig, SourceName
-from mega_deploy.config.tasks import ARCHITECTURES, PaperConfig, architecture, from_dict, to_dict
+from mega_deploy.checkpoints.containers.contents import Contents
+from mega_deploy.checkpoints.containers.opening import read_container
+from mega_deploy.checkpoints.sources import edifice, huggingface, native, paper
+from mega_deploy.checkpoints.sources.fairseq import reading as fairseq
+from mega_deploy.checkpoints.sources.paper_names import carries_weight
+from mega_deploy.checkpoints.sources.trained import Trained
+from mega_deploy.config.edifice import SourceName
+from mega_deploy.config.tasks import PaperConfig, architecture
 from mega_deploy.errors import CheckpointError, OptionError
+from mega_deploy.text import printable
 
-NATIVE = "mega-deploy"
-"""Where a native file keeps its header: the entry of the safetensors metadata, or of the dict in a .pt file."""
-MAX_CONFIG_BYTES = 1 << 20
-_FAMILY = {
-    "native": "native",
-    "torch-state-dict": "native",
-    "edifice-safetensors": "edifice",
-    "edifice-nx": "edifice",
-    "fairseq": "fairseq",
-    "huggingface": "huggingface",
-}
+MESSAGE = 500
+"""Letters of what is said of a file, besides its path."""
 
-
-_Told = tuple[str, int]
-"""SHA-256 in hex, and bytes."""
+# One row a source: its name, what tells its files, and what reads them. The first that recognises a file reads it.
+SOURCES: tuple[tuple[SourceName, Callable[[Contents], bool], Callable[[Contents], Trained]], ...] = (
+    ("fairseq", fairseq.recognises, fairseq.read),
+    ("native", native.recognises, native.read),
+    ("edifice", edifice.recognises, edifice.read),
+    ("huggingface", huggingface.recognises, huggingface.read),
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class Checkpoint:
     format: str
     """"native", "torch-state-dict", "edifice-safetensors", "edifice-nx", "fairseq" or "huggingface"."""
     sha256: str
-    """Of the file, in hex; of a folder's weights file, or of its index and shards (checkpoints.sharded)."""
+    """Of the file, in hex; of a folder's weights file, or of its index and shards (containers.shards)."""
     bytes: int
     """Size of the file."""
     weights: dict[str, Array]
@@ -83,13 +76,13 @@ def read_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> Check
         raise OptionError(f"there is no source {source!r}; there are {', '.join(get_args(SourceName))}")
     path = Path(path)
     try:
-        checkpoint = _read_folder(path) if _is_folder(path) else _read(read_bytes(path))
-        family = _FAMILY[checkpoint.format]
+        contents = read_container(path)
+        family, trained = _read(contents)
         if source not in ("auto", family):
             raise CheckpointError(f"it is a checkpoint of the source {family}, not {source}")
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {_one_line(str(error))}") from error
-    return checkpoint
+        raise CheckpointError(f"{path}: {printable(error, MESSAGE)}") from error
+    return Checkpoint(trained.format, contents.sha256, contents.bytes, trained.weights, trained.options, trained.paper)
 
 
 def describe_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> dict[str, Any]:
@@ -110,127 +103,16 @@ def describe_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> d
     }
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError as error:  # such as a name that is too long
-        raise CheckpointError(f"cannot be read: {error.strerror}") from None
-
-
-def _read_folder(path: Path) -> Checkpoint:
-    """A folder that transformers' save_pretrained wrote."""
-    if not (path / "config.json").is_file():
-        raise CheckpointError("it is a folder without config.json, expected a checkpoint file or a Hugging Face folder")
-    try:
-        options = json.loads(read_bytes(path / "config.json", MAX_CONFIG_BYTES))
-    except CheckpointError as error:
-        raise CheckpointError(f"its config.json {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"its config.json is no JSON ({error}); copy the folder again") from None
-    if not isinstance(options, dict):
-        raise CheckpointError("its config.json holds no object of options by name")
-    for name in ("model.safetensors", sharded.INDEX, "pytorch_model.bin"):
-        if (path / name).is_file():
-            break
-    else:
-        raise CheckpointError(
-            f"it is a Hugging Face folder without model.safetensors, or {sharded.INDEX} and its shards (or "
-            "pytorch_model.bin, in one piece)"
-        )
-    if name == sharded.INDEX:
-        tensors, digest, size = sharded.read_sharded(path)
-        return _of_paper("huggingface", (digest, size), *read_hugging_face(options, tensors))
-    try:
-        data = read_bytes(path / name)
-        tensors = read_safetensors(data)[0] if name == "model.safetensors" else read_pt(data)[0]
-    except CheckpointError as error:
-        raise CheckpointError(f"its {name}: {error}") from None
-    return _of_paper("huggingface", _told(data), *read_hugging_face(options, tensors))
-
-
-def _one_line(message: str) -> str:
-    """A message as one line of bounded length: it may quote names from the file, which hold anything."""
-    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message[:1000])
-    return line if len(line) <= 500 else f"{line[:400]} ... {line[-90:]}"
-
-
-def _read(data: bytes) -> Checkpoint:
-    if data[8:9] == b"{":
-        tensors, header = read_safetensors(data)
-        if NATIVE not in header and edifice.is_edifice(tensors):
-            return _of_edifice("edifice-safetensors", data, tensors, {})
-        return _of_state_dict(data, tensors, header)
-    if data.startswith(b"PK\x03\x04"):
-        tensors, beside = read_pt(data)
-        if is_fairseq(beside):
-            return _of_paper("fairseq", _told(data), *read_fairseq(beside["args"], tensors))
-        return _of_state_dict(data, tensors, beside)
-    if is_nx(data):
-        tensors, build = read_nx(data)
-        return _of_edifice("edifice-nx", data, tensors, edifice.spec_options(build))
-    if data[:1] == b"\x80" or (data[:1] in (b"(", b"c", b"]", b"}") and data.endswith(b".")):
-        raise CheckpointError(
-            "it is a bare Python pickle, which can run code when read; use mega_deploy.save_checkpoint"
-        )
-    raise CheckpointError(
-        f"is no checkpoint: it begins with {data[:8].hex(' ')}, expected safetensors, .nx or a .pt of torch.save"
-    )
-
-
-def _of_state_dict(data: bytes, tensors: dict[str, Array], header: Mapping[str, Any]) -> Checkpoint:
-    """A file of our own, or weights under our own names."""
-    if NATIVE in header:
-        config = _native_config(header[NATIVE])
-        if isinstance(config, EdificeConfig):
-            return _of_edifice("native", data, tensors, config.to_dict())
-        return _of_paper("native", _told(data), config, tensors, {})
-    if any(name.endswith("mega_layer.mx_proj.weight") for name in tensors):
+def _read(contents: Contents) -> tuple[SourceName, Trained]:
+    """The source that recognises the contents, and the model that it reads from them."""
+    arrays = {name: array for name, array in contents.arrays.items() if carries_weight(name)}
+    contents = dataclasses.replace(contents, arrays=arrays)
+    for name, recognises, read in SOURCES:
+        if recognises(contents):
+            return name, read(contents)
+    if any(name.endswith("mega_layer.mx_proj.weight") for name in arrays):
         raise CheckpointError(
             "it holds weights of the paper's Mega without their configuration; give the Hugging Face folder around it, "
             "or fairseq's whole checkpoint with its args"
         )
-    return _of_edifice("torch-state-dict", data, tensors, {})
-
-
-def _of_edifice(form: str, data: bytes, tensors: dict[str, Array], stated: Mapping[str, Any]) -> Checkpoint:
-    """An Edifice Mega, with what the file states of its options."""
-    names: dict[str, str] = {}
-    if form.startswith("edifice"):
-        tensors, names = edifice.rename(tensors)
-    elif not state.is_state(tensors):
-        raise CheckpointError(f"its tensors are no Mega's: {', '.join(list(tensors)[:3]) or 'there are none'}")
-    told = state.dimensions(tensors, names)
-    for name, value in told.items():
-        if stated.get(name, value) != value:
-            raise CheckpointError(f"it says {name} {stated[name]}, but its tensors make {value}")
-    weights = state.as_float32(tensors, names)
-    return Checkpoint(form, *_told(data), weights, {**told, **stated})
-
-
-def _of_paper(
-    form: str, told: _Told, config: PaperConfig, tensors: Mapping[str, Array], names: Mapping[str, str]
-) -> Checkpoint:
-    """A model of the paper's, once its weights are known to be all there."""
-    paper.check_weights(config, tensors, names)
-    weights = state.as_float32(tensors, names)
-    return Checkpoint(form, *told, weights, to_dict(config), config)
-
-
-def _told(data: bytes) -> _Told:
-    return hashlib.sha256(data).hexdigest(), len(data)
-
-
-def _native_config(header: Any) -> EdificeConfig | PaperConfig:
-    """The configuration in the header of a file that save_checkpoint wrote; in safetensors it is JSON."""
-    try:
-        header = json.loads(header) if isinstance(header, str) else header
-        name = header["architecture"]
-        if name == "edifice":
-            return EdificeConfig.from_dict(header["config"])
-        if name not in ARCHITECTURES:
-            raise CheckpointError(f"its architecture is {name!r}, which this version does not know")
-        return from_dict(name, header["config"])
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"its header is impossible: {error}") from error
+    raise CheckpointError(f"its tensors are no Mega's: {', '.join(list(arrays)[:3]) or 'there are none'}")

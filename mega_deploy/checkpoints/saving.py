@@ -6,20 +6,18 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mega_deploy.checkpoints.reading import NATIVE
-from mega_deploy.checkpoints.sources.native import weights_sha256
-from mega_deploy.config.edifice import EdificeConfig, Source
-from mega_deploy.config.tasks import PaperConfig, architecture, to_dict
+from mega_deploy.arrays import Array
+from mega_deploy.checkpoints.sources.native import NATIVE, config_header
+from mega_deploy.checkpoints.sources.trained import weights_sha256
+from mega_deploy.config.edifice import Source
 from mega_deploy.errors import CheckpointError, OptionError, require
-from mega_deploy.files.arrays import replacing
+from mega_deploy.files.writing import write_bytes
 
 if TYPE_CHECKING:
     from mega_deploy.models.edifice import Mega
     from mega_deploy.models.paper import PaperModel
-
-from mega_deploy.arrays import Array
 
 
 def save_checkpoint(model: Mega | PaperModel, path: str | os.PathLike[str]) -> None:
@@ -37,25 +35,17 @@ def save_checkpoint(model: Mega | PaperModel, path: str | os.PathLike[str]) -> N
     if path.suffix not in (".safetensors", ".pt"):
         raise OptionError(f"{path} must end in .safetensors or .pt")
     header = config_header(model.config)
-    with replacing(path, CheckpointError) as partial:
-        if path.suffix == ".pt":
-            torch = require("torch", "export", "saving a .pt file")
-            state = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
-            # Into memory first: torch answers a full disk with errors of its own, which hide the system's.
-            buffer = io.BytesIO()
-            torch.save({NATIVE: header, "state_dict": state}, buffer)
-            partial.write_bytes(buffer.getbuffer())
-        else:
-            numpy_format = require("safetensors.numpy", "export", "saving a .safetensors file")
-            # One entry: safetensors writes several in an order that changes from run to run.
-            partial.write_bytes(numpy_format.save(_weights(model), {NATIVE: json.dumps(header)}))
-
-
-def config_header(config: EdificeConfig | PaperConfig) -> dict[str, Any]:
-    """A configuration as native files and manifests have it: the architecture's name and its options, JSON values."""
-    if isinstance(config, EdificeConfig):
-        return {"architecture": "edifice", "config": config.to_dict()}
-    return {"architecture": architecture(config), "config": to_dict(config)}
+    if path.suffix == ".pt":
+        torch = require("torch", "export", "saving a .pt file")
+        state = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
+        # Into memory first: torch answers a full disk with errors of its own, which hide the system's.
+        buffer = io.BytesIO()
+        torch.save({NATIVE: header, "state_dict": state}, buffer)
+        write_bytes(path, buffer.getbuffer(), CheckpointError)
+    else:
+        numpy_format = require("safetensors.numpy", "export", "saving a .safetensors file")
+        # One entry: safetensors writes several in an order that changes from run to run.
+        write_bytes(path, numpy_format.save(_weights(model), {NATIVE: json.dumps(header)}), CheckpointError)
 
 
 def model_source(model: Mega | PaperModel) -> Source:

@@ -17,6 +17,7 @@ from mega_deploy.cli import bench
 from mega_deploy.cli import export as making
 from mega_deploy.cli import run as using
 from mega_deploy.errors import MegaDeployError
+from mega_deploy.text import printable
 
 USAGE = 2
 # As one meets them, from a checkpoint on.
@@ -81,7 +82,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

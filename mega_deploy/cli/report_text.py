@@ -10,13 +10,14 @@ import numpy as np
 from rich.text import Text
 
 from mega_deploy.signature import StateSpec, TensorSpec
+from mega_deploy.text import printable
 
 Report = dict[str, Any]
 
 
 def plain(value: object) -> Text:
     """Text as it stands: what comes from a file is no markup, and sends nothing to the terminal but letters."""
-    return Text("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value)))
+    return Text(printable(value))
 
 
 def passed(value: bool) -> Text:

@@ -48,7 +48,7 @@ def export_table(report: Report) -> None:
 
 def parity_table(report: Report) -> None:
     """Of `validate`."""
-    console, table = Console(), RichTable(title=f"parity on {report['backend']}, {report['precision']}")
+    console, table = Console(), RichTable(title=facts.plain(f"parity on {report['backend']}, {report['precision']}"))
     for column, right in (
         ("case", False),
         ("batch", True),
@@ -76,7 +76,8 @@ def parity_table(report: Report) -> None:
 
 def bisection_table(report: Report) -> None:
     """Of `validate --bisect`: the blocks, and of the bad one what leads to the first bad node."""
-    console, table = Console(), RichTable(title=f"{report['case']} on {report['backend']}, {report['precision']}")
+    heading = facts.plain(f"{report['case']} on {report['backend']}, {report['precision']}")
+    console, table = Console(), RichTable(title=heading)
     for column, right in (("", False), ("made by", False), ("error", True), ("limit", True), ("", False)):
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     bad = next((index for index, value in enumerate(report["values"]) if not value["passed"]), 0)
@@ -132,7 +133,7 @@ def plugins_table(report: Report) -> None:
             spilled = sum(kernel["spill_bytes"] for kernel in kernels)
             told = f"{len(kernels)}, of {min(compiled)} to {max(compiled)} registers, {spilled or 'no'} bytes spilled"
         library = row["library"] or f"not built: mega-deploy plugins build {row['target']}"
-        table.add_row(row["target"], facts.plain(library), ", ".join(row["architectures"]), told)
+        table.add_row(row["target"], *map(facts.plain, (library, ", ".join(row["architectures"]), told)))
     Console().print(table)
 
 
@@ -150,7 +151,8 @@ def doctor_table(report: Report) -> None:
         table.add_column(column)
     for part in report["components"]:
         state = Text("works", "green") if part["works"] else Text("missing", "red")
-        table.add_row(part["name"], part["version"] or "", state, part["purpose"], facts.plain(part["remedy"] or ""))
+        version, remedy = facts.plain(part["version"] or ""), facts.plain(part["remedy"] or "")
+        table.add_row(part["name"], version, state, part["purpose"], remedy)
     Console().print(table)
 
 

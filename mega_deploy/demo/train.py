@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mega_deploy.checkpoints import save_checkpoint
+from mega_deploy.files.arrays import save_arrays
 from mega_deploy.models.edifice import Mega
 
 Frames = NDArray[np.float32]  # [frames, COEFFICIENTS]
@@ -170,14 +171,14 @@ def main() -> None:
     print(f"test accuracy       {accuracy:.4f} ({len(predictions)} held-out utterances)")
     print(f"{time.perf_counter() - started:.0f} s")
     save_checkpoint(classifier.model, out / "speakers.safetensors")
-    np.savez_compressed(out / "heldout.npz", frames=windows, labels=heldout_labels)
-    np.savez_compressed(
-        out / "readout.npz",
-        weight=classifier.readout.weight.detach().numpy(),
-        bias=classifier.readout.bias.detach().numpy(),
-        accuracy=np.float64(accuracy),
-        predictions=predictions,
-    )
+    save_arrays(out / "heldout.npz", {"frames": windows, "labels": heldout_labels}, compressed=True)
+    readout = {
+        "weight": classifier.readout.weight.detach().numpy(),
+        "bias": classifier.readout.bias.detach().numpy(),
+        "accuracy": np.float64(accuracy),
+        "predictions": predictions,
+    }
+    save_arrays(out / "readout.npz", readout, compressed=True)
 
 
 if __name__ == "__main__":

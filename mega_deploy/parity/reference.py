@@ -9,14 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.config.edifice import Precision
 from mega_deploy.errors import BundleError
-from mega_deploy.files.arrays import DAMAGED
+from mega_deploy.files.arrays import DAMAGED, write_npz
+from mega_deploy.files.writing import replacing
 from mega_deploy.parity.error import ILL_CONDITIONED, Error, measure, worst
 
 # A reference comes with a bundle, which may come from a stranger.
@@ -128,8 +129,12 @@ class Reference:
         want = pool.want(case.rows, first)
         return worst([measure(np.concatenate([part[name] for part in got]), array) for name, array in want.items()])
 
-    def save(self, file: Path | BinaryIO) -> None:
-        """Write as .npz; what it holds besides arrays is JSON."""
+    def save(self, path: Path) -> None:
+        """Write as .npz, and replace what was there; what it holds besides arrays is JSON.
+
+        Raises:
+            BundleError: the file system refuses.
+        """
         about = {
             "precision": self.precision,
             "kept": self.kept,
@@ -143,7 +148,8 @@ class Reference:
             arrays |= {f"input/{pool_name}/{name}": array for name, array in pool.inputs.items()}
             arrays |= {f"output/{pool_name}/{name}": array for name, array in pool.outputs.items()}
             arrays |= {f"steps/{pool_name}/{name}": steps for name, steps in pool.steps.items()}
-        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+        with replacing(path, BundleError) as file:
+            write_npz(file, {"about": np.array(json.dumps(about)), **arrays}, compressed=True)
 
     @classmethod
     def load(cls, path: Path) -> Reference:

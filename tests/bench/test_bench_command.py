@@ -66,9 +66,10 @@ def test_what_a_report_holds_cannot_break_out_of_the_page(made):
     for row in report["results"]:
         row["settings"] = row["contender"] = "<script>alert(1)</script>"
         row["noise"] = ['"><img src=x>']
-    report["machine"]["cpu"] = "<b>"
+    report["machine"]["cpu"] = "<b>\x1b[2J\u202e\u2028\x00"
     text = page(report)
     assert "<script" not in text and "<img" not in text and "<b>" not in text
+    assert all(line.replace("\N{NO-BREAK SPACE}", "").isprintable() for line in text.split("\n"))
 
 
 def test_an_earlier_report_is_a_gate(made, tiny):

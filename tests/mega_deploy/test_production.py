@@ -18,7 +18,7 @@ SOURCES = {
     "bench": "mega_deploy.bench",
 }
 FLOORS = [
-    {"errors", "arrays", "files", "config", "signature", "machine"},
+    {"text", "errors", "arrays", "files", "config", "signature", "machine"},
     # The op lies below the models: they are trained with its torch form.
     {"plugins"},
     {"models", "bundle", "parity"},
@@ -32,8 +32,8 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# errors lies below its neighbours, which raise what it defines.
-GROUND = {"errors", "arrays", "files", "signature"}
+# text and errors lie below their neighbours: errors are printable lines, and whoever fails raises one.
+GROUND = {"text", "errors", "arrays", "files", "signature"}
 
 
 def modules():

@@ -1,1 +1,1 @@
-"""File formats of weights: bytes in, arrays by name out; nothing here knows a model."""
+"""Formats of files that hold arrays by name: bytes in, arrays out, and nothing known of any model."""

@@ -15,6 +15,8 @@ VERSION = 131
 MAX_DEPTH = 64
 MAX_TERMS = 1_000_000
 MAX_INTEGER_BYTES = 1024
+# Integers can be chosen so that all have one hash, and a map of them takes time by the square of their number.
+MAX_MAP = 1000
 
 _CONSTANTS = {"true": True, "false": False, "nil": None}
 
@@ -97,7 +99,7 @@ class _Reader:
             case 106:
                 return []
             case 107:
-                return list(self.take(self.u16()))
+                return list(self._text(self.u16()))
             case 108:
                 items = self._terms_of(self.u32(), depth)
                 if self.term(depth + 1) != []:
@@ -115,6 +117,13 @@ class _Reader:
             raise CheckpointError(f"an external term is truncated: {count} parts wanted, {self.left} bytes left")
         return [self.term(depth + 1) for _ in range(count)]
 
+    def _text(self, count: int) -> bytes:
+        """Numbers below 256, written as a string; each is a part."""
+        self._terms += count
+        if self._terms > MAX_TERMS:
+            raise CheckpointError(f"an external term has more than {MAX_TERMS} parts")
+        return self.take(count)
+
     def _big(self, count: int) -> int:
         if count > MAX_INTEGER_BYTES:
             raise CheckpointError(f"an external term holds an integer of {count} bytes, more than {MAX_INTEGER_BYTES}")
@@ -130,6 +139,8 @@ class _Reader:
         return _CONSTANTS.get(name, Atom(name))
 
     def _map(self, count: int, depth: int) -> dict[Any, Any]:
+        if count > MAX_MAP:
+            raise CheckpointError(f"an external term holds a map of {count} entries, more than {MAX_MAP}")
         found: dict[Any, Any] = {}
         flat = self._terms_of(2 * count, depth)
         for key, value in zip(flat[::2], flat[1::2], strict=True):
@@ -138,6 +149,6 @@ class _Reader:
             except TypeError:
                 raise CheckpointError("an external term holds a map whose key is a list or a map") from None
             if known:
-                raise CheckpointError(f"an external term holds a map with the key {key!r} twice")
+                raise CheckpointError(f"an external term holds a map with the key {key!r:.100} twice")
             found[key] = value
         return found

@@ -1,78 +1,58 @@
-"""The bytes of a file, and the tensors of a safetensors file."""
+"""safetensors files: a JSON header of names, dtypes and places, then the arrays' bytes."""
 
 from __future__ import annotations
-
-import json
-import os
-import stat
-from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.checkpoints.sources.paper_names import own_name
+from mega_deploy.checkpoints.containers.bounded import parse_json, widened
 from mega_deploy.errors import CheckpointError, require
 
-MAX_FILE_BYTES = 8 << 30
-_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "U32": "<u4"}
+# Some 50,000 arrays; safetensors itself takes 100 MB of header, whose entries would fill gigabytes.
+MAX_HEADER_BYTES = 8 << 20
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
 
 
-def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
-    """All bytes of a regular file; CheckpointError where there is none, or more than `limit` bytes."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # asked before opening: opening a pipe waits for a writer
-            raise CheckpointError("it is not a regular file")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise CheckpointError(f"takes {size} bytes, more than the {limit} that this version reads")
-            data = file.read(size)
-    except FileNotFoundError:
-        raise CheckpointError("does not exist; look for a slip in the path") from None
-    except CheckpointError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise CheckpointError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not data:
-        raise CheckpointError("it is empty; copy it again")
-    return data
+def is_safetensors(data: bytes) -> bool:
+    """Whether a file's content begins as a safetensors file."""
+    return data[8:9] == b"{"
 
 
 def read_safetensors(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors by name, without those that carry no weight, and the metadata.
+    """Arrays by name, bfloat16 as float32, and the metadata.
 
     Raises:
-        CheckpointError: the file is damaged, names a tensor twice, or holds what no Mega has.
+        CheckpointError: the file is damaged, names an array twice, or holds a dtype that is not read.
         MissingComponentError: safetensors is not installed.
     """
     safetensors = require("safetensors", "export", "reading a .safetensors file")
+    size = int.from_bytes(data[:8], "little")
+    if size > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"it is a damaged safetensors file (its header takes {size} bytes, more than {MAX_HEADER_BYTES}); "
+            "copy it again"
+        )
+    # safetensors takes the last of two entries with one name.
+    header = parse_json(data[8 : 8 + size], "its header")
     try:
         entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"it is a damaged safetensors file ({error}); copy it again") from None
-    tensors = {}
+    arrays = {}
     for name, entry in entries:
         kind, shape, raw = entry["dtype"], entry["shape"], entry["data"]
-        if own_name(name) is None:
-            continue
         if kind == "BF16":
-            flat = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-        elif kind in _FLOATS:
-            flat = np.frombuffer(raw, _FLOATS[kind])
+            flat = widened(np.frombuffer(raw, "<u2"))
+        elif kind in _DTYPES:
+            flat = np.frombuffer(raw, _DTYPES[kind])
         else:
-            raise CheckpointError(f"the tensor {name} is {kind}, which no Mega has")
-        tensors[name] = flat.reshape(shape)
-    # safetensors takes the last of two entries with one name; which one was meant, nobody can tell.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=unique)
-    return tensors, header.get("__metadata__") or {}
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, which may have no name twice; CheckpointError where it has."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise CheckpointError(f"it has the entry {twice} twice")
-    return found
+            raise CheckpointError(f"the tensor {name} is {kind}, which this version does not read")
+        try:
+            arrays[name] = flat.reshape(shape)
+        except ValueError as error:  # more axes than numpy has
+            raise CheckpointError(f"the tensor {name} has an impossible shape: {error}") from None
+    return arrays, header.get("__metadata__") or {}

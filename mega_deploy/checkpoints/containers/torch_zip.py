@@ -1,133 +1,184 @@
-"""torch's .pt files: only the zip format, only tensors and plain containers, nothing executed."""
+"""torch's .pt files: only the zip format, only tensors and plain containers; torch itself is not asked.
+
+An archive holds one folder: data.pkl, which says what there is, data/KEY with the numbers of each storage,
+uncompressed, and byteorder.
+"""
 
 from __future__ import annotations
 
-import argparse
 import io
-import pickle
-import pickletools
-import re
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.checkpoints.sources.paper_names import own_name
-from mega_deploy.errors import CheckpointError, require
+from mega_deploy.checkpoints.containers.bounded import widened
+from mega_deploy.checkpoints.containers.pickle_types import Opaque, Record, Storage, View
+from mega_deploy.checkpoints.containers.pickle_values import read_pickle
+from mega_deploy.errors import CheckpointError
 
-MAX_OPERATIONS = 1_000_000
-MAX_DEPTH = 1000
+MAX_ENTRIES = 100_000
+MAX_PICKLE_BYTES = 64 << 20
+MAX_VALUES, MAX_DEPTH = 300_000, 32
+_LOCAL, _CENTRAL = b"PK\x03\x04", b"PK\x01\x02"
+_Order = Literal["<", ">"]
+_DTYPES = {
+    "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": "u2",
+    "LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1",
+    "BoolStorage": "?", "ComplexFloatStorage": "c8", "ComplexDoubleStorage": "c16",
+    "uint16": "u2", "uint32": "u4", "uint64": "u8",
+}  # fmt: skip
+
+
+def is_torch_zip(data: bytes) -> bool:
+    """Whether a file's content begins as a zip archive."""
+    return data.startswith(_LOCAL)
 
 
 def read_pt(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Tensors by name in float32, and what stands beside them: save_checkpoint's header, or fairseq's `args`.
+    """Tensors by name, bfloat16 as float32, and what stands beside them: save_checkpoint's header, or fairseq's `args`.
 
     A bare state dict has nothing beside it. Of classes only argparse.Namespace is let in, which holds fairseq's
-    arguments and becomes a dict; tensors that carry no weight, such as versions, are left out.
+    arguments and becomes a dict; tensors that are one view in the file are one array.
 
     Raises:
         CheckpointError: the archive is damaged, or holds anything but tensors.
-        MissingComponentError: torch is not installed.
     """
-    torch = require("torch", "export", "reading a .pt file")
-    _check_archive(data)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]{1,100}) was not an allowed global", str(error))
-        raise CheckpointError(
-            f"it holds Python objects{f' ({found[1]})' if found else ''}, which can run code when read; save "
-            "model.state_dict(), of fairseq's args and model alone, or use mega_deploy.save_checkpoint"
-        ) from None
-    except Exception as error:  # on corrupt bytes the unpickler raises whatever its last step did
-        raise CheckpointError(
-            f"torch cannot read it: {str(error).splitlines()[0] if str(error) else repr(error)}"
-        ) from None
+    entries = _entries(data)
+    if "data.pkl" not in entries or "constants.pkl" in entries:
+        what = "is a TorchScript archive" if "data.pkl" in entries else "is an archive without data.pkl"
+        raise CheckpointError(f"it {what}, expected one of torch.save; save model.state_dict()")
+    if len(entries["data.pkl"]) > MAX_PICKLE_BYTES:
+        raise CheckpointError(f"its pickle takes {len(entries['data.pkl'])} bytes, more than {MAX_PICKLE_BYTES}")
+    content = read_pickle(bytes(entries["data.pkl"]))
     header: dict[str, Any] = {}
-    if isinstance(content, Mapping) and isinstance(content.get("args"), argparse.Namespace):
-        header, content = {"args": dict(vars(content["args"]))}, content.get("model")
-    elif isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        header = {name: value for name, value in content.items() if name != "state_dict"}
+    if isinstance(content, dict) and isinstance(content.get("args"), Record):
+        header, content = {"args": _plain(content["args"].fields)}, content.get("model")
+    elif isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        header = {str(name): _plain(value) for name, value in content.items() if name != "state_dict"}
         content = content["state_dict"]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"it holds a {type(content).__name__}, expected a state dict: tensors by name")
-    tensors: dict[str, Array] = {}
-    arrays: dict[Any, Array] = {}  # weights that are one in the model are so in the file, and stay one
-    room = len(data)
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"its entry {name!r} is a {type(value).__name__}, expected a tensor")
-        if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
-            raise CheckpointError(f"the tensor {name} is not a plain dense tensor")
-        if own_name(name) is None:
-            continue
-        if not value.dtype.is_floating_point or value.element_size() < 2:
-            raise CheckpointError(f"the tensor {name} is {value.dtype}, which no Mega has")
-        view = (value.data_ptr(), value.dtype, value.shape, value.stride())
+    if not isinstance(content, dict):
+        raise CheckpointError(f"it holds a {_kind(content)}, expected a state dict: tensors by name")
+    order: _Order = ">" if bytes(entries.get("byteorder", b"little")) == b"big" else "<"
+    return _arrays(content, entries, order, len(data)), header
+
+
+def _arrays(views: Mapping[Any, Any], entries: Mapping[str, memoryview], order: _Order, room: int) -> dict[str, Array]:
+    """The tensors of a state dict, together no larger than `room` bytes."""
+    named: dict[str, Array] = {}
+    arrays: dict[View, Array] = {}  # weights that are one in the model are so in the file, and stay one
+    for name, view in views.items():
+        if not isinstance(name, str) or not isinstance(view, View):
+            told = name if isinstance(name, str | int) else _kind(name)
+            raise CheckpointError(f"its entry {told!r:.200} is a {_kind(view)}, expected a tensor")
         if view not in arrays:
-            room -= value.numel() * value.element_size()
+            dtype = _DTYPES.get(view.kind)
+            if dtype is None:
+                raise CheckpointError(f"the tensor {name} is of {view.kind}, which this version does not read")
+            room -= math.prod(view.shape) * np.dtype(dtype).itemsize
             if room < 0:  # views of a few numbers, which would only grow when they are copied
                 raise CheckpointError("its tensors are together larger than the file")
-            arrays[view] = value.detach().to(torch.float32).contiguous().numpy()
-        tensors[name] = arrays[view]
-    return tensors, header
+            arrays[view] = _array(name, view, _storage(view.storage, entries), np.dtype(dtype).newbyteorder(order))
+        named[name] = arrays[view]
+    return named
 
 
-def _check_archive(data: bytes) -> None:
-    """Torch writes its archives uncompressed: one that is not is made to fill the memory."""
+def _array(name: str, view: View, raw: memoryview, dtype: np.dtype[Any]) -> Array:
+    """A copy of the numbers that a view shows of its storage's bytes."""
+    last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
+    empty = 0 in view.shape
+    if not empty and (last + 1) * dtype.itemsize > len(raw):
+        raise CheckpointError(f"the tensor {name} reaches beyond its storage; copy the file again")
+    if empty:
+        return np.zeros(view.shape, dtype.newbyteorder("="))
+    flat = np.frombuffer(raw[: len(raw) // dtype.itemsize * dtype.itemsize], dtype)[view.offset :]
+    steps = [stride * dtype.itemsize for stride in view.strides]
+    shown = np.lib.stride_tricks.as_strided(flat, view.shape, steps, writeable=False)
+    array = np.array(shown, dtype.newbyteorder("="), order="C")
+    return widened(array) if view.kind == "BFloat16Storage" else array
+
+
+def _storage(storage: Storage, entries: Mapping[str, memoryview]) -> memoryview:
+    """The bytes of a storage, which must be as many as it says."""
+    raw = entries.get(f"data/{storage.key}")
+    size = 1 if storage.kind == "UntypedStorage" else np.dtype(_DTYPES.get(storage.kind, "u1")).itemsize
+    if raw is None:
+        raise CheckpointError(f"its entry data/{storage.key:.100} is missing; copy the file again")
+    if len(raw) < storage.count * size:
+        raise CheckpointError(
+            f"its entry data/{storage.key:.100} has {len(raw)} bytes, where {storage.count * size} are named; "
+            "copy the file again"
+        )
+    return raw
+
+
+def _kind(value: Any) -> str:
+    return value.name if isinstance(value, Opaque) else type(value).__name__
+
+
+def _plain(value: Any) -> Any:
+    """A value as a tree of dicts, lists and plain values, without what is none.
+
+    A pickle may hold one list a million times in another, and that one again: a tree of it, or its text, would never
+    end. One of more than MAX_VALUES parts becomes None.
+    """
+    left = MAX_VALUES
+
+    def copied(part: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1 + (len(part) // 16 if isinstance(part, str | bytes) else 0)
+        if left < 0 or depth > MAX_DEPTH:
+            raise OverflowError
+        if isinstance(part, dict):
+            return {key: copied(one, depth + 1) for key, one in part.items() if isinstance(key, str | int)}
+        if isinstance(part, list | tuple):
+            return type(part)(copied(one, depth + 1) for one in part)
+        return part if part is None or isinstance(part, str | int | float | bytes) else _kind_of(part)
+
+    try:
+        return copied(value, 0)
+    except OverflowError:
+        return None
+
+
+def _kind_of(part: Any) -> Opaque:
+    return part if isinstance(part, Opaque) else Opaque(type(part).__name__)
+
+
+def _entries(data: bytes) -> dict[str, memoryview]:
+    """The content of each entry by its name below the archive's one folder; nothing is unpacked or copied.
+
+    Raises:
+        CheckpointError: the archive is damaged, compressed or encrypted, its entries overlap, or it has too many.
+    """
+    if data.count(_CENTRAL) > MAX_ENTRIES:
+        raise CheckpointError(f"its archive has more than {MAX_ENTRIES} entries, far more than a Mega")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
+            infos = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     except Exception as error:  # zipfile raises struct.error, ValueError and others besides its own
         raise CheckpointError(f"it is a damaged zip archive ({error}); copy it again") from None
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED:
+    found: dict[str, memoryview] = {}
+    end = 0
+    for entry in infos:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise CheckpointError(f"its entry {entry.filename} is compressed, which torch.save never does")
-    if sum(entry.file_size for entry in entries) > len(data):
-        raise CheckpointError("its entries overlap: together they are larger than the file")
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for entry in entries:
-            if entry.filename.endswith(".pkl"):
-                try:
-                    content = archive.read(entry)
-                except Exception as error:
-                    raise CheckpointError(f"its entry {entry.filename} is damaged ({error}); copy it again") from None
-                _check_pickle(content)
-
-
-def _check_pickle(content: bytes) -> None:
-    """Refuses tuples nested so deep that hashing or freeing them would exhaust the C stack.
-
-    Follows how deep the values on the pickle machine's stack are; no operation is carried out.
-    """
-    stack: list[int] = []
-    marks: list[int] = []
-    memo: dict[Any, int] = {}
-    try:
-        for count, (operation, argument, _) in enumerate(pickletools.genops(content)):
-            if count > MAX_OPERATIONS:
-                raise CheckpointError(f"its pickle has more than {MAX_OPERATIONS} operations, far more than a Mega")
-            name = operation.name
-            if name == "MARK":
-                marks.append(len(stack))
-            elif name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
-                memo[len(memo) if argument is None else argument] = stack[-1]
-            elif name in ("BINGET", "LONG_BINGET", "GET"):
-                stack.append(memo[argument])
-            else:
-                before, after = operation.stack_before, operation.stack_after
-                start = marks.pop() if pickletools.markobject in before else len(stack) - len(before)
-                if pickletools.markobject in before:
-                    # What lies below the mark and is taken too: the list or the dict of APPENDS and SETITEMS.
-                    start -= before.index(pickletools.markobject)
-                taken = stack[max(start, 0) :]
-                del stack[max(start, 0) :]
-                depth = 1 + max(taken, default=0)
-                if depth > MAX_DEPTH:
-                    raise CheckpointError(f"its pickle nests values more than {MAX_DEPTH} deep")
-                stack.extend(depth for _ in after)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"its pickle is damaged ({error}); copy it again") from None
+        head = data[entry.header_offset : entry.header_offset + 30]
+        start = entry.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        if entry.header_offset < end:
+            raise CheckpointError("its entries overlap: together they are larger than the file")
+        end = start + entry.file_size
+        if head[:4] != _LOCAL or end > len(data):
+            raise CheckpointError(f"its entry {entry.filename} is damaged; copy it again")
+        raw = memoryview(data)[start:end]
+        if entry.CRC and zlib.crc32(raw) != entry.CRC:  # torch can be told to write none
+            raise CheckpointError(f"its entry {entry.filename} is damaged (its checksum differs); copy it again")
+        name = entry.filename.partition("/")[2]
+        if name in found:
+            raise CheckpointError(f"it has the entry {name} twice")
+        found[name] = raw
+    return found

@@ -1,4 +1,4 @@
-"""Names and layouts of Edifice's parameters, and of our own module's.
+"""Edifice's checkpoints (Edifice 0.2.0): its spec as options, and its names and layouts as our own module's.
 
 Edifice's dense kernels are [in, out], torch's are [out, in]; the prefix of a block's moving average stands twice.
 """
@@ -12,18 +12,47 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
+from mega_deploy.checkpoints.containers.contents import Contents
+from mega_deploy.checkpoints.containers.etf import Atom
+from mega_deploy.checkpoints.sources.edifice_weights import edifice_model
+from mega_deploy.checkpoints.sources.trained import Trained
 from mega_deploy.config.edifice import EdificeConfig
 from mega_deploy.errors import CheckpointError, OptionError
 
 _BLOCK = re.compile(r"mega_block_([1-9][0-9]{0,5})_")
 # Random state of the dropout layers, which training leaves in a checkpoint: u32 [2].
 _RANDOM_STATE = re.compile(r"mega_block_[1-9][0-9]*_(ema_drop|attn_drop|ffn_dropout)\.key")
+SPEC_KEY = b"__edifice_spec__"
 _ALIASES = ("obs_size", "input_dim", "input_size")
 
 
-def is_edifice(names: Mapping[str, object]) -> bool:
-    """Whether tensors with these names are an Edifice Mega's."""
-    return any(_BLOCK.match(name) for name in names)
+def recognises(contents: Contents) -> bool:
+    """Whether a file is one of Edifice's: an .nx file, or tensors by its names."""
+    named = any(_BLOCK.match(name) for name in contents.arrays)
+    return contents.container == "nx" or (contents.container == "safetensors" and named)
+
+
+def read(contents: Contents) -> Trained:
+    """The model of a file of Edifice's; CheckpointError where its spec or its weights are impossible."""
+    stated = spec_options(_build_options(contents.header.get("metadata"))) if contents.container == "nx" else {}
+    weights, names = rename(contents.arrays)
+    return edifice_model(f"edifice-{contents.container}", weights, names, stated)
+
+
+def _build_options(metadata: Any) -> dict[str, Any]:
+    """The options of the spec that an .nx file's metadata may hold; none where it does not."""
+    spec = metadata.get(SPEC_KEY) if isinstance(metadata, dict) else None
+    if spec is None:
+        return {}
+    build = spec.get("build_opts") if isinstance(spec, dict) else None
+    if not isinstance(build, list) or not all(isinstance(entry, tuple) and len(entry) == 2 for entry in build):
+        raise CheckpointError("the spec has no keyword list `build_opts`")
+    if spec.get("arch") != "mega":
+        raise CheckpointError(f"the spec says architecture {spec.get('arch')!s:.100}, this reads `mega`")
+    names = [entry[0] for entry in build]
+    if not all(isinstance(name, Atom) for name in names) or len(set(names)) != len(names):
+        raise CheckpointError("the spec's `build_opts` has an option twice, or one without a name")
+    return {str(name): value for name, value in build if value is not None}
 
 
 def rename(tensors: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, str]]:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mega_deploy.arrays import Array
+from mega_deploy.checkpoints.containers.contents import Contents
 from mega_deploy.checkpoints.sources.paper_names import rename
+from mega_deploy.checkpoints.sources.paper_weights import paper_model
+from mega_deploy.checkpoints.sources.trained import Trained
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import Head, HuggingFaceConfig
 from mega_deploy.errors import CheckpointError, OptionError
@@ -34,6 +37,16 @@ _NAMES = [
 ]
 _NORMS: dict[str, Any] = {"rmsnorm": "scaling", "syncbatchnorm": "batchnorm"}
 _ACTIVATIONS: dict[str, Any] = {"swish": "silu", "gelu_new": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate"}
+
+
+def recognises(contents: Contents) -> bool:
+    """Whether it is a folder with a config.json; whose, `read` says."""
+    return contents.container == "folder"
+
+
+def read(contents: Contents) -> Trained:
+    """The model of a folder; CheckpointError where its config.json or its weights are impossible."""
+    return paper_model("huggingface", *read_hugging_face(contents.header["config.json"], contents.arrays))
 
 
 def read_hugging_face(

@@ -1,146 +1,55 @@
-"""Our own module's weights as arrays: what they tell of the options, and whether they are whole."""
+"""Files of our own, which describe themselves, and state dicts of our modules, which do not."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Mapping
+import json
+from typing import Any
 
-import numpy as np
-
-from mega_deploy.arrays import Array
+from mega_deploy.checkpoints.containers.contents import Contents
+from mega_deploy.checkpoints.sources.edifice_weights import edifice_model, is_state
+from mega_deploy.checkpoints.sources.paper_weights import paper_model
+from mega_deploy.checkpoints.sources.trained import Trained
 from mega_deploy.config.edifice import EdificeConfig
-from mega_deploy.errors import CheckpointError, OptionError
+from mega_deploy.config.tasks import ARCHITECTURES, PaperConfig, architecture, from_dict, to_dict
+from mega_deploy.errors import CheckpointError
 
-_BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.")
-
-
-def is_state(names: Mapping[str, object]) -> bool:
-    """Whether tensors with these names are a state dict of our Mega."""
-    return "final_norm.weight" in names and any(_BLOCK.match(name) for name in names)
+NATIVE = "mega-deploy"
+"""Where a native file keeps its header: the entry of the safetensors metadata, or of the dict in a .pt file."""
 
 
-def dimensions(state: Mapping[str, Array], names: Mapping[str, str]) -> dict[str, int]:
-    """The options that the weights tell (embed_dim, hidden_size, ema_dim, num_layers); all shapes must agree.
+def recognises(contents: Contents) -> bool:
+    """Whether a file has our header, or arrays by our own names."""
+    return contents.container in ("safetensors", "torch") and (NATIVE in contents.header or is_state(contents.arrays))
 
-    Args:
-        state: weights by our module's names.
-        names: for each of those names what the file calls it; names that are not in it stand for themselves.
 
-    Raises:
-        CheckpointError: a tensor is missing, unknown, or of another shape than the others ask for.
-    """
+def read(contents: Contents) -> Trained:
+    """The model of a native file or of a state dict; CheckpointError where its header or its weights are impossible."""
+    if NATIVE not in contents.header:
+        return edifice_model("torch-state-dict", contents.arrays, {}, {})
+    config = _config(contents.header[NATIVE])
+    if isinstance(config, EdificeConfig):
+        return edifice_model("native", contents.arrays, {}, config.to_dict())
+    return paper_model("native", config, contents.arrays, {})
 
-    def size(name: str, axes: int, axis: int) -> int:
-        if name not in state:
-            raise CheckpointError(f"the tensor {names.get(name, name)} is missing")
-        if state[name].ndim != axes:
-            raise CheckpointError(
-                f"the tensor {names.get(name, name)} has the shape {list(state[name].shape)}, not {axes} axes"
-            )
-        return int(state[name].shape[axis])
 
-    hidden = size("final_norm.weight", 1, 0)
-    layers = {int(match[1]) for match in map(_BLOCK.match, state) if match}
-    if layers != set(range(len(layers))) or not layers:
-        raise CheckpointError(f"the blocks must be numbered 0, 1, ... without gaps, got {sorted(layers)[:20]}")
-    projected = any(name.startswith("input_projection.") for name in state)
-    found = {
-        "embed_dim": size("input_projection.weight", 2, 1) if projected else hidden,
-        "hidden_size": hidden,
-        "ema_dim": size("blocks.0.ema.alpha", 1, 0),
-        "num_layers": len(layers),
-    }
-    if projected and found["embed_dim"] == hidden:
-        name = "input_projection.weight"
-        sizes = [int(size) for size in state[name].shape]
-        if renamed(name, names):
-            sizes.reverse()
-        raise CheckpointError(
-            f"the tensor {names.get(name, name)} has the shape {sizes} beside a hidden_size of {hidden}: a projection "
-            "exists only where embed_dim differs from hidden_size"
-        )
+def config_header(config: EdificeConfig | PaperConfig) -> dict[str, Any]:
+    """A configuration as native files and manifests have it: the architecture's name and its options, JSON values."""
+    if isinstance(config, EdificeConfig):
+        return {"architecture": "edifice", "config": config.to_dict()}
+    return {"architecture": architecture(config), "config": to_dict(config)}
+
+
+def _config(header: Any) -> EdificeConfig | PaperConfig:
+    """The configuration in the header of a file that save_checkpoint wrote; in safetensors it is JSON."""
     try:
-        shapes = expected_shapes(EdificeConfig.from_dict(found))
-    except OptionError as error:
-        raise CheckpointError(f"the tensors make an impossible model: {error}") from error
-    for name, shape in shapes.items():
-        if name not in state:
-            raise CheckpointError(f"the tensor {names.get(name, name)} is missing")
-        if state[name].shape != shape:
-            swapped = renamed(name, names) and len(shape) == 2
-            want, got = (tuple(reversed(s)) if swapped else s for s in (shape, state[name].shape))
-            raise CheckpointError(
-                f"the tensor {names.get(name, name)} has the shape {list(got)}, expected {list(want)}"
-            )
-    if unknown := sorted(state.keys() - shapes.keys()):
-        raise CheckpointError(f"the tensor {names.get(unknown[0], unknown[0])} belongs to no such Mega")
-    return found
-
-
-def renamed(name: str, names: Mapping[str, str]) -> bool:
-    """Whether the file has its own name for a weight: then its matrices are the transposes of ours, as Edifice's."""
-    return names.get(name, name) != name
-
-
-def expected_shapes(config: EdificeConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of a Mega."""
-    hidden, ema, inner = config.hidden_size, config.ema_dim, config.inner_size
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def linear(name: str, features_in: int, features_out: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (features_out, features_in), (features_out,)
-
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (hidden,)
-
-    if config.embed_dim != hidden:
-        linear("input_projection", config.embed_dim, hidden)
-    for index in range(config.num_layers):
-        block = f"blocks.{index}"
-        for part in ("ema", "attention", "ffn"):
-            norm(f"{block}.{part}_norm")
-        shapes[f"{block}.ema.alpha"] = (ema,)
-        linear(f"{block}.ema.proj", hidden, ema)
-        linear(f"{block}.ema.out", ema, hidden)
-        for part in ("q", "k", "v", "gate", "out"):
-            linear(f"{block}.attention.{part}", hidden, hidden)
-        for part in ("gate", "up"):
-            linear(f"{block}.ffn.{part}", hidden, inner)
-        linear(f"{block}.ffn.down", inner, hidden)
-    norm("final_norm")
-    return shapes
-
-
-def as_float32(state: Mapping[str, Array], names: Mapping[str, str]) -> dict[str, Array]:
-    """The weights in float32.
-
-    Raises:
-        CheckpointError: one is not a floating-point tensor, or holds NaN or infinite values; by the file's own name.
-    """
-    converted = {}
-    for name, tensor in state.items():
-        if tensor.dtype.kind != "f":
-            raise CheckpointError(f"the tensor {names.get(name, name)} is {tensor.dtype}, not floating-point")
-        with np.errstate(over="ignore"):
-            converted[name] = np.ascontiguousarray(tensor, np.float32)
-        finite = np.isfinite(converted[name])
-        if bad := int(finite.size - finite.sum()):
-            first = [int(axis) for axis in np.argwhere(~finite)[0]]
-            if renamed(name, names) and len(first) == 2:
-                first.reverse()
-            raise CheckpointError(
-                f"the tensor {names.get(name, name)} holds {bad} NaN or infinite values (as float32), the first at "
-                f"{first}; a model that diverged cannot be deployed"
-            )
-    return converted
-
-
-def weights_sha256(state: Mapping[str, Array]) -> str:
-    """SHA-256, in hex, over names, dtypes, shapes and values, whatever the order."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = np.ascontiguousarray(state[name])
-        digest.update(f"{name}\0{tensor.dtype.str}\0{tensor.shape}\0".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()
+        header = json.loads(header) if isinstance(header, str) else header
+        name = header["architecture"]
+        if name == "edifice":
+            return EdificeConfig.from_dict(header["config"])
+        if name not in ARCHITECTURES:
+            raise CheckpointError(f"its architecture is {name!r:.100}, which this version does not know")
+        return from_dict(name, header["config"])
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"its header is impossible: {error}") from error

@@ -1,61 +1,16 @@
-"""Checkpoints of the paper's Mega, whoever wrote them: are all weights there, what is it, and does the caller agree."""
+"""Checkpoints of the paper's Mega, whoever wrote them: what the model is, and whether the caller agrees."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from mega_deploy.arrays import Array
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.paper_signature import check_lengths, longest, pads_to_chunks, signature, stacks
 from mega_deploy.config.tasks import HuggingFaceConfig, PaperConfig, architecture, to_dict
-from mega_deploy.errors import CheckpointError, OptionError, require
+from mega_deploy.errors import OptionError
 from mega_deploy.signature import LARGEST_SIZE, Range
-
-_LAYER = re.compile(r"(?P<stack>encoder|decoder)\.layers\.([0-9]{1,6})\.")
-
-
-def check_weights(config: PaperConfig, weights: Mapping[str, Array], names: Mapping[str, str]) -> None:
-    """Refuse weights that are not exactly those of the model.
-
-    Args:
-        config: of the model.
-        weights: by our names.
-        names: for each of those what the file calls it; names that are not in it stand for themselves.
-
-    Raises:
-        CheckpointError: a tensor is missing, unknown, or of another shape.
-    """
-    torch = require("torch", "export", "reading a checkpoint of the paper's Mega")
-    from mega_deploy.models.paper import build_model
-
-    # Counted first: a number of layers from a hostile file must not be built on its word.
-    found: dict[str, set[int]] = {}
-    for match in filter(None, map(_LAYER.match, weights)):
-        found.setdefault(match["stack"], set()).add(int(match[2]))
-    layers = sum(stack.num_layers for stack in stacks(config))
-    if layers != sum(map(len, found.values())):
-        raise CheckpointError(
-            f"its configuration has {layers} layers, but its tensors are of {sum(map(len, found.values()))}"
-        )
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
-    like = _foreign(names)
-    for name, shape in expected.items():
-        if name not in weights:
-            raise CheckpointError(f"the tensor {names.get(name, name)} is missing{like}")
-        if weights[name].shape != shape:
-            raise CheckpointError(
-                f"the tensor {names.get(name, name)} has the shape {list(weights[name].shape)}, expected {list(shape)}"
-            )
-    if unknown := sorted(weights.keys() - expected.keys()):
-        raise CheckpointError(f"the tensor {names.get(unknown[0], unknown[0])} belongs to no such model")
-
-
-def _foreign(names: Mapping[str, str]) -> str:
-    return " (by our name for it)" if names else ""
 
 
 def agree(

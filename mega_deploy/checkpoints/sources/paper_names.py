@@ -57,9 +57,14 @@ def rename(
     return weights, names
 
 
+def carries_weight(name: str) -> bool:
+    """Whether an array of this name is a weight, and not a version or a counter that only training reads."""
+    return _NO_WEIGHT.search(name) is None
+
+
 def own_name(name: str) -> str | None:
     """Our name for the weight of a layer or norm, or None for what carries no weight."""
-    if _NO_WEIGHT.search(name):
+    if not carries_weight(name):
         return None
     for pattern, ours in _PARTS:
         name = re.sub(pattern, ours, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from mega_deploy.runtime.onnxruntime.splitting import Split, rows_are_apart
 from mega_deploy.runtime.onnxruntime.step import OrtStep
 from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.signature import Signature, TensorSpec
+from mega_deploy.text import logger
 
 CPU = "CPUExecutionProvider"
 OPTIMISED = "optimised.onnx"
@@ -197,7 +197,7 @@ def _stamp(source: str | bytes) -> object:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    logging.getLogger("mega_deploy").warning(message)
+    logger("mega_deploy").warning(message)
 
 
 def _check_names(ours: Sequence[TensorSpec], theirs: Sequence[Any]) -> None:

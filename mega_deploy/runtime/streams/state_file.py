@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,12 +50,7 @@ def read(path: str | os.PathLike[str], model: str, nbytes: int) -> dict[str, Arr
         InputError: the file is missing, damaged, or the state of another model.
     """
     place = Path(path)
-    if place.suffix == ".npz" and zipfile.is_zipfile(place):
-        with zipfile.ZipFile(place) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > nbytes + OVERHEAD:
-            raise InputError(f"{place} unpacks to {unpacked} bytes, where this session's state has {nbytes}")
-    arrays = load_arrays(place)
+    arrays = load_arrays(place, nbytes + OVERHEAD)
     try:
         if not isinstance(arrays, dict):
             raise KeyError(ABOUT)

@@ -15,8 +15,9 @@ from mega_deploy.errors import BundleError, require
 from mega_deploy.machine.gpu import look
 from mega_deploy.plugins import listing
 from mega_deploy.runtime.tensorrt import cuda
+from mega_deploy.text import logger
 
-LOGGER = logging.getLogger("mega_deploy.tensorrt")
+LOGGER = logger("mega_deploy.tensorrt")
 
 
 def load(target: Target, purpose: str) -> ModuleType:

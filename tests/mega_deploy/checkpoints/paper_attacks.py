@@ -14,7 +14,7 @@ from attacks import Payload, saved
 from paper_goldens import DATA
 from safetensors.torch import load_file, save_file
 
-from mega_deploy.checkpoints.saving import config_header
+from mega_deploy.checkpoints.sources.native import config_header
 from mega_deploy.models.paper import MegaConfig, MegaEncoder
 
 Builder = Callable[[], bytes]

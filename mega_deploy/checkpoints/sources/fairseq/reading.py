@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mega_deploy.arrays import Array
+from mega_deploy.checkpoints.containers.contents import Contents
 from mega_deploy.checkpoints.sources.fairseq.arguments import Arguments
 from mega_deploy.checkpoints.sources.fairseq.names import named_as_ours
+from mega_deploy.checkpoints.sources.paper_weights import paper_model
+from mega_deploy.checkpoints.sources.trained import Trained
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import (
     ClassifierConfig,
@@ -28,9 +31,14 @@ Weights = Mapping[str, Array]
 PAD = 1  # in every dictionary of fairseq's
 
 
-def is_fairseq(header: Mapping[str, Any]) -> bool:
+def recognises(contents: Contents) -> bool:
     """Whether what stands beside the weights in a .pt file is fairseq's."""
-    return isinstance(header.get("args"), Mapping)
+    return contents.container == "torch" and isinstance(contents.header.get("args"), Mapping)
+
+
+def read(contents: Contents) -> Trained:
+    """The model of a checkpoint of fairseq's; CheckpointError where its arguments or its weights are impossible."""
+    return paper_model("fairseq", *read_fairseq(contents.header["args"], contents.arrays))
 
 
 def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig, dict[str, Array], dict[str, str]]:
