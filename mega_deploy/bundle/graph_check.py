@@ -1,8 +1,9 @@
 """What an ONNX file may hold before any runtime sees it.
 
-Runtimes take what a graph names: files of weights anywhere on the host (onnxruntime up to 1.23 follows `../` and absolute
-paths), memory by its address, operators of other domains, functions that call themselves. A bundle's graph needs none of
-that. So every graph is read here with the few fields that our exporter writes; whatever else it has is refused.
+Runtimes take what a graph names: files of weights anywhere on the host (onnxruntime up to 1.23 follows `../` and
+absolute paths), memory by its address, operators of other domains, functions that call themselves. A bundle's graph
+needs none of that. So every graph is read here with the few fields that our exporter writes; whatever else it has is
+refused.
 
 1. Weights outside of the file belong to the graph's own constants, lie in a file beside it that the manifest lists, and
    within its size.
@@ -10,9 +11,9 @@ that. So every graph is read here with the few fields that our exporter writes; 
 3. Functions call each other a few levels deep, never in a circle, and inlining all of them gives a bounded graph.
 4. There are no graphs inside nodes (loops, branches), no sparse constants and no training graphs.
 
-The reader is ours, for production hosts have no onnx package, and protobuf's own, given the descriptors of these messages,
-took 74 ms to import, 20 to 130 ms and 28 MB for a graph of 14 MB, most of it for copying weights that nobody looks at.
-This one skips them: it takes 3 ms, and no more depth than the messages have that it knows.
+The reader is ours, for production hosts have no onnx package, and protobuf's own, given the descriptors of these
+messages, took 74 ms to import, 20 to 130 ms and 28 MB for a graph of 14 MB, most of it for copying weights that nobody
+looks at. This one skips them: it takes 2 ms, and no more depth than the messages have that it knows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The fields of an ONNX file, one message after the other, strictly: protobuf's wire format with a table of what may be.
+"""The fields of an ONNX file, message by message: protobuf's wire format, strictly, with a table of what may be.
 
-A reader that skips what it does not know sees less than the runtime that knows it; so an unknown field is refused, as is
-a single field that comes twice, which protobuf would merge.
+A reader that skips what it does not know sees less than the runtime that knows it; so an unknown field is refused, as
+is a single field that comes twice, which protobuf would merge.
 """
 
 from __future__ import annotations

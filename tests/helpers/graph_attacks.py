@@ -1,7 +1,7 @@
 """ONNX files that hold what no graph of ours does, each with what its refusal says.
 
-Loaded by onnxruntime alone, 1.20.0 and 1.23.2 return the host's file for dots, absolute, constant, function body, sparse
-and doubled, die of a fault for memory, recursive and circle, and 1.32.0 too runs for ever at both blow-ups.
+Loaded by onnxruntime alone, 1.20.0 and 1.23.2 return the host's file for dots, absolute, constant, function body,
+sparse and doubled, die of a fault for memory, recursive and circle, and 1.32.0 too runs for ever at both blow-ups.
 """
 
 from collections.abc import Callable

@@ -128,8 +128,8 @@ job = types.SimpleNamespace(
     bundle=types.SimpleNamespace(manifest=manifest), options=EngineOptions(plugin_library=Path(sys.argv[1])), trt=trt,
     listener=library.Listener(trt, print), graph="model.onnx",
 )
-plugin = engine._load_plugin(job)
-print(plugin and plugin["sha256"])
+with engine._loaded_plugin(job) as plugin:
+    print(plugin and plugin.entry["sha256"])
 """
 
 
