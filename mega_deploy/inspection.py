@@ -13,7 +13,6 @@ from mega_deploy.runtime import OpenBundle, find_backend
 from mega_deploy.runtime.backends import DEFAULT
 from mega_deploy.runtime.onnxruntime.session import native_ops
 from mega_deploy.runtime.tensorrt.library import engines_of, find_engine, here
-from mega_deploy.runtime.tensorrt.trust import EngineTrust
 
 
 def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
@@ -54,7 +53,7 @@ def _engine(path: Path) -> dict[str, Any] | None:
         entry = next((entry for entry in bundle.manifest.engines if entry["file"] == name), None)
         if entry is not None:
             engine = find_engine(bundle, entry["target"], entry.get("graph"))
-            lacking = [lack.text for lack in lacks(engine, here(engine, EngineTrust.chosen()))]
+            lacking = [lack.text for lack in lacks(engine, here(engine))]
             found = {**engine.to_json(), **bundle.manifest.files[name], "bundle": str(folder)}
             return {"kind": "engine", "path": str(path), **found, "runs_here": not lacking, "missing": lacking}
     header = read_header(path)

@@ -8,11 +8,11 @@ between the look and the use.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -54,7 +54,7 @@ def opened_folder(top: Path, *below: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def opened_file(name: str, folder: int, path: Path) -> Iterator[BinaryIO]:
+def opened_file(name: str, folder: int, path: Path) -> Iterator[io.BufferedReader]:
     """A regular file in a folder that was opened.
 
     Args:

@@ -91,9 +91,14 @@ def engines_of(bundle: Bundle, target: str) -> list[Engine]:
     return [Engine.from_json({**first_graph, **e}) for e in bundle.manifest.engines if e["target"] == target]
 
 
-def here(engine: Engine, trust: EngineTrust) -> Here:
-    """What this machine has for an engine; no file is read that its manifest names."""
-    plugins = {}
+def here(engine: Engine, trust: EngineTrust | None = None) -> Here:
+    """What this machine has for an engine; no file is read that its manifest names.
+
+    Args:
+        engine: as the manifest says.
+        trust: what the caller lets it load; what the environment says by default.
+    """
+    trust, plugins = trust or EngineTrust.chosen(), {}
     for plugin in engine.outside_plugins:
         if trust.plugin_library is not None:
             plugins[plugin["name"]] = sha256_of(trust.plugin_library)
