@@ -249,8 +249,11 @@ def _loaded_plugin(job: _Job) -> Iterator[_Plugin | None]:
 
 
 def _register(job: _Job, path: str, digest: str) -> _Plugin:
-    registry = job.trt.get_plugin_registry()
-    if registry.load_library(path) is None or registry.get_creator(NAME, str(VERSION), DOMAIN) is None:
+    registry, name = job.trt.get_plugin_registry(), (NAME, str(VERSION), DOMAIN)
+    # A registry takes one library of a name for the life of the process, and refuses it the second time.
+    if registry.get_creator(*name) is None and (
+        registry.load_library(path) is None or registry.get_creator(*name) is None
+    ):
         raise InputError(f"{path} holds no plugin {NAME} of version {VERSION}: {job.listener.reason()}")
     entry = {"name": NAME, "version": str(VERSION), "namespace": DOMAIN, "sha256": digest}
     return _Plugin(path, {**entry, "embedded": job.options.plugin == EMBED})

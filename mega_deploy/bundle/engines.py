@@ -64,8 +64,8 @@ class Engine:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     plugins: tuple[Mapping[str, Any], ...]
-    """Each plugin that it calls: `name`, `version`, `namespace`, the library's `sha256`, and whether the engine holds it
-    (`embedded`). Earlier releases said where it lay, too (`library`): nothing is read from there."""
+    """Each plugin that it calls: `name`, `version`, `namespace`, the library's `sha256`, and whether the engine holds
+    it (`embedded`). Earlier releases said where it lay, too (`library`): nothing is read from there."""
     source: Mapping[str, str]
     """SHA-256 of the bundle's `model` and of the `checkpoint` that it was made from."""
     options: Mapping[str, Any]

@@ -116,6 +116,9 @@ def load_plugins(trt: ModuleType, engine: Engine, trust: EngineTrust) -> None:
     """
     for plugin in engine.outside_plugins:
         registry = trt.get_plugin_registry()
+        # A registry takes one library of a name for the life of the process, and refuses it the second time.
+        if registry.get_creator(plugin["name"], plugin["version"], plugin["namespace"]) is not None:
+            continue
         if (given := trust.plugin_library) is not None:
             if sha256_of(given) != plugin["sha256"]:
                 raise BundleError(f"{given} is not the library that {engine.file} was built with; build it anew")

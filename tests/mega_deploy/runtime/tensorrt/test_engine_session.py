@@ -236,7 +236,8 @@ def loaded(library, tmp_path, monkeypatch):
     """The bytes of the plugin libraries that were loaded; with a cache of the test's own, which is empty."""
     found = []
     load = lambda path: found.append(Path(path).read_bytes())  # noqa: E731
-    library.get_plugin_registry = lambda: types.SimpleNamespace(load_library=load)
+    registry = types.SimpleNamespace(load_library=load, get_creator=lambda *name: None)
+    library.get_plugin_registry = lambda: registry
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return found
 
