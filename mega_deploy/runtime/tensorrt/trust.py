@@ -38,12 +38,14 @@ class EngineTrust:
             engine_code: else whether MEGA_DEPLOY_ENGINE_CODE is 1.
 
         Raises:
-            OptionError: the library is not there, or the variable is neither 0 nor 1.
+            OptionError: the library cannot be read, or the variable is neither 0 nor 1.
         """
         given = os.fspath(plugin_library) if plugin_library is not None else os.environ.get(LIBRARY_VARIABLE, "")
         library = Path(given).absolute() if given else None
-        if library is not None and not library.is_file():
-            raise OptionError(f"{library} is no plugin library (plugin_library, or {LIBRARY_VARIABLE})")
+        if library is not None and not (library.is_file() and os.access(library, os.R_OK)):
+            raise OptionError(
+                f"{library} is no file that can be read; plugin_library, or {LIBRARY_VARIABLE}, names a plugin's library"
+            )
         if engine_code is None:
             answer = os.environ.get(CODE_VARIABLE, "")
             if answer not in _ANSWERS:

@@ -300,7 +300,7 @@ def test_a_plugins_library_is_loaded_from_where_the_caller_says(library, engine,
     with pytest.raises(BundleError, match="is not the engine's"):
         md.open_bundle(bundle).session("tensorrt-rtx", **given)
     place.unlink()
-    with pytest.raises(OptionError, match=r"plugin\.so is no plugin library"):
+    with pytest.raises(OptionError, match=r"plugin\.so is no file that can be read"):
         md.open_bundle(bundle).session("tensorrt-rtx", **given)
     assert len(loaded) == 1
 
