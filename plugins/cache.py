@@ -1,19 +1,25 @@
-"""Where built libraries lie, and whether they are the ones that were built."""
+"""Where built libraries lie, and whether they are the ones that were built, by this user."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mega_deploy.errors import MissingComponentError
+from mega_deploy.plugins.private import NotPrivateError, opened_file, opened_folder
+
 RECORD = "library.json"
+MAX_RECORD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,29 @@ class Library:
 
     path: Path
     record: Mapping[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of the library, in hex."""
+        return str(self.record["sha256"])
+
+    @contextlib.contextmanager
+    def loadable(self) -> Iterator[str]:
+        """The path to load the library by, within the context: of the very file that is hashed here once more.
+
+        It leads through the folder as it was opened, whatever takes the folder's name meanwhile. The file's own name
+        stays, for it tells builds apart, and a loader takes two files of one path for the same.
+
+        Raises:
+            NotPrivateError: others could have written it.
+            OSError: it is gone.
+        """
+        with opened_folder(self.path.parents[1], self.path.parent.name) as folder:
+            with opened_file(self.path.name, folder, self.path) as file:
+                if _digest(file) != self.sha256:
+                    raise NotPrivateError(f"{self.path} has changed since it was looked at")
+            pinned = Path(f"/proc/self/fd/{folder}") / self.path.name
+            yield str(pinned if pinned.exists() else self.path)
 
 
 @dataclass(frozen=True)
@@ -48,34 +77,72 @@ class Recipe:
         return f"mega-deploy plugins build {self.target}"
 
     def folder(self, version: str) -> Path:
-        """Where the library for this mega-deploy, these sources and that version of the target belongs."""
-        return home() / f"{metadata.version('mega-deploy')}-{self.tag}{version}-{_hash(self.sources)}"
+        """Where the library for this mega-deploy, these sources and that version of the target belongs.
+
+        Raises:
+            MissingComponentError: this user has no cache.
+        """
+        return home() / self._name(version)
 
     def find(self, version: str) -> Library | Unusable:
         """The library for that version of the target, if it was built and is what its record says."""
-        return self._open(self.folder(version))
+        return self._open(self._name(version))
 
     def find_latest(self) -> Library | Unusable:
         """The library built last, for whichever version of the target."""
-        records = list(home().glob(f"{self.folder('*').name}/{RECORD}"))
-        if not records:
-            return self._open(self.folder("none"))
-        return self._open(max(records, key=lambda path: path.stat().st_mtime).parent)
+        records = self._records(self._name("*"))
+        return self._open(records[-1].parent.name if records else self._name("none"))
 
-    def _open(self, where: Path) -> Library | Unusable:
+    def find_by_hash(self, sha256: str) -> Library | None:
+        """The library of that hash, for whichever version of the target and of mega-deploy it was built."""
+        for record in reversed(self._records(f"*-{self.tag}*")):
+            found = self._open(record.parent.name)
+            if isinstance(found, Library) and found.sha256 == sha256:
+                return found
+        return None
+
+    def _name(self, version: str) -> str:
+        return f"{metadata.version('mega-deploy')}-{self.tag}{version}-{_hash(self.sources)}"
+
+    def _records(self, folders: str) -> list[Path]:
+        """The records in all folders of such names, the oldest first; they are not looked into."""
+        try:
+            found = [(path.lstat().st_mtime, path) for path in home().glob(f"{folders}/{RECORD}")]
+        except (OSError, MissingComponentError):
+            return []
+        return [path for _, path in sorted(found)]
+
+    def _open(self, name: str) -> Library | Unusable:
         anew = f"build {self.what} anew: {self.build_command}"
         try:
-            record = json.loads((where / RECORD).read_text("utf-8"))
-            name, wanted = record["library"], record["sha256"]
+            base = home()
+        except MissingComponentError as error:
+            return Unusable(f"{self.what} is not built: {error}")
+        where = base / name
+        try:
+            with opened_folder(base, name) as folder:
+                return self._read(where, folder, anew)
         except FileNotFoundError:
             return Unusable(f"{self.what} is not built; build it with: {self.build_command}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except NotPrivateError as error:
+            return Unusable(f"{error}, so {self.what} in {where} is not loaded; {anew}")
+        except OSError as error:
+            return Unusable(f"{where} cannot be used ({error.strerror}); {anew}")
+
+    def _read(self, where: Path, folder: int, anew: str) -> Library | Unusable:
+        """The library in a folder that was opened."""
+        try:
+            with opened_file(RECORD, folder, where / RECORD) as file:
+                record = json.loads(file.read(MAX_RECORD_BYTES))
+            name, wanted = record["library"], record["sha256"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             return Unusable(f"{where / RECORD} cannot be used ({error}); {anew}")
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+\.so", name):
             return Unusable(f"{where / RECORD} names no library; {anew}")
         path = where / name
         try:
-            found = sha256_of(path)
+            with opened_file(name, folder, path) as file:
+                found = _digest(file)
         except OSError as error:
             return Unusable(f"{path} cannot be read ({error.strerror}); {anew}")
         if found != wanted:
@@ -87,15 +154,30 @@ class Recipe:
 
 
 def home() -> Path:
-    """The user's own cache of mega-deploy: in XDG_CACHE_HOME, or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "mega-deploy"
+    """The user's own cache of mega-deploy: in XDG_CACHE_HOME, or ~/.cache.
+
+    Raises:
+        MissingComponentError: neither is known, as of a container's user who has no entry in /etc/passwd.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise MissingComponentError(
+                "this user has no home folder to keep a cache in; set XDG_CACHE_HOME to a folder of the user's own"
+            ) from error
+    return base / "mega-deploy"
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(file)
+
+
+def _digest(file: io.BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache

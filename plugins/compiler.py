@@ -15,6 +15,7 @@ from typing import Any
 from mega_deploy.errors import InputError, MegaDeployError, MissingComponentError
 from mega_deploy.files.writing import put_bytes, settle_file, settle_folder
 from mega_deploy.plugins.cache import RECORD, Library, Recipe, Unusable, sha256_of
+from mega_deploy.plugins.private import NotPrivateError, make_folder
 
 COMPILERS = ("g++", "clang++", "c++")
 
@@ -69,14 +70,17 @@ def build_into(recipe: Recipe, version: str, make: Callable[[Path], Mapping[str,
         make: writes library.so into the empty folder that it is given, and returns what the record is to say of it.
 
     Raises:
-        InputError: the cache cannot be written.
+        InputError: the cache cannot be written, or is another user's.
+        MissingComponentError: this user has no cache.
         MegaDeployError: the library is gone as soon as it is built.
     """
     target = recipe.folder(version)
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent, target.name)
         with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=target) as work:
             _publish(Path(work), target, make(Path(work)))
+    except NotPrivateError as error:
+        raise InputError(f"{error}, so nothing is put there; name a cache of your own in XDG_CACHE_HOME") from error
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error}; name another cache in XDG_CACHE_HOME") from error
     built = recipe.find(version)
@@ -93,8 +97,10 @@ def _publish(work: Path, target: Path, record: Mapping[str, Any]) -> None:
     digest = sha256_of(work / "library.so")
     name = f"mega_deploy-{digest[:16]}.so"
     text = json.dumps({"library": name, "sha256": digest, **record}, indent=2)
-    put_bytes(work / RECORD, f"{text}\n".encode())
+    put_bytes(work / RECORD, f"{text}
+".encode())
     settle_file(work / "library.so")
-    for made, final in (("library.so", name), (RECORD, RECORD)):
+    for made, final, mode in (("library.so", name, 0o755), (RECORD, RECORD, 0o644)):
+        (work / made).chmod(mode)  # whatever the umask: what a group may write is not loaded
         (work / made).replace(target / final)
         settle_folder(target)  # the record never survives a power failure without its library

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError
@@ -39,10 +38,15 @@ def rows() -> list[dict[str, Any]]:
     return [_row(target) for target in TARGETS]
 
 
-def built_library(target: str) -> Path | None:
-    """The library that was built for a target, if it is intact."""
-    library = _row(target)["library"]
-    return None if library is None else Path(library)
+def built_library(target: str, sha256: str | None = None) -> Library | None:
+    """The library in this user's cache for a target, if it is intact: the newest, or the one of a hash."""
+    if sha256 is None:
+        found = _onnxruntime() if target == "onnxruntime" else _tensorrt()
+        return found if isinstance(found, Library) else None
+    from mega_deploy.plugins.onnxruntime.cache import RECIPE as for_onnxruntime
+    from mega_deploy.plugins.tensorrt.recipe import RECIPE as for_tensorrt
+
+    return (for_onnxruntime if target == "onnxruntime" else for_tensorrt).find_by_hash(sha256)
 
 
 def _row(target: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from mega_deploy.config.edifice import Form
 from mega_deploy.errors import BundleError
 from mega_deploy.machine.cores import cores_for
 from mega_deploy.runtime import OpenBundle, find_backend
+from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.signature import Range
 
 Report = dict[str, Any]
@@ -160,7 +161,7 @@ def _add(report: Report, rounds: Rounds, counted: dict[str, Any] | None) -> None
 
 def _check_backend(case: Case, backend: str) -> None:
     """Refuse an engine that is not there or cannot run here, before anything is timed."""
-    find_backend(backend).check(case.bundle, STEP if case.form == "stream" else MODEL)
+    find_backend(backend).check(case.bundle, STEP if case.form == "stream" else MODEL, SessionOptions())
 
 
 def _configurations(cases: Sequence[Case]) -> dict[Path, dict[str, Any]]:

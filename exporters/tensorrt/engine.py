@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from mega_deploy.plugins import listing
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION
 from mega_deploy.runtime.tensorrt import parsed
 from mega_deploy.runtime.tensorrt.library import load
+from mega_deploy.runtime.tensorrt.trust import EngineTrust
 from mega_deploy.signature import Signature
 
 
@@ -196,19 +198,19 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
     trt, options, gpu = job.trt, job.options, job.machine.gpus[0]
     place = timing.path_for(job.bundle.path, trt.__version__, job.machine)
 
-    plugin = _load_plugin(job)
+    with _loaded_plugin(job) as plugin:
 
-    def configure(config: Any, _graph: Any) -> None:
-        if plugin and plugin["embedded"]:
-            config.plugins_to_serialize = [plugin["library"]]
-        if options.hardware_compatibility != ONE_GPU:
-            levels = trt.HardwareCompatibilityLevel
-            later = options.hardware_compatibility == ANY_LATER
-            config.hardware_compatibility_level = levels.AMPERE_PLUS if later else levels.SAME_COMPUTE_CAPABILITY
-        cache = config.create_timing_cache(timing.read(place)) or config.create_timing_cache(b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
+        def configure(config: Any, _graph: Any) -> None:
+            if plugin and plugin.entry["embedded"]:
+                config.plugins_to_serialize = [plugin.path]
+            if options.hardware_compatibility != ONE_GPU:
+                levels = trt.HardwareCompatibilityLevel
+                later = options.hardware_compatibility == ANY_LATER
+                config.hardware_compatibility_level = levels.AMPERE_PLUS if later else levels.SAME_COMPUTE_CAPABILITY
+            cache = config.create_timing_cache(timing.read(place)) or config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
 
-    built = job.run(configure, plugin)
+        built = job.run(configure, plugin.entry if plugin else None)
     plan, shapes, config = built.compiled.plan, built.compiled.shapes, built.compiled.config
     engine = job.engine(built, (gpu.compute_capability,), gpu.name)
     job.on_step("read the engine back")
@@ -217,28 +219,42 @@ def _for_tensorrt(job: _Job) -> tuple[Engine, bytes]:
     return engine, plan
 
 
-def _load_plugin(job: _Job) -> dict[str, Any] | None:
-    """Load the plugin's library, where the model has its operator and there is one; what the manifest says of it."""
-    called = job.graph == MODEL and any(plugin["name"] == NAME for plugin in job.bundle.manifest.plugins)
-    path = (job.options.plugin_library or listing.built_library(job.target.name)) if called else None
-    if path is None:
-        if called and job.options.plugin == EMBED:
-            raise MissingComponentError(
-                f"there is no plugin of {NAME} to put into the engine; run: mega-deploy plugins build tensorrt"
-            )
-        return None
-    try:
-        digest = sha256_of(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as a plugin: {error.strerror}") from error
-    registry = job.trt.get_plugin_registry()
-    if registry.load_library(str(path)) is None or registry.get_creator(NAME, str(VERSION), DOMAIN) is None:
+@dataclass(frozen=True)
+class _Plugin:
+    path: str
+    """By which it was loaded."""
+    entry: Mapping[str, Any]
+    """What the manifest says of it."""
+
+
+@contextlib.contextmanager
+def _loaded_plugin(job: _Job) -> Iterator[_Plugin | None]:
+    """Load the plugin's library, where the model has its operator and there is one: the caller's, or this user's."""
+    if job.graph != MODEL or all(plugin["name"] != NAME for plugin in job.bundle.manifest.plugins):
+        yield None
+    elif given := job.options.plugin_library or EngineTrust.chosen().plugin_library:
+        try:
+            digest = sha256_of(given)
+        except OSError as error:
+            raise InputError(f"{given} cannot be read as a plugin: {error.strerror}") from error
+        yield _register(job, str(given), digest)
+    elif built := listing.built_library(job.target.name):
+        with built.loadable() as path:
+            yield _register(job, path, built.sha256)
+    elif job.options.plugin == EMBED:
+        raise MissingComponentError(
+            f"there is no plugin of {NAME} to put into the engine; run: mega-deploy plugins build tensorrt"
+        )
+    else:
+        yield None
+
+
+def _register(job: _Job, path: str, digest: str) -> _Plugin:
+    registry, name = job.trt.get_plugin_registry(), (NAME, str(VERSION), DOMAIN)
+    # A registry takes one library of a name for the life of the process, and refuses it the second time.
+    if registry.get_creator(*name) is None and (
+        registry.load_library(path) is None or registry.get_creator(*name) is None
+    ):
         raise InputError(f"{path} holds no plugin {NAME} of version {VERSION}: {job.listener.reason()}")
-    return {
-        "name": NAME,
-        "version": str(VERSION),
-        "namespace": DOMAIN,
-        "sha256": digest,
-        "library": str(path.resolve()),
-        "embedded": job.options.plugin == EMBED,
-    }
+    entry = {"name": NAME, "version": str(VERSION), "namespace": DOMAIN, "sha256": digest}
+    return _Plugin(path, {**entry, "embedded": job.options.plugin == EMBED})

@@ -14,8 +14,9 @@ from mega_deploy.bundle.engines import TARGETS, Engine, refuse
 from mega_deploy.errors import BundleError, OptionError
 from mega_deploy.exporters.tensorrt import network
 from mega_deploy.exporters.tensorrt.library import Listener, OnStep
-from mega_deploy.runtime.tensorrt.library import engines_of, find_engine, here, load, plugin_libraries
+from mega_deploy.runtime.tensorrt.library import engines_of, find_engine, here, load, load_plugins
 from mega_deploy.runtime.tensorrt.refit import fill
+from mega_deploy.runtime.tensorrt.trust import EngineTrust
 
 _NUMBERS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
@@ -48,11 +49,11 @@ def _refit(new: Bundle, engine: Engine, old: Bundle, on_step: OnStep) -> tuple[E
             f"{new.path} has another graph than {old.path}: {difference}; build an engine of its own: "
             f"mega-deploy build {new.path} --target {target} --refit"
         )
-    refuse(engine, here(engine))
+    trust = EngineTrust.chosen()
+    refuse(engine, here(engine, trust))
     trt = load(TARGETS[target], f"refitting a {TARGETS[target].title} engine")
     listener = Listener(trt, on_step)
-    for library in plugin_libraries(engine):
-        trt.get_plugin_registry().load_library(str(library))
+    load_plugins(trt, engine, trust)
     started = time.perf_counter()
     on_step("load the engine")
     runtime = trt.Runtime(listener.logger)

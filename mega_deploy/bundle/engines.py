@@ -42,6 +42,8 @@ SAME_CAPABILITY = "same"
 ONE_GPU = "none"
 HARDWARE_COMPATIBILITY = (ONE_GPU, SAME_CAPABILITY, ANY_LATER)
 AMPERE = (8, 0)
+ENGINE_CODE_VARIABLE = "MEGA_DEPLOY_ENGINE_CODE"
+"""Of the environment; 1 lets code that engines hold run on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,8 @@ class Engine:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     plugins: tuple[Mapping[str, Any], ...]
-    """Each plugin that it calls: `name`, `version`, `namespace`, the library's `sha256`, where that lay, and whether
-    the engine holds it (`embedded`)."""
+    """Each plugin that it calls: `name`, `version`, `namespace`, the library's `sha256`, and whether the engine holds
+    it (`embedded`). Earlier releases said where it lay, too (`library`): nothing is read from there."""
     source: Mapping[str, str]
     """SHA-256 of the bundle's `model` and of the `checkpoint` that it was made from."""
     options: Mapping[str, Any]
@@ -201,9 +203,11 @@ class Here:
     library_version: str | None
     """The version of the target's library; None where it is not installed or does not import."""
     plugins: Mapping[str, str]
-    """SHA-256 of the plugin library that is built here, by the name of its operator."""
+    """SHA-256 of the plugin library that would be loaded here, by the name of its operator."""
     cuda_bindings: bool = True
     """Whether NVIDIA's bindings of the driver are installed."""
+    engine_code: bool = False
+    """Whether the caller lets code that an engine holds run on the host."""
 
 
 @dataclass(frozen=True)
@@ -227,10 +231,17 @@ def lacks(engine: Engine, here: Here) -> list[Lack]:
             found.append(Lack(f"the plugin {plugin['name']} is not built; run: {command}", True))
         elif built != plugin["sha256"]:
             text = (
-                f"the plugin {plugin['name']} that is built here (SHA-256 {built[:12]}) is not the engine's "
+                f"the plugin {plugin['name']} that is here (SHA-256 {built[:12]}) is not the engine's "
                 f"({plugin['sha256'][:12]}); {_build(engine.target)}"
             )
             found.append(Lack(text, False))
+    if engine.host_code and not here.engine_code:
+        what = "the part of TensorRT that reads it" if engine.options["version_compatible"] else "a plugin"
+        text = (
+            f"it holds code that would run on the host ({what}); if you trust whoever built it, allow that with "
+            f"engine_code=True, or {ENGINE_CODE_VARIABLE}=1 in the environment"
+        )
+        found.append(Lack(text, False))
     return found
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from mega_deploy.bundle.graph_check import check_graph_file
 from mega_deploy.bundle.manifest import ENCODE, MANIFEST, MODEL, PREFILL, STEP, Manifest
 from mega_deploy.errors import BundleError
 from mega_deploy.signature import Signature
@@ -19,6 +20,7 @@ from mega_deploy.signature.stream_form import StreamForm
 
 # A manifest is read before anything in the bundle is trusted.
 MAX_MANIFEST_BYTES = 16 << 20
+GRAPH = ".onnx"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class Bundle:
             raise BundleError(f"{folder / MANIFEST} is damaged: {error}; {remedy}") from error
         for name, entry in manifest.files.items():
             _verify(folder, name, entry)
+        for name in manifest.files:
+            if name.endswith(GRAPH):
+                check_graph_file(folder / name, manifest.files)
         # An engine may load files that lie beside its own: what no hash covers has no place here.
         for found in folder.rglob("*"):
             name = found.relative_to(folder).as_posix()

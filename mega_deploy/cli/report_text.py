@@ -145,7 +145,7 @@ def engine(report: Report) -> dict[str, object]:
     ]
     plugins = [
         f"{plugin['name']} {plugin['version']}, SHA-256 {plugin['sha256'][:12]}, "
-        f"{'in the engine' if plugin.get('embedded') else 'loaded from ' + plugin.get('library', 'this machine')}"
+        f"{'in the engine' if plugin.get('embedded') else 'from the cache of this user'}"
         for plugin in report["plugins"]
     ]
     return told | {

@@ -34,7 +34,7 @@ def _all_graphs(bundle: Bundle) -> tuple[str, ...]:
     return bundle.graphs
 
 
-def _nothing_to_check(_bundle: Bundle, _graph: str) -> None:
+def _nothing_to_check(_bundle: Bundle, _graph: str, _options: SessionOptions) -> None:
     """What the backend needs shows when it loads a graph."""
 
 
@@ -53,14 +53,14 @@ class Backend:
     needs_engine: bool = False
     """Whether it runs engines of TensorRT that `mega-deploy build` put into the bundle, not the ONNX graphs."""
     takes_options: bool = True
-    """Whether SessionOptions are for it."""
+    """Whether SessionOptions are for it, those for engines aside."""
     shows_blocks: bool = False
     """Whether `validate` looks into the blocks of what it runs, which onnxruntime's CPU provider alone shows."""
     lacking: Callable[[Bundle], str | None] = _nothing_lacking
     """Why it cannot run a bundle on any machine, and what to do; None where it can."""
     graphs: Callable[[Bundle], tuple[str, ...]] = _all_graphs
     """The graphs of a bundle that it can load."""
-    check: Callable[[Bundle, str], None] = _nothing_to_check
+    check: Callable[[Bundle, str, SessionOptions], None] = _nothing_to_check
     """Refuses, before anything is loaded, a graph that it cannot run on this machine."""
 
 

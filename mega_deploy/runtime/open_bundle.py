@@ -36,6 +36,8 @@ class OpenBundle(Bundle):
         native_ops: bool = True,
         split_batches: bool = True,
         config: Mapping[str, str] | None = None,
+        plugin_library: str | os.PathLike[str] | None = None,
+        engine_code: bool | None = None,
     ) -> Model:
         """Load the model on a backend.
 
@@ -48,6 +50,8 @@ class OpenBundle(Bundle):
             native_ops: whether native kernels serve our operators where they were built.
             split_batches: whether batches are run in parts, one a thread, for which the model is loaded twice.
             config: further entries of onnxruntime's session configuration.
+            plugin_library: for an engine, the library of its plugin, instead of the one in this user's cache.
+            engine_code: for an engine, whether code that it holds may run on the host, see EngineTrust.
 
         Raises:
             OptionError: there is no such backend, or an option is impossible.
@@ -64,6 +68,8 @@ class OpenBundle(Bundle):
             native_ops=native_ops,
             split_batches=split_batches,
             config=dict(config or {}),
+            plugin_library=plugin_library,
+            engine_code=engine_code,
         )
         self._check_options(found, options)
         return found.load(self, MODEL, options)
@@ -77,6 +83,8 @@ class OpenBundle(Bundle):
         spinning: bool = True,
         memory_arena: bool = True,
         config: Mapping[str, str] | None = None,
+        plugin_library: str | os.PathLike[str] | None = None,
+        engine_code: bool | None = None,
     ) -> StreamSession:
         """Load the model as a stream: one frame at a time, with carried state, which stays where the model runs.
 
@@ -88,6 +96,8 @@ class OpenBundle(Bundle):
             spinning: whether idle threads spin.
             memory_arena: whether memory is kept between calls.
             config: further entries of onnxruntime's session configuration.
+            plugin_library: for an engine, the library of its plugin, instead of the one in this user's cache.
+            engine_code: for an engine, whether code that it holds may run on the host, see EngineTrust.
 
         Raises:
             OptionError: there is no such backend, the batch is outside the bundle's range, or an option is impossible.
@@ -97,7 +107,12 @@ class OpenBundle(Bundle):
         """
         found, form = find_backend(backend), self.stream_form
         options = SessionOptions(
-            threads=threads, spinning=spinning, memory_arena=memory_arena, config=dict(config or {})
+            threads=threads,
+            spinning=spinning,
+            memory_arena=memory_arena,
+            config=dict(config or {}),
+            plugin_library=plugin_library,
+            engine_code=engine_code,
         )
         self._check_options(found, options)
         return self._load_stream(found, form, partial(found.load, self), options, batch)
@@ -166,7 +181,7 @@ class OpenBundle(Bundle):
         batch: int = 1,
     ) -> StreamSession:
         if form.encode is not None:
-            backend.check(self, ENCODE)  # it is loaded when the first source comes
+            backend.check(self, ENCODE, options)  # it is loaded when the first source comes
         prefills = PREFILL in backend.graphs(self)
         identity = self.manifest.files[STEP]["sha256"]
         return load_stream(lambda graph: load(graph, options), form, batch, identity, prefills=prefills)
@@ -180,7 +195,10 @@ class OpenBundle(Bundle):
 
     def _check_options(self, backend: Backend, options: SessionOptions) -> None:
         """Refuse options that a backend does not take, and a bundle that it cannot run."""
-        if not backend.takes_options and options != SessionOptions():
+        engines = SessionOptions(plugin_library=options.plugin_library, engine_code=options.engine_code)
+        if not backend.needs_engine and engines != SessionOptions():
+            raise OptionError(f"plugin_library and engine_code are for engines; {backend.name} takes none")
+        if not backend.takes_options and options != engines:
             raise OptionError(
                 f"threads and the other options of a session are onnxruntime's; {backend.name} takes none"
             )

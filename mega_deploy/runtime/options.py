@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,10 @@ class SessionOptions:
     """Further entries of onnxruntime's session configuration, such as {"session.set_denormal_as_zero": "1"}."""
     profile: Path | None = None
     """Folder for the graph as onnxruntime runs it (OPTIMISED) and, after `stop_profiling`, the time of every node."""
+    plugin_library: str | os.PathLike[str] | None = None
+    """Library of an engine's plugin, as EngineTrust takes it."""
+    engine_code: bool | None = None
+    """Whether code that an engine holds may run on the host, as EngineTrust takes it."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(value, bool) for value in (self.spinning, self.memory_arena, self.split_batches)):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mega_deploy.errors import InputError, MissingComponentError
 from mega_deploy.plugins.cache import home
+from mega_deploy.plugins.private import NotPrivateError, make_folder, opened_file, opened_folder
 
 HEADER = "onnxruntime_cxx_api.h"
 VARIABLE = "ORT_INCLUDE_DIR"
@@ -39,7 +40,7 @@ def present() -> Path | None:
         raise InputError(
             f"{VARIABLE} is {given}, which holds no {HEADER}; set it to the folder of onnxruntime's headers"
         )
-    return next((folder for folder in (*SYSTEM, _unpacked()) if (folder / HEADER).is_file()), None)
+    return next((folder for folder in SYSTEM if (folder / HEADER).is_file()), None) or _own()
 
 
 def locate() -> Path:
@@ -65,6 +66,16 @@ def _unpacked() -> Path:
     return home() / "onnxruntime-headers-debian13"
 
 
+def _own() -> Path | None:
+    """The folder of headers that this user has fetched; None where there is none, or others could have changed it."""
+    try:
+        folder = _unpacked()
+        with opened_folder(folder.parent, folder.name) as opened, opened_file(HEADER, opened, folder / HEADER):
+            return folder
+    except (OSError, NotPrivateError, MissingComponentError):
+        return None
+
+
 def _fetch(target: Path) -> None:
     """Unpack Debian 13's headers to `target`, by apt with a source list and folders of its own, signatures checked.
 
@@ -72,7 +83,7 @@ def _fetch(target: Path) -> None:
     """
     if not fetchable():
         raise MissingComponentError(f"building the native kernel needs onnxruntime's C++ headers; {REMEDY}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with tempfile.TemporaryDirectory(prefix=".headers-", suffix=".partial", dir=target.parent) as name:
         work = Path(name)
         source = f"deb [signed-by={KEYRING}] {_mirror(work)} {SUITE} main\n"

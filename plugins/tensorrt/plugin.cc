@@ -213,13 +213,22 @@ int32_t LaplacePlugin::enqueue(const PluginTensorDesc* input_descriptions, const
   }
   Sizes s;
   if (!Match(input_descriptions, optional_, &s)) return kBad;
+  if (!IsConcrete(s)) {
+    MEGA_DEPLOY_ERROR("enqueue with a size that is not known");
+    return kBad;
+  }
   const DType dtype = DTypeOf(input_descriptions[0].type);
   if (s.batch == 0 || s.m == 0 || s.dv == 0) return kGood;
   Context context;
   if (!CurrentContext(&context)) return kBad;
   if (s.n == 0) {
-    const size_t element = dtype == DType::kFloat32 ? 4 : 2;
-    const size_t bytes = static_cast<size_t>(s.batch) * static_cast<size_t>(s.m) * static_cast<size_t>(s.dv) * element;
+    size_t bytes = dtype == DType::kFloat32 ? 4 : 2;
+    for (const int64_t size : {s.batch, s.m, s.dv}) {
+      if (__builtin_mul_overflow(bytes, static_cast<size_t>(size), &bytes)) {
+        MEGA_DEPLOY_ERROR("the output is larger than all memory");
+        return kBad;
+      }
+    }
     return FillWithZeros(Address(outputs[0]), bytes, stream) ? kGood : kBad;
   }
   bool aligned = IsAligned(outputs[0]) && IsAligned(workspace);

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import stat
 import subprocess
 import sys
 
@@ -168,6 +169,29 @@ def test_without_the_library_the_function_serves_with_one_warning(library, monke
     np.testing.assert_allclose(got, native, rtol=1e-5, atol=1e-6)
     (record,) = caplog.records
     assert "mega-deploy plugins build onnxruntime" in record.getMessage()
+
+
+def test_without_a_home_folder_the_function_serves_with_one_warning(monkeypatch, caplog):
+    """As in a container whose user has neither HOME nor an entry in /etc/passwd."""
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    with caplog.at_level(logging.WARNING):
+        assert run(arrays(1, 4, 4, 4, 4))[1] == ()
+    (record,) = caplog.records
+    assert "set XDG_CACHE_HOME" in record.getMessage()
+
+
+@pytest.mark.parametrize("bit", [stat.S_IWGRP, stat.S_IWOTH])
+def test_a_library_that_others_may_write_is_not_loaded(library, monkeypatch, caplog, bit):
+    monkeypatch.setenv("MEGA_DEPLOY_SIMD", "none of them")  # a native kernel would refuse this
+    mode = library.path.stat().st_mode
+    library.path.chmod(mode | bit)
+    try:
+        assert run(arrays(1, 4, 4, 4, 4))[1] == ()
+    finally:
+        library.path.chmod(mode)
+    assert "may be written by other users" in caplog.records[0].getMessage()
 
 
 def test_native_operators_can_be_switched_off(library, monkeypatch, caplog):

@@ -128,8 +128,10 @@ job = types.SimpleNamespace(
     bundle=types.SimpleNamespace(manifest=manifest), options=EngineOptions(plugin_library=Path(sys.argv[1])), trt=trt,
     listener=library.Listener(trt, print), graph="model.onnx",
 )
-plugin = engine._load_plugin(job)
-print(plugin and plugin["sha256"])
+for _ in range(2):  # NVIDIA's registry refuses the same library the second time
+    with engine._loaded_plugin(job) as plugin:
+        digest = plugin and plugin.entry["sha256"]
+print(digest)
 """
 
 

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.bundle import sha256_of
-from mega_deploy.errors import MissingComponentError, require
+from mega_deploy.errors import InputError, MissingComponentError, require
 from mega_deploy.machine.gpu import REMEDY, Machine, look
 from mega_deploy.plugins.cache import home
+from mega_deploy.plugins.private import NotPrivateError, make_folder
 from mega_deploy.runtime.onnxruntime.session import CPU, Session
 from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.signature import Range, Signature, TensorSpec
@@ -220,9 +221,10 @@ def engine_cache(model: Path, version: str, machine: Machine) -> Path:
     would take each other's: the model's hash is part of the folder's name.
     """
     key = f"{version}-{machine.gpus[0].name}-{machine.driver}-{sha256_of(model)[:16]}"
-    folder = home() / "onnxruntime-tensorrt" / re.sub(r"[^A-Za-z0-9.-]+", "_", key)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+    try:
+        return make_folder(home(), "onnxruntime-tensorrt", re.sub(r"[^A-Za-z0-9.-]+", "_", key))
+    except NotPrivateError as error:
+        raise InputError(f"{error}, so no engine is kept there; name a cache of your own in XDG_CACHE_HOME") from error
 
 
 def _preload(ort: Any) -> None:

@@ -177,7 +177,8 @@ def _register(ort: Any, settings: Any, plugins: Sequence[str]) -> tuple[str, ...
         _warn_once(f"{LAPLACE} runs as its function body, which is slower: {library.reason}")
         return ()
     try:
-        settings.register_custom_ops_library(os.fspath(library.path))
+        with library.loadable() as path:
+            settings.register_custom_ops_library(path)
     except Exception as error:  # onnxruntime's own classes have no base of theirs
         _warn_once(f"{LAPLACE} runs as its function body, which is slower: {library.path} does not load: {error}")
         return ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +13,10 @@ from mega_deploy.bundle.engines import TARGETS, Engine, Here, Target, check_file
 from mega_deploy.errors import BundleError, require
 from mega_deploy.machine.gpu import look
 from mega_deploy.plugins import listing
+from mega_deploy.plugins.cache import Library
+from mega_deploy.plugins.private import NotPrivateError
 from mega_deploy.runtime.tensorrt import cuda
+from mega_deploy.runtime.tensorrt.trust import EngineTrust
 from mega_deploy.text import logger
 
 LOGGER = logger("mega_deploy.tensorrt")
@@ -90,28 +92,46 @@ def engines_of(bundle: Bundle, target: str) -> list[Engine]:
     return [Engine.from_json({**first_graph, **e}) for e in bundle.manifest.engines if e["target"] == target]
 
 
-def here(engine: Engine) -> Here:
-    """What this machine has for an engine."""
-    plugins = {}
+def here(engine: Engine, trust: EngineTrust | None = None) -> Here:
+    """What this machine has for an engine; no file is read that its manifest names.
+
+    Args:
+        engine: as the manifest says.
+        trust: what the caller lets it load; what the environment says by default.
+    """
+    trust, plugins = trust or EngineTrust.chosen(), {}
     for plugin in engine.outside_plugins:
-        found = {sha256_of(library) for library in _plugin_libraries(engine.target, plugin)}
-        if found:
-            plugins[plugin["name"]] = plugin["sha256"] if plugin["sha256"] in found else min(found)
-    return Here(look(), installed_version(TARGETS[engine.target]), plugins, cuda_bindings=cuda.installed())
+        if trust.plugin_library is not None:
+            plugins[plugin["name"]] = sha256_of(trust.plugin_library)
+        elif built := _built(engine.target, plugin):
+            plugins[plugin["name"]] = built.sha256
+    version, bindings = installed_version(TARGETS[engine.target]), cuda.installed()
+    return Here(look(), version, plugins, cuda_bindings=bindings, engine_code=trust.engine_code)
 
 
-def plugin_libraries(engine: Engine) -> list[Path]:
-    """The libraries of an engine's plugins that are here: only those whose hash is the engine's."""
-    return [
-        library
-        for plugin in engine.outside_plugins
-        for library in _plugin_libraries(engine.target, plugin)[:1]
-        if sha256_of(library) == plugin["sha256"]
-    ]
+def load_plugins(trt: ModuleType, engine: Engine, trust: EngineTrust) -> None:
+    """Load the libraries of an engine's plugins: the caller's, or those in this user's cache, with the engine's hash.
+
+    Raises:
+        BundleError: a library is not the engine's, or no longer.
+    """
+    for plugin in engine.outside_plugins:
+        registry = trt.get_plugin_registry()
+        # A registry takes one library of a name for the life of the process, and refuses it the second time.
+        if registry.get_creator(plugin["name"], plugin["version"], plugin["namespace"]) is not None:
+            continue
+        if (given := trust.plugin_library) is not None:
+            if sha256_of(given) != plugin["sha256"]:
+                raise BundleError(f"{given} is not the library that {engine.file} was built with; build it anew")
+            registry.load_library(str(given))
+        elif (built := _built(engine.target, plugin)) and built.sha256 == plugin["sha256"]:
+            try:
+                with built.loadable() as path:
+                    registry.load_library(path)
+            except (OSError, NotPrivateError) as error:
+                raise BundleError(f"the plugin {plugin['name']} cannot be loaded: {error}; build it anew") from error
 
 
-def _plugin_libraries(target: str, plugin: Mapping[str, Any]) -> list[Path]:
-    """Where a plugin's library may be: where it was when the engine was built, and in the cache; the engine's first."""
-    places = [listing.built_library(target), Path(plugin["library"]) if "library" in plugin else None]
-    found = [place for place in places if place is not None and place.is_file()]
-    return sorted(found, key=lambda place: sha256_of(place) != plugin["sha256"])
+def _built(target: str, plugin: Mapping[str, Any]) -> Library | None:
+    """The library in this user's cache that an engine was built with; else the newest one, which is another."""
+    return listing.built_library(target, plugin["sha256"]) or listing.built_library(target)

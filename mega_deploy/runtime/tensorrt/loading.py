@@ -7,11 +7,12 @@ from mega_deploy.bundle.engines import refuse
 from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.runtime.tensorrt.library import engines_of, find_engine, here
 from mega_deploy.runtime.tensorrt.session import EngineSession
+from mega_deploy.runtime.tensorrt.trust import EngineTrust
 
 
-def load(target: str, bundle: Bundle, graph: str, _options: SessionOptions) -> EngineSession:
-    """The engine of one of a bundle's graphs; options are onnxruntime's."""
-    return EngineSession(bundle, target, graph)
+def load(target: str, bundle: Bundle, graph: str, options: SessionOptions) -> EngineSession:
+    """The engine of one of a bundle's graphs; of the options those for engines count."""
+    return EngineSession(bundle, target, graph, _trust(options))
 
 
 def graphs(target: str, bundle: Bundle) -> tuple[str, ...]:
@@ -19,7 +20,7 @@ def graphs(target: str, bundle: Bundle) -> tuple[str, ...]:
     return tuple(engine.graph for engine in engines_of(bundle, target))
 
 
-def check(target: str, bundle: Bundle, graph: str) -> None:
+def check(target: str, bundle: Bundle, graph: str, options: SessionOptions) -> None:
     """Refuse an engine that is not there or cannot run here, before anything is loaded.
 
     Raises:
@@ -27,4 +28,8 @@ def check(target: str, bundle: Bundle, graph: str) -> None:
         MissingComponentError: the library, the driver, the GPU or the plugin is missing.
     """
     engine = find_engine(bundle, target, graph)
-    refuse(engine, here(engine))
+    refuse(engine, here(engine, _trust(options)))
+
+
+def _trust(options: SessionOptions) -> EngineTrust:
+    return EngineTrust.chosen(options.plugin_library, options.engine_code)

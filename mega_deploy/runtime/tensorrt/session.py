@@ -10,9 +10,10 @@ from mega_deploy.bundle import Bundle
 from mega_deploy.bundle.engines import TARGETS, Engine, refuse
 from mega_deploy.errors import InputError, require
 from mega_deploy.runtime.tensorrt.execution import Execution
-from mega_deploy.runtime.tensorrt.library import find_engine, here, load, plugin_libraries
+from mega_deploy.runtime.tensorrt.library import find_engine, here, load, load_plugins
 from mega_deploy.runtime.tensorrt.step import EngineStep
 from mega_deploy.runtime.tensorrt.tensors import DeviceArray, empty_like, on_device, read, stream_handle
+from mega_deploy.runtime.tensorrt.trust import EngineTrust
 from mega_deploy.signature import Signature
 
 
@@ -26,20 +27,20 @@ class EngineSession:
         target: "tensorrt" or "tensorrt-rtx".
         graph: which of the bundle's graphs; the first one by default. Of a stream's, the state is not in `signature`'s
             inputs and outputs: see EngineStep.
+        trust: whose code may run for the engine; what the environment says by default.
 
     Raises:
         BundleError: the bundle holds no engine for the target, or none for this machine.
         MissingComponentError: the library, the driver, the GPU or the plugin is missing.
     """
 
-    def __init__(self, bundle: Bundle, target: str, graph: str | None = None) -> None:
-        engine = find_engine(bundle, target, graph)
-        refuse(engine, here(engine))
+    def __init__(self, bundle: Bundle, target: str, graph: str | None = None, trust: EngineTrust | None = None) -> None:
+        engine, trust = find_engine(bundle, target, graph), trust or EngineTrust.chosen()
+        refuse(engine, here(engine, trust))
         self.backend = target
         self.signature = bundle.signature(engine.graph)
         trt = load(TARGETS[target], f"the {target} backend")
-        for library in plugin_libraries(engine):
-            trt.get_plugin_registry().load_library(str(library))
+        load_plugins(trt, engine, trust)
         self.native_ops = tuple(plugin["name"] for plugin in engine.plugins)
         path = bundle.file(engine.file)
         self.execution = Execution(
@@ -47,7 +48,7 @@ class EngineSession:
             path.read_bytes(),
             path,
             self.signature,
-            host_code=engine.host_code,
+            host_code=engine.host_code and trust.engine_code,
             refit=_filler(trt, bundle, engine) if engine.options.get("stripped") else None,
         )
         self.providers = (f"{TARGETS[target].title} {trt.__version__}",)

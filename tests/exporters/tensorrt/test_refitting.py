@@ -23,7 +23,7 @@ from mega_deploy.bundle.engines import Engine
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.exporters.tensorrt import engine as building
 from mega_deploy.exporters.tensorrt import refitting
-from mega_deploy.exporters.tensorrt.engine import _Job, _load_plugin
+from mega_deploy.exporters.tensorrt.engine import _Job, _loaded_plugin
 from mega_deploy.exporters.tensorrt.library import Listener
 from mega_deploy.inspection import inspect
 from mega_deploy.machine.gpu import Gpu, Machine, look
@@ -291,7 +291,8 @@ def test_a_plugin_is_named_by_hash_or_held_by_the_engine(laplace, registry, tmp_
         options = md.EngineOptions(plugin=plugin, plugin_library=library)
         listener = Listener(registry, print)
         job = _Job(md.open_bundle(laplace), building.TARGETS["tensorrt"], registry, ADA, options, listener, print)
-        entries[plugin] = _load_plugin(job)
+        with _loaded_plugin(job) as loaded:
+            entries[plugin] = loaded.entry
         assert entries[plugin]["sha256"] == hashlib.sha256(b"a plugin").hexdigest()
     opened = with_engine(laplace)
     engine = Engine.from_json(opened.manifest.engines[0])
@@ -319,8 +320,8 @@ def test_an_engine_cannot_hold_a_plugin_that_is_not_built(laplace, registry, tmp
         Listener(registry, print),
         print,
     )
-    with pytest.raises(MissingComponentError, match="plugins build tensorrt"):
-        _load_plugin(job)
+    with pytest.raises(MissingComponentError, match="plugins build tensorrt"), _loaded_plugin(job):
+        pass
 
 
 @pytest.mark.parametrize(("options", "words"), [({"plugin": "embed"}, "none to put"), ({"plugin": "x"}, "reference")])

@@ -34,7 +34,7 @@ def trt(rtx) -> Engine:
 
 def here(engine, machine=ADA, version="", plugins=None):
     plugins = {plugin["name"]: plugin["sha256"] for plugin in engine.plugins} if plugins is None else plugins
-    return Here(machine, version or engine.library_version, plugins)
+    return Here(machine, version or engine.library_version, plugins, engine_code=True)
 
 
 def texts(engine, place):
@@ -88,6 +88,17 @@ def test_an_engine_needs_the_bindings_of_the_driver(rtx):
     place = dataclasses.replace(here(rtx), cuda_bindings=False)
     with pytest.raises(MissingComponentError, match="run: pip install cuda-bindings"):
         refuse(rtx, place)
+
+
+def test_code_in_an_engine_is_the_callers_choice(trt):
+    held = [{**plugin, "embedded": True} for plugin in trt.plugins]
+    for one, what in (
+        (dataclasses.replace(trt, options={**trt.options, "version_compatible": True}), "the part of TensorRT"),
+        (dataclasses.replace(trt, plugins=tuple(held)), "a plugin"),
+    ):
+        (lack,) = lacks(one, dataclasses.replace(here(one), engine_code=False))
+        assert what in lack.text and "MEGA_DEPLOY_ENGINE_CODE=1" in lack.text and not lack.component
+        assert lacks(one, here(one)) == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ typedef int (*Callback)(const char* name, const unsigned char* image, const unsi
 
 static int capability = 80, failing_code;
 static uint64_t context = 1;
-static unsigned loads, fills;
+static _Atomic unsigned loads, fills; /* launches come from many threads */
 static char failing[32];
 static Callback callback;
 

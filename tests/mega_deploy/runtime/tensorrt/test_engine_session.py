@@ -4,9 +4,11 @@ import ctypes
 import gc
 import hashlib
 import json
+import os
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import fake_engine
 import numpy as np
@@ -16,6 +18,9 @@ from fake_engine import Validity
 
 import mega_deploy as md
 from mega_deploy.errors import BundleError, MegaDeployError, MissingComponentError, OptionError
+from mega_deploy.inspection import inspect
+from mega_deploy.plugins import cache
+from mega_deploy.plugins.private import make_folder
 from mega_deploy.runtime.tensorrt.library import LOGGER
 
 
@@ -211,36 +216,121 @@ def test_a_failure_of_the_driver_is_told_in_its_words(session, monkeypatch):
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("compatible", [False, True])
-def test_code_in_an_engine_is_allowed_to_a_version_compatible_one_alone(library, engine, compatible):
+def change(engine, *, plugins=(), **options):
+    """Write into the manifest what its maker says of an engine, and give the bundle's path."""
     path = engine.parents[1] / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["engines"][0]["options"]["version_compatible"] = compatible
+    manifest["engines"][0]["options"] |= options
+    manifest["engines"][0]["plugins"] = list(plugins)
     path.write_text(json.dumps(manifest))
-    md.open_bundle(path.parent).session("tensorrt-rtx")
-    assert library.runtime.engine_host_code_allowed is compatible
+    return path.parent
 
 
-def test_a_plugins_library_is_loaded_from_where_it_was_if_it_is_still_the_same(library, engine, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    place, loaded = tmp_path / "plugin.so", []
+def plugin_of(path, **entries):
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"name": "LaplaceAttention", "version": "1", "namespace": "mega.deploy", "sha256": digest, **entries}
+
+
+@pytest.fixture
+def loaded(library, tmp_path, monkeypatch):
+    """The bytes of the plugin libraries that were loaded; with a cache of the test's own, which is empty."""
+    found = []
+    load = lambda path: found.append(Path(path).read_bytes())  # noqa: E731
+    registry = types.SimpleNamespace(load_library=load, get_creator=lambda *name: None)
+    library.get_plugin_registry = lambda: registry
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return found
+
+
+def put_into_cache(data, name="0.0.1-trt10.14.1-0123456789ab"):
+    """A library as `plugins build tensorrt` of another version leaves it."""
+    folder = make_folder(cache.home(), name)
+    (folder / "mega_deploy-1.so").write_bytes(data)
+    (folder / cache.RECORD).write_text(
+        json.dumps({"library": "mega_deploy-1.so", "sha256": hashlib.sha256(data).hexdigest()})
+    )
+    for path in folder.iterdir():
+        path.chmod(0o600)
+    return folder / "mega_deploy-1.so"
+
+
+@pytest.mark.parametrize("where", ["in the bundle", "anywhere"])
+def test_a_library_that_a_manifest_names_is_neither_loaded_nor_read(library, engine, loaded, tmp_path, where):
+    """Its hash is right and its place is right, but both were written by whoever made the bundle."""
+    place = engine.parent / "plugin.so" if where == "in the bundle" else tmp_path / "plugin.so"
+    place.write_bytes(b"native code of an attacker")
+    bundle = change(engine, plugins=[plugin_of(place, library=str(place))])
+    if where == "in the bundle":
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        digest = hashlib.sha256(place.read_bytes()).hexdigest()
+        manifest["files"]["engines/plugin.so"] = {"sha256": digest, "bytes": place.stat().st_size}
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MissingComponentError, match="LaplaceAttention is not built"):
+        md.open_bundle(bundle).session("tensorrt-rtx")
+    assert loaded == []
+    if where == "anywhere":
+        place.unlink()
+        os.mkfifo(place)  # who reads it, waits for ever
+        assert any("is not built" in text for text in inspect(engine)["missing"])
+
+
+def test_a_plugins_library_is_loaded_from_this_users_cache_by_its_hash(library, engine, loaded):
+    place = put_into_cache(b"the library")
+    bundle = change(engine, plugins=[plugin_of(place)])
+    put_into_cache(b"a newer one", "0.0.2-trt10.14.1-0123456789ab")
+    assert md.open_bundle(bundle).session("tensorrt-rtx").native_ops == ("LaplaceAttention",)
+    assert loaded == [b"the library"]
+    place.chmod(0o666)
+    with pytest.raises(MissingComponentError, match="LaplaceAttention is not built"):
+        md.open_bundle(bundle).session("tensorrt-rtx")
+    assert loaded == [b"the library"]
+
+
+@pytest.mark.parametrize("way", ["argument", "variable"])
+def test_a_plugins_library_is_loaded_from_where_the_caller_says(library, engine, loaded, tmp_path, monkeypatch, way):
+    place = tmp_path / "plugin.so"
     place.write_bytes(b"a library")
-    digest = hashlib.sha256(b"a library").hexdigest()
-    library.get_plugin_registry = lambda: types.SimpleNamespace(load_library=loaded.append)
-    path = engine.parents[1] / "manifest.json"
-    manifest = json.loads(path.read_text())
-    plugin = {"name": "LaplaceAttention", "version": "1", "namespace": "mega.deploy"}
-    manifest["engines"][0]["plugins"] = [{**plugin, "sha256": digest, "library": str(place)}]
-    path.write_text(json.dumps(manifest))
-    assert md.open_bundle(path.parent).session("tensorrt-rtx").native_ops == ("LaplaceAttention",)
-    assert loaded == [str(place)]
+    bundle = change(engine, plugins=[plugin_of(place)])
+    given = {"plugin_library": place} if way == "argument" else {}
+    if way == "variable":
+        monkeypatch.setenv("MEGA_DEPLOY_PLUGIN_LIBRARY", str(place))
+    md.open_bundle(bundle).session("tensorrt-rtx", **given)
+    assert loaded == [b"a library"]
     place.write_bytes(b"another")
     with pytest.raises(BundleError, match="is not the engine's"):
-        md.open_bundle(path.parent).session("tensorrt-rtx")
+        md.open_bundle(bundle).session("tensorrt-rtx", **given)
     place.unlink()
-    with pytest.raises(MissingComponentError, match="LaplaceAttention is not built"):
-        md.open_bundle(path.parent).session("tensorrt-rtx")
+    with pytest.raises(OptionError, match=r"plugin\.so is no file that can be read"):
+        md.open_bundle(bundle).session("tensorrt-rtx", **given)
     assert len(loaded) == 1
+
+
+@pytest.mark.parametrize("held", ["reader", "plugin", "nothing"])
+def test_code_in_an_engine_runs_only_where_the_caller_allows_it(library, engine, loaded, tmp_path, monkeypatch, held):
+    (tmp_path / "plugin.so").write_bytes(b"a library")
+    plugins = [plugin_of(tmp_path / "plugin.so", embedded=True)] if held == "plugin" else []
+    bundle = change(engine, plugins=plugins, version_compatible=held == "reader")
+    if held == "nothing":
+        md.open_bundle(bundle).session("tensorrt-rtx", engine_code=True)
+        assert library.runtime.engine_host_code_allowed is False
+        return
+    with pytest.raises(BundleError, match="code that would run on the host"):
+        md.open_bundle(bundle).session("tensorrt-rtx")
+    assert any("code that would run on the host" in text for text in inspect(engine)["missing"])
+    md.open_bundle(bundle).session("tensorrt-rtx", engine_code=True)
+    assert library.runtime.engine_host_code_allowed is True
+    monkeypatch.setenv("MEGA_DEPLOY_ENGINE_CODE", "1")
+    md.open_bundle(bundle).session("tensorrt-rtx")
+    with pytest.raises(BundleError, match="code that would run on the host"):
+        md.open_bundle(bundle).session("tensorrt-rtx", engine_code=False)
+    monkeypatch.setenv("MEGA_DEPLOY_ENGINE_CODE", "please")
+    with pytest.raises(OptionError, match="'please'; it may be 1"):
+        md.open_bundle(bundle).session("tensorrt-rtx")
+
+
+def test_what_is_said_of_engines_is_refused_for_onnxruntime(pristine):
+    with pytest.raises(OptionError, match="onnxruntime takes none"):
+        md.open_bundle(pristine).session(engine_code=True)
 
 
 def test_a_stripped_engine_gets_its_weights_from_the_bundles_graph(library, engine):
