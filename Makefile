@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-EXTRAS := cpu,export,bench,plugins,dev
+EXTRAS := cpu,export,bench,plugins,debug,dev
 SOURCES := setup.py $(shell find mega_deploy exporters plugins bench -type f -not -name '*.pyc')
 INSTALLED := $(CURDIR)/build/installed
 # Processes that share the tests; each takes about a gigabyte.
