@@ -91,7 +91,7 @@ def bisection_table(report: Report) -> None:
 
 
 def polygraphy_table(report: Report) -> None:
-    """Of `debug polygraphy`: its cases, and the commands that use them."""
+    """Show the cases that `debug polygraphy` wrote, and the commands that use them."""
     console, table = Console(), RichTable(title=facts.plain(report["folder"]), title_justify="left")
     for column, right in (("case", False), ("of", False), ("batch", True), ("iterations", True)):
         table.add_column(column, justify="right" if right else "left", overflow="fold")
