@@ -30,7 +30,7 @@ setup: .venv/ready
 # it. torch's wheel for the CPU is found where pip finds it, if that is in the environment.
 lock: | $(BIN)/uv
 	$(LOCK) locks/build.in --output-file locks/build.txt
-	$(LOCK) pyproject.toml $(EXTRAS:%=--extra %) --output-file locks/dev.txt
+	$(LOCK) pyproject.toml --extra $(EXTRAS) --output-file locks/dev.txt
 
 $(BIN)/uv:
 	$(MAKE) setup

@@ -186,12 +186,12 @@ def _save_steps(folder: Path, steps: Mapping[str, Array]) -> None:
     """Write the script that picks the steps which the reference has, for Polygraphy's --postprocess-func-script."""
     kept = {str(name): [int(step) for step in array] for name, array in steps.items()}
     (folder / KEEP_STEPS).write_text(
-        '"""Large outputs at the steps that the reference has."""\n\n'
+        '"""Large outputs at the steps that the reference has."""\n\nimport numpy as np\n\n'
         f"STEPS = {kept!r}\n\n\n"
         "def postprocess_outputs(iteration):\n"
         "    for name, steps in STEPS.items():\n"
         "        if iteration[name].shape[1] != len(steps):  # the reference has no others\n"
-        "            iteration[name] = iteration[name][:, steps]\n"
+        "            iteration[name] = np.ascontiguousarray(iteration[name][:, steps])\n"
         "    return iteration\n",
         "utf-8",
     )
