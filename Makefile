@@ -1,24 +1,39 @@
-# Everything runs in .venv, which `setup` makes from constraints.txt. There the package is installed in editable form;
-# the tests and the type checker use a regular installation beside it, in build/installed: that proves that the wheel is
-# complete, and a type checker cannot follow the import hook of an editable one.
+# Everything runs in .venv, which `setup` makes from locks/: the SHA-256 of every file that is installed is held against
+# them, and what is built from source is built with what they name. What they lack, on another platform, comes in the
+# version of constraints.txt. There the package is installed in editable form; the tests and the type checker use a
+# regular installation beside it, in build/installed: that proves that the wheel is complete, and a type checker cannot
+# follow the import hook of an editable one.
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-EXTRAS := cpu,export,bench,plugins,dev
+EXTRAS := cpu,export,bench,plugins,debug,dev
+LOCKS := locks/build.txt locks/dev.txt
+LOCK := UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(BIN)/uv pip compile --quiet --python-version 3.11 \
+	--constraint constraints.txt --generate-hashes --no-header --annotation-style line
 SOURCES := setup.py $(shell find mega_deploy exporters plugins bench -type f -not -name '*.pyc')
 INSTALLED := $(CURDIR)/build/installed
 # Processes that share the tests; each takes about a gigabyte.
 WORKERS ?= 2
 
-.PHONY: setup demo test lint clean
+.PHONY: setup lock demo test lint clean
 
 setup: .venv/ready
 
-.venv/ready: constraints.txt pyproject.toml
+.venv/ready: constraints.txt pyproject.toml $(LOCKS)
 	$(PYTHON) -m venv .venv
-	$(PIP) install --constraint constraints.txt pip setuptools
+	$(PIP) install --require-hashes --no-deps --requirement locks/build.txt
+	$(PIP) install --require-hashes --no-deps --no-build-isolation --requirement locks/dev.txt
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
 	touch $@
+
+# After a change of constraints.txt or pyproject.toml: the hashes of every package that `setup` installs, and what needs
+# it. torch's wheel for the CPU is found where pip finds it, if that is in the environment.
+lock: | $(BIN)/uv
+	$(LOCK) locks/build.in --output-file locks/build.txt
+	$(LOCK) pyproject.toml --extra $(EXTRAS) --output-file locks/dev.txt
+
+$(BIN)/uv:
+	$(MAKE) setup
 
 build/ready: .venv/ready $(SOURCES)
 	rm -rf build

@@ -55,7 +55,7 @@ PACKAGES = (
     _Package("onnxscript", "export", "build graphs"),
     _Package("scipy", "bench", "the intervals of the benchmark"),
     _Package("jinja2", "bench", "the page of the benchmark"),
-    _Package("polygraphy", "rtx", "NVIDIA's tools for engines; nothing of ours needs it"),
+    _Package("polygraphy", "debug", "its files and commands for parity cases"),
     _Package("tensorrt", "gpu", "engines for this machine's GPU"),
     _Package("cuda.bindings", "gpu", "run engines", ("cuda-bindings",)),
     _Package("tensorrt_rtx", "rtx", "engines for RTX GPUs, built without one", ("tensorrt-rtx", "tensorrt_rtx_cu13")),

@@ -97,8 +97,7 @@ def _publish(work: Path, target: Path, record: Mapping[str, Any]) -> None:
     digest = sha256_of(work / "library.so")
     name = f"mega_deploy-{digest[:16]}.so"
     text = json.dumps({"library": name, "sha256": digest, **record}, indent=2)
-    put_bytes(work / RECORD, f"{text}
-".encode())
+    put_bytes(work / RECORD, f"{text}\n".encode())
     settle_file(work / "library.so")
     for made, final, mode in (("library.so", name, 0o755), (RECORD, RECORD, 0o644)):
         (work / made).chmod(mode)  # whatever the umask: what a group may write is not loaded

@@ -19,7 +19,15 @@ from mega_deploy.bundle.manifest import (
     Manifest,
 )
 from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, sha256_of, stream_signature
-from mega_deploy.bundle.staging import add_engines, check_target, describe_files, write_json, writing
+from mega_deploy.bundle.staging import (
+    FolderKind,
+    add_engines,
+    check_target,
+    describe_files,
+    read_marker,
+    write_json,
+    writing,
+)
 
 __all__ = [
     "ENCODE",
@@ -35,10 +43,12 @@ __all__ = [
     "STREAM_REFERENCE",
     "TRAINED",
     "Bundle",
+    "FolderKind",
     "Manifest",
     "add_engines",
     "check_target",
     "describe_files",
+    "read_marker",
     "sha256_of",
     "stream_signature",
     "write_json",

@@ -10,8 +10,9 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,43 @@ from mega_deploy.errors import BundleError
 from mega_deploy.files.writing import put_bytes, put_copy, refused, settle_folder, settle_tree, write_text
 
 
-def check_target(path: Path, *, force: bool) -> None:
-    """Refuse a place where no bundle can be written, before any work is done.
+@dataclass(frozen=True)
+class FolderKind:
+    """A kind of folder that is written whole or not at all, and how one is told from a stranger's."""
+
+    name: str
+    """With its article, such as "a bundle"."""
+    plural: str
+    is_one: Callable[[Path], bool]
+    """Whether a folder is of the kind, so that it may be replaced."""
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle, if a damaged one or of another version: many others have a manifest.json."""
+    value = read_marker(folder / MANIFEST)
+    files = value.get("files")
+    return "format_version" in value and isinstance(files, dict) and not files.keys().isdisjoint({MODEL, STEP})
+
+
+def read_marker(path: Path) -> dict[str, Any]:
+    """The JSON object in the file that tells what a folder is; an empty one where there is none."""
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            value = json.loads(file.read(MAX_MANIFEST_BYTES))  # what is longer is no JSON any more, and not ours
+    except (OSError, ValueError, RecursionError):  # ValueError: BundleError, too
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+BUNDLE = FolderKind("a bundle", "bundles", _is_bundle)
+
+
+def check_target(path: Path, *, force: bool, kind: FolderKind = BUNDLE) -> None:
+    """Refuse a place where no folder of a kind can be written, before any work is done.
 
     Raises:
-        BundleError: something is there already and `force` is not set, or is there and no bundle.
+        BundleError: something is there already and `force` is not set, or is there and not of the kind.
     """
     try:
         parent, taken = path.resolve().parent, os.path.lexists(path)
@@ -37,35 +70,24 @@ def check_target(path: Path, *, force: bool) -> None:
             raise BundleError(
                 f"{path} exists already; choose another name, or replace it with --force (force=True in Python)"
             )
-        if not _is_ours(path):
-            raise BundleError(f"{path} exists and is not a bundle: --force replaces bundles only; choose another name")
+        if not kind.is_one(path):
+            raise BundleError(
+                f"{path} exists and is not {kind.name}: --force replaces {kind.plural} only; choose another name"
+            )
     elif not parent.is_dir():
         raise BundleError(f"{parent} is not a folder; make it first")
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder is a bundle, if a damaged one or of another version: many others have a manifest.json."""
-    try:
-        check_regular(folder / MANIFEST)
-        with (folder / MANIFEST).open("rb") as file:
-            value = json.loads(file.read(MAX_MANIFEST_BYTES))  # what is longer is no JSON any more, and not ours
-    except (OSError, ValueError, RecursionError):  # ValueError: BundleError, too
-        return False
-    return (
-        isinstance(value, dict) and "format_version" in value and not {MODEL, STEP}.isdisjoint(value.get("files", ()))
-    )
-
-
 @contextmanager
-def writing(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary sibling folder to put a bundle's files in, which takes the name `path` when the block ends well.
+def writing(path: Path, *, force: bool = False, kind: FolderKind = BUNDLE) -> Iterator[Path]:
+    """A temporary sibling folder to put a folder's files in, which takes the name `path` when the block ends well.
 
     On any error the folder is removed and what was at `path` stays.
 
     Raises:
         BundleError: `path` is taken, or the file system refuses (no space, no permission).
     """
-    check_target(path, force=force)
+    check_target(path, force=force, kind=kind)
     path = path.resolve()
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from mega_deploy.cli import bench
+from mega_deploy.cli import bench, debug
 from mega_deploy.cli import export as making
 from mega_deploy.cli import run as using
 from mega_deploy.errors import MegaDeployError
@@ -21,7 +21,7 @@ from mega_deploy.text import printable
 
 USAGE = 2
 # As one meets them, from a checkpoint on.
-ORDER = ("export", "validate", "run", "inspect", "build", "bench", "plugins", "doctor", "demo")
+ORDER = ("export", "validate", "run", "inspect", "build", "bench", "plugins", "debug", "doctor", "demo")
 
 
 class _InOrder(TyperGroup):
@@ -37,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (making, using, bench):
+for commands in (making, using, bench, debug):
     app.add_typer(commands.app)
 
 

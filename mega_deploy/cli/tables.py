@@ -91,6 +91,20 @@ def bisection_table(report: Report) -> None:
     console.print(facts.passed(report["passed"]) + f": {report['advice']}")
 
 
+def polygraphy_table(report: Report) -> None:
+    """Show the cases that `debug polygraphy` wrote, and the commands that use them."""
+    console, table = Console(), RichTable(title=facts.plain(report["folder"]), title_justify="left")
+    for column, right in (("case", False), ("of", False), ("batch", True), ("iterations", True)):
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for case in report["cases"]:
+        table.add_row(case["folder"], facts.plain(case["name"]), str(case["batch"]), str(case["iterations"]))
+    console.print(table)
+    for form in report["left_out"]:
+        console.print(facts.plain(f"left out: {form}"), soft_wrap=True)
+    for command in report["commands"]:
+        console.print(facts.plain(f"in {report['folder']}: {command}"), soft_wrap=True)
+
+
 def run_line(report: Report) -> None:
     """Of `run`."""
     outputs = ", ".join(f"{name} {value['dtype']} {value['shape']}" for name, value in report["outputs"].items())

@@ -59,16 +59,16 @@ class Pool:
 
     def want(self, rows: Sequence[int], first: int = 0) -> dict[str, Array]:
         """What is kept of rows, by name, from step `first` on."""
-        return {name: array[list(rows)][:, self._before(name, first) :] for name, array in self.outputs.items()}
+        return {name: array[list(rows)][:, self.kept_index(name, first) :] for name, array in self.outputs.items()}
 
     def judged(self, given: Mapping[str, Array], first: int = 0) -> dict[str, Array]:
         """Of what a model gave by name, from step `first` on, the steps that are kept: what `want` is held against."""
-        kept = {name: steps[self._before(name, first) :] - first for name, steps in self.steps.items()}
+        kept = {name: steps[self.kept_index(name, first) :] - first for name, steps in self.steps.items()}
         return {name: array[:, kept[name]] if name in kept else array for name, array in given.items()}
 
-    def _before(self, name: str, first: int) -> int:
-        """Kept steps before `first`."""
-        return int(np.searchsorted(self.steps[name], first)) if name in self.steps else first
+    def kept_index(self, name: str, step: int) -> int:
+        """Where a step that is kept lies among those of an output; of one that is not, where the next one does."""
+        return int(np.searchsorted(self.steps[name], step)) if name in self.steps else step
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 from commands import process, within
 from spoiling import added, spoil
 
-COMMANDS = ["export", "validate", "run", "inspect", "build", "bench", "doctor", "demo"]
+COMMANDS = ["export", "validate", "run", "inspect", "build", "bench", "debug", "doctor", "demo"]
 
 
 def cli(*args, cwd=None, env=None):

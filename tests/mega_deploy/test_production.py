@@ -25,7 +25,7 @@ FLOORS = [
     {"runtime", "checkpoints"},
     {"doctor"},
     {"exporters"},
-    {"deploy", "validation", "bisection", "inspection"},
+    {"deploy", "validation", "bisection", "debugging", "inspection"},
     {"bench"},
     {"demo"},
     {"cli"},
