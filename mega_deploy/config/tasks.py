@@ -7,14 +7,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from mega_deploy.config.paper import (
-    Activation,
-    MegaConfig,
-    check_choice,
-    check_flag,
-    check_names,
-    check_size,
-)
+from mega_deploy.config.checks import check_choice, check_flag, check_names, check_size
+from mega_deploy.config.paper import Activation, MegaConfig
 from mega_deploy.errors import OptionError
 
 Pooling = Literal["mean", "first"]
