@@ -53,7 +53,7 @@ def call(command: Sequence[str], folder: Path | None = None) -> str:
     return done.stdout
 
 
-def described(command: Sequence[str]) -> str:
+def describe(command: Sequence[str]) -> str:
     """The compiler's own name and version, in one line."""
     lines = call([*command, "--version"]).splitlines()
     return lines[0] if lines else command[0]

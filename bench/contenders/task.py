@@ -205,7 +205,7 @@ def relative_error(outputs: Outputs, case: Pool) -> float:
     """The worst relative l2 error over the outputs of a case; infinite where a shape is another."""
     got = outputs if isinstance(outputs, Mapping) else dict(zip(case.outputs, outputs, strict=True))
     try:
-        kept = case.judged({name: np.asarray(got[name], np.float64) for name in case.outputs})
+        kept = case.at_kept_steps({name: np.asarray(got[name], np.float64) for name in case.outputs})
     except IndexError:  # it has fewer steps
         return float("inf")
     errors = []

@@ -13,9 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from mega_deploy.cli import bench
-from mega_deploy.cli import export as making
-from mega_deploy.cli import run as using
+from mega_deploy.cli import bench, export, run
 from mega_deploy.errors import MegaDeployError
 
 USAGE = 2
@@ -36,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (making, using, bench):
+for commands in (export, run, bench):
     app.add_typer(commands.app)
 
 

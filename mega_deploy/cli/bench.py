@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mega_deploy.cli import tables as show
+from mega_deploy.cli import tables
 from mega_deploy.cli.shared import Json, print_report
 
 app = typer.Typer()
@@ -96,7 +96,7 @@ def bench(
     factor, old = gate.parse_limit(fail_if), None if against is None else gate.read_report(against)
     axes = {"embed_dim": embed_dim, "hidden_size": hidden_size, "ema_dim": ema_dim, "layers": layers}
     axes |= {"window": window, "attention": attention, "precision": precision, "form": form}
-    with show.progress() as on_step:
+    with tables.progress() as on_step:
         planned = command.plan(
             bundles or [],
             batch=batch,
@@ -115,7 +115,7 @@ def bench(
             other_machine=other_machine,
             factor=factor,
             on_step=on_step,
-            on_failure=show.warning,
+            on_failure=tables.warning,
         )
     print_report(command.without_samples(report), as_json, terminal.table)
     suites.check(report) if suite else benchmark.check_ours(report)

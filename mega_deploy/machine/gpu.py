@@ -12,7 +12,7 @@ from mega_deploy.errors import MegaDeployError
 DRIVER_LIBRARY = "libcuda.so.1"
 MANAGEMENT_LIBRARY = "libnvidia-ml.so.1"
 REMEDY = "run it on a machine with an NVIDIA GPU and its driver (in a container: start it with --gpus all)"
-# Of the driver's interface.
+# Attributes of a device, as the driver numbers them.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _TEXT_BYTES = 256
 

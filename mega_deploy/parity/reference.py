@@ -32,7 +32,7 @@ def batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def handover(steps: int) -> int:
-    """Of a stream's sequence: how many steps are taken at once before the others are taken one by one."""
+    """How many steps of a stream's sequence are taken at once, as a prefill, before the others follow one by one."""
     return min(steps - 1, max(steps // 2, steps - STEPPED))
 
 
@@ -45,8 +45,8 @@ class Pool:
     outputs: Mapping[str, Array]
     """By name: float64 [rows, ...], where `steps` has the name at those alone: [rows, kept, ...]."""
     steps: Mapping[str, Array] = field(default_factory=dict)
-    """Of outputs that are too large to be kept whole, by name: the steps that are, ascending, the last one among them:
-    int64 [kept]."""
+    """Steps that are recorded of outputs too large to be kept whole, by name: int64 [kept], ascending, the last step
+    among them."""
 
     @property
     def length(self) -> int:
@@ -60,8 +60,8 @@ class Pool:
         """What is kept of rows, by name, from step `first` on."""
         return {name: array[list(rows)][:, self._before(name, first) :] for name, array in self.outputs.items()}
 
-    def judged(self, given: Mapping[str, Array], first: int = 0) -> dict[str, Array]:
-        """Of what a model gave by name, from step `first` on, the steps that are kept: what `want` is held against."""
+    def at_kept_steps(self, given: Mapping[str, Array], first: int = 0) -> dict[str, Array]:
+        """The recorded steps of what a model gave by name from step `first` on: what is compared with `want`."""
         kept = {name: steps[self._before(name, first) :] - first for name, steps in self.steps.items()}
         return {name: array[:, kept[name]] if name in kept else array for name, array in given.items()}
 
@@ -76,7 +76,7 @@ class Case:
 
     name: str
     pool: str
-    """Its name."""
+    """Name of the pool."""
     rows: tuple[int, ...]
     """Indices into the pool; a row may stand several times."""
     batch: int
@@ -84,7 +84,7 @@ class Case:
     floor: Error
     """Noise floor: what the trained form itself makes in the bundle's precision on these inputs (int8: in float32)."""
     prefilled: int = 0
-    """Of a stream: steps that are taken at once before the others are taken, and judged, one by one."""
+    """Steps of a stream that are taken at once, before the others follow one by one and are compared."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,16 @@ class Reference:
     cases: tuple[Case, ...]
     blocks: tuple[BlockFloor, ...] = ()
     block_outputs: Mapping[str, Array] | None = None
-    """By name: float64 residual stream of the first case, its last frames: [batch, frames, features]."""
+    """The residual stream behind each block, by name, in the first case's last frames: float64
+    [batch, frames, features]."""
     precision: Precision = "float32"
-    """In which the floors were taken."""
+    """Precision in which the floors were taken."""
     kept: tuple[str, ...] = ()
-    """Islands that were asked for, which were float32 for the floors too."""
+    """Layers, nodes or blocks that were asked to stay float32, which were float32 for the floors too."""
     left_out: tuple[str, ...] = ()
-    """Cases that are none, for the trained form itself is off by more than ILL_CONDITIONED or overflows in them."""
+    """Names of inputs that are no case: the trained form itself overflows or is off by more than ILL_CONDITIONED."""
     sampled: tuple[str, ...] = ()
-    """What it holds less of than that of a smaller model, for it would have taken too long; in words."""
+    """What this reference holds less of than a smaller model's, for it would have taken too long; in words."""
 
     def feeds(self, case: Case) -> Iterator[dict[str, Array]]:
         """The inputs of a case, batch by batch."""
@@ -121,10 +122,10 @@ class Reference:
     def error(self, case: Case, outputs: Iterable[Mapping[str, Array]], first: int = 0) -> Error:
         """The worst error over the outputs of a case's batches, which may be those of the steps from `first` on.
 
-        What is not judged of a batch is let go before the next one is asked for.
+        What is not compared of a batch is let go before the next one is asked for.
         """
         pool = self.pools[case.pool]
-        got = list(map(partial(pool.judged, first=first), outputs))  # in a loop the name would hold one more
+        got = list(map(partial(pool.at_kept_steps, first=first), outputs))  # in a loop the name would hold one more
         want = pool.want(case.rows, first)
         return worst([measure(np.concatenate([part[name] for part in got]), array) for name, array in want.items()])
 

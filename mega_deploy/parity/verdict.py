@@ -1,4 +1,4 @@
-"""How a backend did against a reference."""
+"""The verdict on a backend: its error in each case of a reference, and the limit there."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Signature:
         return replace(self, inputs=changed(self.inputs), outputs=changed(self.outputs))
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """JSON values as the manifest has them."""
         sides = {
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
@@ -90,7 +90,7 @@ class Signature:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Signature:
-        """From what `to_json` gave."""
+        """The object from what `to_json` gave."""
         inputs, outputs = (tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs"))
         found = cls(inputs, outputs, tuple(StateSpec.from_json(spec) for spec in value.get("state", ())))
         for specs in (found.with_state.inputs, found.with_state.outputs):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mega_deploy.errors import require
 from mega_deploy.plugins.cache import Library
-from mega_deploy.plugins.compiler import build_into, call, compiler, described
+from mega_deploy.plugins.compiler import build_into, call, compiler, describe
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION
 from mega_deploy.plugins.tensorrt import headers
 from mega_deploy.plugins.tensorrt.recipe import RECIPE, SOURCE_FOLDER, UNITS
@@ -59,7 +59,7 @@ def build(on_step: Callable[[str], None] = lambda step: None) -> Library:
             "kernels": [_row(kernel) for kernel in kernels],
             "tensorrt_headers": version,
             "triton": triton.__version__,
-            "compiler": described(command),
+            "compiler": describe(command),
             "flags": [*FLAGS, *LINK_FLAGS],
             "mega_deploy": metadata.version("mega-deploy"),
         }
