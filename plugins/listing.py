@@ -1,4 +1,4 @@
-"""The native plugins that this version knows, by target: building them, and telling what is built."""
+"""The native plugins that this version knows, by target: how each is built, and what is built on this machine."""
 
 from __future__ import annotations
 

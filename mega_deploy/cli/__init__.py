@@ -84,5 +84,5 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
-    """Ends through SystemExit, so that whatever is half-written is taken back."""
+    """End through SystemExit, so that whatever is half-written is taken back."""
     sys.exit(128 + number)

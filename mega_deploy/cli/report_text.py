@@ -38,17 +38,17 @@ def work(flops: Report) -> str:
 
 
 def megabytes(report: Report) -> str:
-    """The size of a file or a bundle."""
+    """The size of a file or a bundle in megabytes."""
     return f"{report['bytes'] / 1e6:.1f} MB"
 
 
 def source(report: Report) -> str:
-    """The checkpoint that a bundle was made from."""
+    """The format and hash of the checkpoint that a bundle was made from."""
     return f"{report['source']['format']}, SHA-256 {report['source']['sha256'][:12]}"
 
 
 def tensors(signature: Report) -> dict[str, object]:
-    """Inputs and outputs: dtype and shape of each."""
+    """Rows about inputs and outputs: dtype and shape of each."""
     return {
         f"{side[:-1]} {spec.name}": f"{spec.dtype} {spec}"
         for side in ("inputs", "outputs")

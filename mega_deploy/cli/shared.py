@@ -1,4 +1,4 @@
-"""What the commands have in common: options, and how a report is printed."""
+"""Options that several commands have in common, and how a report is printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees: tables on stdout, progress on stderr. Each table shows the very values that --json prints."""
+"""Tables on stdout and progress on stderr, for people. Each table shows the very values that --json prints."""
 
 from __future__ import annotations
 

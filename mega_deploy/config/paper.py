@@ -38,7 +38,7 @@ class MegaConfig:
     num_layers: int
     """Layers, each of moving average with gated attention, cross attention where asked, and feed-forward network."""
     attention: Attention = "softmax"
-    """What makes weights of scores; "laplace" and "relu2" are not normalised."""
+    """The function that makes weights of scores; "laplace" and "relu2" are not normalised."""
     position: Position = "simple"
     """"simple": a learned number for each distance; "rotary": the product of two rotated vectors."""
     norm: Norm = "layernorm"
@@ -60,11 +60,11 @@ class MegaConfig:
     norm_affine: bool = True
     """Whether norms have weights."""
     ffn_prenorm: bool | None = None
-    """As `prenorm`, for the feed-forward network; None means the same."""
+    """Whether the feed-forward network's norm stands before it; None means: where `prenorm`."""
     final_norm: bool | None = None
     """Whether a norm follows the last layer; None means: where prenorm, as fairseq does."""
     final_norm_affine: bool = True
-    """Whether that norm has weights."""
+    """Whether the norm behind the last layer has weights."""
     cross_positions: int | None = None
     """Steps that the bias of cross attention reaches; None for layers without cross attention."""
     dropout: float = 0.0

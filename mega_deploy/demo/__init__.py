@@ -1,4 +1,4 @@
-"""The main job on real data: a trained Mega that tells nine speakers apart by their vowels (see DATA.md)."""
+"""The demo, the main job on real data: a trained Mega that tells nine speakers apart by their vowels (see DATA.md)."""
 
 from __future__ import annotations
 

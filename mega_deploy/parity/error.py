@@ -23,7 +23,7 @@ INT8_LIMIT = 5e-2
 
 @dataclass(frozen=True)
 class Error:
-    """How far an output is from its reference."""
+    """The distance of an output from its reference, by three measures."""
 
     relative_l2: float
     """|got - want| / |want|, over all elements."""

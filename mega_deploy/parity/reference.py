@@ -26,7 +26,7 @@ STEPPED = 16
 
 
 def batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
-    """The rows, `size` at a time."""
+    """Divide rows into batches of `size`; the last one may be smaller."""
     for start in range(0, len(rows), size):
         yield list(rows[start : start + size])
 
@@ -41,9 +41,9 @@ class Pool:
     """Inputs of one shape, row by row, and what the trained form gives for them in float64."""
 
     inputs: Mapping[str, Array]
-    """By name: [rows, ...] as the backend gets it."""
+    """Inputs by name: [rows, ...] as the backend gets them."""
     outputs: Mapping[str, Array]
-    """By name: float64 [rows, ...], where `steps` has the name at those alone: [rows, kept, ...]."""
+    """Outputs by name: float64 [rows, ...], or at some steps alone where `steps` has the name: [rows, kept, ...]."""
     steps: Mapping[str, Array] = field(default_factory=dict)
     """Steps that are recorded of outputs too large to be kept whole, by name: int64 [kept], ascending, the last step
     among them."""
@@ -57,7 +57,7 @@ class Pool:
         )
 
     def want(self, rows: Sequence[int], first: int = 0) -> dict[str, Array]:
-        """What is kept of rows, by name, from step `first` on."""
+        """The recorded outputs of rows, by name, from step `first` on."""
         return {name: array[list(rows)][:, self._before(name, first) :] for name, array in self.outputs.items()}
 
     def at_kept_steps(self, given: Mapping[str, Array], first: int = 0) -> dict[str, Array]:
@@ -66,7 +66,7 @@ class Pool:
         return {name: array[:, kept[name]] if name in kept else array for name, array in given.items()}
 
     def _before(self, name: str, first: int) -> int:
-        """Kept steps before `first`."""
+        """The number of kept steps before `first`."""
         return int(np.searchsorted(self.steps[name], first)) if name in self.steps else first
 
 
@@ -80,7 +80,7 @@ class Case:
     rows: tuple[int, ...]
     """Indices into the pool; a row may stand several times."""
     batch: int
-    """Divides the number of rows."""
+    """Rows that go through the model at once; divides the number of rows."""
     floor: Error
     """Noise floor: what the trained form itself makes in the bundle's precision on these inputs (int8: in float32)."""
     prefilled: int = 0

@@ -24,7 +24,7 @@ _TAKEN = {"f": "iuf", "i": "iu", "u": "iu"}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output."""
+    """One input or output of a model: its name, dtype, dims and the values it may have."""
 
     name: str
     dtype: str
@@ -36,7 +36,7 @@ class TensorSpec:
     values: tuple[int, int] | None = None
     """The smallest and the largest value that whole numbers may have, such as (0, vocabulary - 1)."""
     default: int | None = None
-    """What an input is filled with where it is left out; None for one that must be there."""
+    """The value that fills an input where it is left out; None for an input that must be there."""
 
     def check(self, array: Array) -> Array:
         """The array as the backend takes it: of this dtype, contiguous.
@@ -131,7 +131,7 @@ class StateSpec:
     """Name under which the step gives its new value, of the same dtype and dims; None for what no step changes, a part
     of the stream's source."""
     initial: float = 0
-    """What every element is before the first step."""
+    """The value of every element before the first step."""
     limit: int | None = None
     """The most steps of a stream before it is reset, for a state [batch] that counts them; None: any number."""
 

@@ -67,11 +67,11 @@ class Signature:
         return inputs
 
     def in_float16(self) -> Signature:
-        """The same with float16 in the place of float32."""
+        """This signature with float16 in the place of float32."""
         return self._with("float32", "float16")
 
     def in_float32(self) -> Signature:
-        """The same with float32 in the place of float16."""
+        """This signature with float32 in the place of float16."""
         return self._with("float16", "float32")
 
     def _with(self, old: str, new: str) -> Signature:
@@ -124,7 +124,7 @@ def _sizes(specs: Iterable[TensorSpec], feeds: Mapping[str, Array]) -> dict[str,
 
 
 def _filled(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
-    """What stands for an input that was left out; its axes are named, and stand in an input that was not."""
+    """The array for an input that was left out; its axes are named, and stand in an input that was not."""
     return np.full([sizes[axis] for axis in spec.axes], spec.default, spec.dtype)
 
 

@@ -118,13 +118,13 @@ def _scores(products: Tensor, bias: Tensor | None, row_scale: Tensor | None) -> 
 
 
 def widened(*tensors: Tensor | None) -> Any:
-    """All in the dtype of the arithmetic: float32, or float64 where one of them is."""
+    """The tensors in the dtype of the arithmetic: float32, or float64 where one of them is."""
     wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if wide else torch.float32
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Autocast would take the products back to half precision; devices such as "meta" have none to switch off."""
+    """A context without autocast, which would take products back to half precision; "meta" devices have none."""
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

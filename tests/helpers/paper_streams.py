@@ -27,12 +27,12 @@ class Plan:
 
     tokens: np.ndarray
     lengths: list[int]
-    """Of the parts."""
+    """Number of tokens in each part."""
     scores: np.ndarray
 
 
 def plans() -> dict[str, Plan]:
-    """By name: a model's, "/" and the plan's."""
+    """The plans by name: a model's, "/" and the plan's."""
     tensors = load_file(DATA / "fairseq" / "language_model_steps.safetensors")
     names = sorted({key.rpartition("/")[0] for key in tensors})
     parts = {name: [tensors[f"{name}/{part}"] for part in ("tokens", "lengths", "scores")] for name in names}
@@ -40,7 +40,7 @@ def plans() -> dict[str, Plan]:
 
 
 def stream(model, window, batch) -> StreamSession:
-    """In float32 on onnxruntime."""
+    """A stream of the model in float32 on onnxruntime."""
     told = streamed(model, window)
     step, prefill = told.graphs(BATCH)
 
@@ -56,7 +56,7 @@ def stream(model, window, batch) -> StreamSession:
 
 
 class DoubleStream:
-    """In float64, for which onnxruntime lacks some operators: a state by row, of which a call takes what it needs."""
+    """A stream in float64, which onnxruntime lacks operators for: by row, the state of which a call takes its part."""
 
     def __init__(self, model, window, batch):
         writer = StreamWriter(model, window, BATCH, ir.DataType.DOUBLE)
