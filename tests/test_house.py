@@ -43,10 +43,9 @@ def of_rooms(*rooms):
     return [source for source in SOURCES if source.room in rooms]
 
 
-def general_exporters():
-    """What all families share: everything but their folders and the table of them."""
-    exceptions = (*FAMILIES, "families.py")
-    return [source for source in of_rooms("exporters") if source.path.split("/")[1] not in exceptions]
+def general_exporters(*exceptions):
+    """What all families share: everything but their folders and these files."""
+    return [source for source in of_rooms("exporters") if source.path.split("/")[1] not in (*FAMILIES, *exceptions)]
 
 
 def none(found):
@@ -67,6 +66,12 @@ def test_the_sources_that_are_checked_are_all_there():
 
 def test_no_room_imports_upward():
     none(house.upward(SOURCES, FLOORS, BESIDE))
+
+
+def test_contributors_read_of_the_same_floors():
+    rows = re.findall(r"^\| (\d) \| (.*?) \|", (house.ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
+    floors = {Path(room).stem: int(floor) for floor, rooms in rows for room in re.findall("`(.*?)`", rooms)}
+    assert floors == {room: floor for room, floor in FLOORS.items() if room != "__main__"}
 
 
 @pytest.mark.parametrize(
@@ -158,8 +163,19 @@ def test_the_name_of_an_attention_function_alone_is_no_comparison():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_what_all_families_share_imports_none(family):
+    known = {source.module for source in SOURCES}
+    imports = (
+        (source.path, name) for source in general_exporters("families.py") for name in house.imported(source, known)
+    )
+    none((path, name) for path, name in imports if name.startswith(f"mega_deploy.exporters.{family}"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_all_families_share_names_none(family):
-    none(place for source in general_exporters() for place in house.mentions(source, family))
+    # The Protocol names the trained forms that there are, in one type.
+    general = general_exporters("families.py", "family.py")
+    none(place for source in general for place in house.mentions(source, family))
 
 
 @pytest.mark.parametrize(("one", "other"), [FAMILIES, FAMILIES[::-1]])
