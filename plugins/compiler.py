@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError, MegaDeployError, MissingComponentError
-from mega_deploy.plugins.cache import RECORD, Library, Recipe, Unusable, sha256_of
+from mega_deploy.files.hashing import sha256_of
+from mega_deploy.plugins.cache import RECORD, Library, Recipe, Unusable
 
 COMPILERS = ("g++", "clang++", "c++")
 

@@ -18,7 +18,7 @@ from mega_deploy.bundle.manifest import (
     TRAINED,
     Manifest,
 )
-from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, sha256_of
+from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle
 from mega_deploy.bundle.staging import add_engines, check_target, describe_files, write_json, writing
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "add_engines",
     "check_target",
     "describe_files",
-    "sha256_of",
     "write_json",
     "writing",
 ]
