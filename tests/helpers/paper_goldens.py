@@ -131,3 +131,10 @@ def models(source: str, prefix: str = "") -> dict[str, Model]:
             if source == "huggingface" or (folder / "checkpoint.pt").is_file():
                 found.setdefault(folder.name, Model(folder, source))
     return found
+
+
+CLASSIFIERS = {**models("fairseq", "model_lra"), **models("fairseq", "model_sc")}
+LANGUAGE_MODELS = models("fairseq", "model_lm")
+TRANSLATIONS = models("fairseq", "model_nmt")
+HUGGING_FACE = models("huggingface")
+MODELS = {**models("fairseq"), **HUGGING_FACE}
