@@ -14,9 +14,9 @@ from mega_deploy.bench.benchmark import Case, Report, cases, run
 from mega_deploy.bench.measure.rounds import QUICK, Options
 from mega_deploy.bench.report import against
 from mega_deploy.bench.suites import lra_text as suite
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 from mega_deploy.errors import InputError, OptionError, require
-from mega_deploy.files.arrays import replacing
+from mega_deploy.files.npy import replacing
 
 FLAT = (
     *("contender", "backend", "form", "batch", "seq_len", "precision", "p50_ms", "p90_ms", "p99_ms", "p999_ms"),

@@ -14,8 +14,8 @@ from onnxscript import ir
 from mega_deploy import bundle as files
 from mega_deploy.bundle import Manifest
 from mega_deploy.checkpoints import model_source, save_checkpoint
-from mega_deploy.config.edifice import Form as FormName
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Form as FormName
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import OptionError, QualityGateError
 from mega_deploy.exporters import PACKAGES
 from mega_deploy.exporters import save_graph as onnx_file

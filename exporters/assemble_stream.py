@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mega_deploy import bundle as files
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import MegaDeployError, QualityGateError
 from mega_deploy.exporters import save_graph as onnx_file
 from mega_deploy.exporters.families import Model

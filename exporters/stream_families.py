@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.prefill import prefill_graph

@@ -13,9 +13,9 @@ import numpy as np
 
 from mega_deploy.bench.measure.latency import sample
 from mega_deploy.bundle.engines import TARGETS
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 from mega_deploy.errors import InputError, OptionError
-from mega_deploy.files.arrays import load_arrays, save_arrays
+from mega_deploy.files.npy import load_arrays, save_arrays
 from mega_deploy.parity import Pool
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.signature import SEQUENCE_AXES, Range, TensorSpec

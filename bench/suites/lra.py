@@ -20,7 +20,7 @@ from mega_deploy.bench.contenders.task import CASE, load_case, save_case
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import ClassifierConfig, EmbeddingConfig
 from mega_deploy.errors import require
-from mega_deploy.files.arrays import save_arrays
+from mega_deploy.files.npy import save_arrays
 from mega_deploy.runtime import OpenBundle
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.arrays import Float64Array
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import InputError, QualityGateError
 from mega_deploy.exporters.reference.trained import AUTOCAST
 from mega_deploy.models.edifice import GatedAttention, Mega, MegaBlock
@@ -103,7 +104,7 @@ def _measure(model: Mega, kinds: Mapping[str, Array], most: int, precision: Prec
     )
 
 
-def _floor(single: Mega, given: Array, want: npt.NDArray[np.float64], precision: Precision) -> Error:
+def _floor(single: Mega, given: Array, want: Float64Array, precision: Precision) -> Error:
     random = np.random.default_rng(0)
     # PyTorch takes long for half precision on a CPU, and over a whole stream one run is no lucky one.
     nearby = 0 if precision in AUTOCAST else NEARBY
@@ -112,7 +113,7 @@ def _floor(single: Mega, given: Array, want: npt.NDArray[np.float64], precision:
 
 
 @torch.no_grad()
-def at_every_frame(model: Mega, frames: Array, precision: Precision = "float32") -> npt.NDArray[np.float64]:
+def at_every_frame(model: Mega, frames: Array, precision: Precision = "float32") -> Float64Array:
     """The trained form's features at every frame, with attention limited to the last `model.config.length` frames.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.config.paper_signature import pads_to_chunks, signature
 from mega_deploy.exporters.paper.cases import paper_kinds
 from mega_deploy.exporters.paper.padding import reaching_padding

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import InputError, QualityGateError
 from mega_deploy.exporters.families import Model, family_of
 from mega_deploy.exporters.reference.cases import RANDOM, Cases, Inputs, make_cases, rows_that_fit

@@ -19,7 +19,7 @@ import numpy as np
 
 from mega_deploy.bundle import MODEL
 from mega_deploy.bundle.engines import TARGETS
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import BundleError, require
 from mega_deploy.parity import LIMIT_FACTOR, UNIT_ROUNDOFF, Error, Reference
 from mega_deploy.runtime import OpenBundle, Session, SessionOptions, open_bundle

@@ -19,7 +19,8 @@ from mega_deploy.checkpoints.sources import edifice, paper
 from mega_deploy.checkpoints.sources import native as state
 from mega_deploy.checkpoints.sources.fairseq.reading import is_fairseq, read_fairseq
 from mega_deploy.checkpoints.sources.huggingface import read_hugging_face
-from mega_deploy.config.edifice import EdificeConfig, SourceName
+from mega_deploy.config.common import SourceName
+from mega_deploy.config.edifice import EdificeConfig
 from mega_deploy.config.tasks import ARCHITECTURES, PaperConfig, architecture, from_dict, to_dict
 from mega_deploy.errors import CheckpointError, OptionError
 

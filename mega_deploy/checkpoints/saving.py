@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from mega_deploy.checkpoints.reading import NATIVE
 from mega_deploy.checkpoints.sources.native import weights_sha256
-from mega_deploy.config.edifice import EdificeConfig, Source
+from mega_deploy.config.common import Source
+from mega_deploy.config.edifice import EdificeConfig
 from mega_deploy.config.tasks import PaperConfig, architecture, to_dict
 from mega_deploy.errors import CheckpointError, OptionError, require
-from mega_deploy.files.arrays import replacing
+from mega_deploy.files.npy import replacing
 
 if TYPE_CHECKING:
     from mega_deploy.models.edifice import Mega

@@ -10,7 +10,7 @@ import typer
 
 from mega_deploy.cli import tables
 from mega_deploy.cli.shared import Backend, BundlePath, Json, print_report
-from mega_deploy.config.edifice import Form, SourceName
+from mega_deploy.config.common import Form, SourceName
 from mega_deploy.errors import InputError, QualityGateError
 
 app = typer.Typer()
@@ -34,7 +34,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a bundle on arrays in a file."""
-    from mega_deploy.files.arrays import check_target, load_arrays, save_arrays
+    from mega_deploy.files.npy import check_target, load_arrays, save_arrays
     from mega_deploy.runtime import OpenBundle
 
     check_target(out)

@@ -1,4 +1,4 @@
-"""Hyperparameters of a model: plain data that checkpoints, exporters and bundles hand to each other."""
+"""Options of Edifice's Mega, as plain data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from mega_deploy.errors import OptionError
 
 Output = Literal["last", "sequence"]
 Attention = Literal["softmax", "laplace"]
-Precision = Literal["float32", "float16", "bfloat16", "int8"]
-Form = Literal["window", "stream"]
-SourceName = Literal["auto", "native", "edifice", "fairseq", "huggingface"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +80,3 @@ class EdificeConfig:
         if "embed_dim" not in options:
             raise OptionError("embed_dim is required: the features of one input frame")
         return cls(**options)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the weights of a model came from, kept with the model so that its bundle can say so."""
-
-    format: str
-    """A checkpoint's (see mega_deploy.checkpoints.Checkpoint), or "torch-module" for a model that came from no file."""
-    sha256: str
-    """The checkpoint file's hash, or that of a folder's weights file, in hex; for a "torch-module" `weights_sha256`."""
-    weights_sha256: str
-    """The hash of the weights as loaded: differs from the model's own once it has been trained further."""

@@ -13,8 +13,8 @@ from mega_deploy import deploy
 from mega_deploy.bench.measure.latency import Latency, sample, warm_up
 from mega_deploy.bundle import Bundle
 from mega_deploy.errors import BundleError
-from mega_deploy.files.arrays import load_arrays
 from mega_deploy.files.hashing import sha256_of
+from mega_deploy.files.npy import load_arrays
 from mega_deploy.inspection import export_report
 
 FOLDER = Path(__file__).parent

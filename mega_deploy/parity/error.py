@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 
 LIMIT_FACTOR = 4.0
 # Half a unit in the last place of 1.0.

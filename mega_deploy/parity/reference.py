@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import BundleError
-from mega_deploy.files.arrays import DAMAGED
+from mega_deploy.files.npy import DAMAGED
 from mega_deploy.parity.error import ILL_CONDITIONED, Error, measure, worst
 
 # A reference comes with a bundle, which may come from a stranger.

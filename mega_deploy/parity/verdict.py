@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.parity.error import Error, limit_for
 
 

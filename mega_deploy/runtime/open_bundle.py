@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from mega_deploy.bundle import ENCODE, MODEL, PREFILL, REFERENCE, STEP, STREAM_REFERENCE, Bundle
 from mega_deploy.bundle.engines import TARGETS
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.onnxruntime.emulation import EmulatedSession

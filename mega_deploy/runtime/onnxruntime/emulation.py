@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import require
 from mega_deploy.runtime.onnxruntime.session import Session, SessionOptions
 from mega_deploy.signature import Signature

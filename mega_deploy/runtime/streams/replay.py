@@ -9,7 +9,7 @@ import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.bundle import ENCODE, PREFILL, STEP
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import InputError
 from mega_deploy.runtime.onnxruntime.emulation import judging_session
 from mega_deploy.runtime.onnxruntime.session import Session, SessionOptions

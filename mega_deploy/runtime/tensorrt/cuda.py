@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import numpy.typing as npt
-
+from mega_deploy.arrays import Array
 from mega_deploy.errors import MegaDeployError, MissingComponentError
 from mega_deploy.machine.gpu import DRIVER_LIBRARY
 
@@ -63,14 +62,14 @@ class Device:
         self.activate()
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
-    def upload(self, array: npt.NDArray[Any], address: int) -> None:
+    def upload(self, array: Array, address: int) -> None:
         """Copy a contiguous array to the GPU, in the stream's order."""
         size = ctypes.c_size_t(array.nbytes)
         self._call(
             "cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), ctypes.c_void_p(array.ctypes.data), size, self._stream
         )
 
-    def download(self, address: int, array: npt.NDArray[Any]) -> None:
+    def download(self, address: int, array: Array) -> None:
         """Copy from the GPU into a contiguous array, in the stream's order; it is there after `wait`."""
         size = ctypes.c_size_t(array.nbytes)
         self._call(

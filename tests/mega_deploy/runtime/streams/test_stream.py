@@ -15,7 +15,7 @@ import torch
 import mega_deploy as md
 from mega_deploy import bundle as files
 from mega_deploy.errors import BundleError, InputError, OptionError
-from mega_deploy.files.arrays import load_arrays, save_arrays
+from mega_deploy.files.npy import load_arrays, save_arrays
 from mega_deploy.models.edifice import Mega
 
 WINDOW, FEATURES, HIDDEN = 8, 6, 16
