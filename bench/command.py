@@ -12,7 +12,7 @@ from mega_deploy.bench.suites import lra_text as suite
 from mega_deploy.bench.suites import sweep
 from mega_deploy.bench.suites.bundles import Case, Report, cases, check_ours, run
 from mega_deploy.bench.suites.options import QUICK, Options
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 from mega_deploy.errors import OptionError
 
 

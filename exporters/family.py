@@ -10,7 +10,7 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.exporters.reference.cases import Inputs, Kinds
 from mega_deploy.exporters.reference.sequences import Sequences
 from mega_deploy.exporters.state import StreamGraphs

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 from mega_deploy.runtime import Session, SessionOptions
 from mega_deploy.runtime.onnxruntime.emulation import emulated

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxscript
 from onnxscript import ir
 
+from mega_deploy.arrays import Array, Float64Array
 from mega_deploy.config.norm import FLOAT32_NORM_EPSILON
 from mega_deploy.errors import InputError
 from mega_deploy.exporters.linear import Linear
@@ -58,11 +59,11 @@ class Graph:
         value.dtype, value.shape = dtype or self.dtype, ir.Shape(shape)
         self._builder.add_output(value, name)
 
-    def constant(self, name: str, array: npt.NDArray[np.float64]) -> ir.Value:
+    def constant(self, name: str, array: Float64Array) -> ir.Value:
         """A constant, cast to the graph's dtype: the one place where float64 ends."""
         return self._builder.initializer(ir.tensor(self._cast(name, array), self.dtype), name)
 
-    def _cast(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _cast(self, name: str, array: Array) -> Array:
         with np.errstate(over="ignore"):
             cast = np.asarray(array, self.dtype.numpy(), order="C")
         if (np.isinf(cast) & np.isfinite(array)).any():
@@ -111,7 +112,7 @@ class Graph:
             self._mask = op.Where(is_future, future, seen)
         return self._mask
 
-    def shared(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> ir.Value:
+    def shared(self, name: str, make: Callable[[], Array]) -> ir.Value:
         """A constant that stands once for all that ask for it by a name that no scope changes."""
         if name not in self._graph.initializers:
             self._builder.initializer(ir.tensor(self._cast(name, make()), self.dtype), name, qualify=False)

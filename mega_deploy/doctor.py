@@ -14,7 +14,7 @@ from typing import Any
 from mega_deploy.errors import InputError, MissingComponentError
 from mega_deploy.machine.gpu import REMEDY, cuda_version, look
 from mega_deploy.plugins.cache import Library, Recipe, Unusable
-from mega_deploy.plugins.compiler import compiler, described
+from mega_deploy.plugins.compiler import compiler, describe
 from mega_deploy.plugins.onnxruntime import headers as ort_headers
 from mega_deploy.plugins.onnxruntime.cache import RECIPE as ort_recipe
 from mega_deploy.plugins.tensorrt import headers as trt_headers
@@ -135,7 +135,7 @@ def _cuda() -> Component:
 def _native_kernels() -> list[Component]:
     """The native kernels of LaplaceAttention, and what building them needs."""
     try:
-        compiling = Component("C++ compiler", described(compiler()), True, None, BUILDING)
+        compiling = Component("C++ compiler", describe(compiler()), True, None, BUILDING)
     except MissingComponentError:
         compiling = Component("C++ compiler", None, False, "apt install g++, or set CXX", BUILDING)
     return [compiling, *_for_onnxruntime(), *_for_tensorrt()]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.bundle import MANIFEST, sha256_of
+from mega_deploy.bundle import MANIFEST
 from mega_deploy.bundle.engines import FOLDER, Engine, lacks, read_header
 from mega_deploy.doctor import missing
 from mega_deploy.errors import InputError
+from mega_deploy.files.hashing import sha256_of
 from mega_deploy.runtime import OpenBundle, find_backend
 from mega_deploy.runtime.backends import DEFAULT
 from mega_deploy.runtime.onnxruntime.session import native_ops

@@ -10,7 +10,7 @@ from pathlib import Path
 from mega_deploy.arrays import Array
 from mega_deploy.bundle import MODEL, TRAINED
 from mega_deploy.errors import OptionError, require
-from mega_deploy.files.arrays import load_arrays
+from mega_deploy.files.npy import load_arrays
 from mega_deploy.parity import Reference, Report
 from mega_deploy.runtime import OpenBundle, find_backend, open_bundle
 from mega_deploy.runtime.compare import compare, compare_blocks, compare_stream

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import io
 import json
 import os
 import re
@@ -47,7 +46,7 @@ class Library:
         """
         with opened_folder(self.path.parents[1], self.path.parent.name) as folder:
             with opened_file(self.path.name, folder, self.path) as file:
-                if _digest(file) != self.sha256:
+                if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
                     raise NotPrivateError(f"{self.path} has changed since it was looked at")
             pinned = Path(f"/proc/self/fd/{folder}") / self.path.name
             yield str(pinned if pinned.exists() else self.path)
@@ -142,7 +141,7 @@ class Recipe:
         path = where / name
         try:
             with opened_file(name, folder, path) as file:
-                found = _digest(file)
+                found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             return Unusable(f"{path} cannot be read ({error.strerror}); {anew}")
         if found != wanted:
@@ -168,16 +167,6 @@ def home() -> Path:
                 "this user has no home folder to keep a cache in; set XDG_CACHE_HOME to a folder of the user's own"
             ) from error
     return base / "mega-deploy"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return _digest(file)
-
-
-def _digest(file: io.BufferedReader) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache

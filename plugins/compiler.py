@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.errors import InputError, MegaDeployError, MissingComponentError
+from mega_deploy.files.hashing import sha256_of
 from mega_deploy.files.writing import put_bytes, settle_file, settle_folder
-from mega_deploy.plugins.cache import RECORD, Library, Recipe, Unusable, sha256_of
+from mega_deploy.plugins.cache import RECORD, Library, Recipe, Unusable
 from mega_deploy.plugins.private import NotPrivateError, make_folder
 
 COMPILERS = ("g++", "clang++", "c++")
@@ -55,7 +56,7 @@ def call(command: Sequence[str], folder: Path | None = None) -> str:
     return done.stdout
 
 
-def described(command: Sequence[str]) -> str:
+def describe(command: Sequence[str]) -> str:
     """The compiler's own name and version, in one line."""
     lines = call([*command, "--version"]).splitlines()
     return lines[0] if lines else command[0]

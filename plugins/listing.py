@@ -1,4 +1,4 @@
-"""The native plugins that this version knows, by target: building them, and telling what is built."""
+"""The native plugins that this version knows, by target: how each is built, and what is built on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mega_deploy.errors import InputError
 from mega_deploy.plugins.cache import Library, Unusable
 
 TARGETS = ("onnxruntime", "tensorrt")
-KERNEL_FACTS = ("name", "architecture", "registers", "spill_bytes", "shared_bytes", "dtype", "tile")
+KERNEL_FIELDS = ("name", "architecture", "registers", "spill_bytes", "shared_bytes", "dtype", "tile")
 
 
 def build(target: str, on_step: Callable[[str], None] = lambda step: None) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _row(target: str) -> dict[str, Any]:
         record = found.record
         row["library"] = str(found.path)
         row["architectures"] = list(record.get("levels") or record.get("architectures", ()))
-        row["kernels"] = [{fact: kernel[fact] for fact in KERNEL_FACTS} for kernel in record.get("kernels", ())]
+        row["kernels"] = [{field: kernel[field] for field in KERNEL_FIELDS} for kernel in record.get("kernels", ())]
     return row
 
 

@@ -47,6 +47,13 @@ def test_every_file_and_heading_that_a_page_links_to_is_there(page):
             assert heading in [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles], heading
 
 
+def test_every_file_that_contributors_are_sent_to_is_there():
+    named = re.findall(r"`([\w./-]+/[\w./-]*)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    folders = (ROOT, *(ROOT / "exporters" / family for family in ("", "edifice", "paper")))
+    missing = {name for name in named if not any((folder / name).exists() for folder in folders)}
+    assert len(named) > 40 and missing - {"mega_deploy/serving/"} == set()
+
+
 def test_the_model_as_the_plugins_readme_changes_it_has_plugin_nodes_alone(tmp_path):
     for optional, inputs, mask in (({}, 3, 0), ({"row_scale": True}, 4, 2), ({"bias": True, "row_scale": True}, 5, 3)):
         changed = for_tensorrt(op_model(3, 4, 5, 6, kernel="erf", **optional), tmp_path)

@@ -12,9 +12,9 @@ from mega_deploy.bench.contenders.replay import parted
 from mega_deploy.bench.contenders.trained import run_trained
 from mega_deploy.bench.measure.contender import Outputs
 from mega_deploy.bundle import MODEL
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 from mega_deploy.errors import InputError
-from mega_deploy.files.arrays import load_arrays, save_arrays
+from mega_deploy.files.npy import load_arrays, save_arrays
 from mega_deploy.parity import Case, Pool, Reference
 from mega_deploy.runtime import OpenBundle
 from mega_deploy.signature import SEQUENCE_AXES, Range, TensorSpec, usual
@@ -100,7 +100,7 @@ def relative_error(outputs: Outputs, case: Pool) -> float:
     """The worst relative l2 error over the outputs of a case; infinite where a shape is another."""
     got = outputs if isinstance(outputs, Mapping) else dict(zip(case.outputs, outputs, strict=True))
     try:
-        kept = case.judged({name: np.asarray(got[name], np.float64) for name in case.outputs})
+        kept = case.at_kept_steps({name: np.asarray(got[name], np.float64) for name in case.outputs})
     except IndexError:  # it has fewer steps
         return float("inf")
     errors = []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.bench.measure.contender import Schedule
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 
 OURS = "mega-deploy"
 WINDOW, CACHED, PREFILL, ENCODE = "window-session", "torch-cached", "prefill", "encode"

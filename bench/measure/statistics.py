@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mega_deploy.arrays import Float64Array
 from mega_deploy.errors import require
 
-Floats = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 AT_ONCE = 10_000_000
@@ -44,7 +43,7 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def over_rounds(rounds: Sequence[Sequence[float]], statistic: Callable[[Floats], Floats]) -> Estimate:
+def over_rounds(rounds: Sequence[Sequence[float]], statistic: Callable[[Float64Array], Float64Array]) -> Estimate:
     """A statistic of all samples, with its bootstrap interval over whole rounds.
 
     Args:
@@ -54,7 +53,7 @@ def over_rounds(rounds: Sequence[Sequence[float]], statistic: Callable[[Floats],
     samples = np.asarray(rounds)
     value = float(statistic(samples.ravel()))
 
-    def of_rounds(indices: Any, axis: int) -> Floats:
+    def of_rounds(indices: Any, axis: int) -> Float64Array:
         chosen = samples[np.moveaxis(indices, axis, -1).astype(int)]  # [..., rounds, samples]
         return statistic(chosen.reshape(*chosen.shape[:-2], -1))
 
@@ -74,12 +73,12 @@ def over_rounds(rounds: Sequence[Sequence[float]], statistic: Callable[[Floats],
     return Estimate(value, min(float(low), value), max(float(high), value))
 
 
-def quantile(q: float) -> Callable[[Floats], Floats]:
+def quantile(q: float) -> Callable[[Float64Array], Float64Array]:
     """The statistic for `over_rounds` that is a quantile."""
     return lambda samples: np.asarray(np.quantile(samples, q, axis=-1))
 
 
-def mean(samples: Floats) -> Floats:
+def mean(samples: Float64Array) -> Float64Array:
     """The statistic for `over_rounds` that is the mean."""
     return np.asarray(samples.mean(-1))
 
@@ -99,7 +98,7 @@ def change(old: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> Es
     """How many times the p50 of one run is that of an earlier one; the two share no rounds, so each is resampled."""
     random = np.random.default_rng(0)
 
-    def medians(rounds: Sequence[Sequence[float]]) -> Floats:
+    def medians(rounds: Sequence[Sequence[float]]) -> Float64Array:
         samples = np.asarray(rounds)
         chosen = samples[random.integers(len(samples), size=(RESAMPLES, len(samples)))]
         return np.asarray(np.median(chosen.reshape(RESAMPLES, -1), -1))

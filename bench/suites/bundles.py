@@ -31,7 +31,7 @@ from mega_deploy.bench.measure.rounds import Rounds
 from mega_deploy.bench.report.rows import limit_row, method, ratio_rows, result_row
 from mega_deploy.bench.suites.options import Options
 from mega_deploy.bundle import MODEL, STEP
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 from mega_deploy.errors import BundleError
 from mega_deploy.machine.cores import cores_for
 from mega_deploy.runtime import OpenBundle, find_backend

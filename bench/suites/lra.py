@@ -21,7 +21,7 @@ from mega_deploy.bench.suites import cache
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import ClassifierConfig, EmbeddingConfig
 from mega_deploy.errors import require
-from mega_deploy.files.arrays import save_arrays
+from mega_deploy.files.npy import save_arrays
 from mega_deploy.runtime import OpenBundle
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from onnxscript import ir
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.prefill import prefill_graph
 from mega_deploy.exporters.edifice.signature import trained_flops, window_signature

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mega_deploy.config.edifice import EdificeConfig, Precision
+from mega_deploy.config.common import Precision
+from mega_deploy.config.edifice import EdificeConfig
 from mega_deploy.exporters.edifice.signature import window_signature
 from mega_deploy.exporters.reference.cases import Inputs
 from mega_deploy.exporters.reference.sequences import BEYOND, GIVEN, SHORT, Sequences

@@ -10,7 +10,7 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.paper_signature import check_lengths, stacks
 from mega_deploy.config.paper_signature import signature as whole_signature

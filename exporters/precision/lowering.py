@@ -30,7 +30,7 @@ import numpy.typing as npt
 from onnx_ir.passes.common import ShapeInferencePass
 from onnxscript import ir
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.exporters.precision.float32_nodes import (
     MOVEMENT,

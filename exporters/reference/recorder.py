@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from mega_deploy.arrays import Array
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import InputError, QualityGateError
 from mega_deploy.exporters.family import Family
 from mega_deploy.exporters.reference.cases import RANDOM, Cases, Inputs, make_cases, rows_that_fit

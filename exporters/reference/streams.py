@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.exporters.family import Family
 from mega_deploy.exporters.reference.cases import Cases, Inputs
 from mega_deploy.exporters.reference.recorder import Recorder

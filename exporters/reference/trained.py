@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mega_deploy.arrays import Array
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.exporters.reference.cases import Inputs
 from mega_deploy.parity import UNIT_ROUNDOFF
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from mega_deploy.bundle import MODEL, Bundle, add_engines, sha256_of
+from mega_deploy.bundle import MODEL, Bundle, add_engines
 from mega_deploy.bundle.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_plan
 from mega_deploy.errors import InputError, MissingComponentError, OptionError, require
 from mega_deploy.exporters.tensorrt import library, network, refitting, timing
 from mega_deploy.exporters.tensorrt.compiling import Compiled, compile_graph
 from mega_deploy.exporters.tensorrt.library import Listener, OnStep
 from mega_deploy.exporters.tensorrt.options import EMBED, EngineOptions
+from mega_deploy.files.hashing import sha256_of
 from mega_deploy.machine.gpu import REMEDY, Machine, look
 from mega_deploy.plugins import listing
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.bundle import MODEL
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.parity import LIMIT_FACTOR, UNIT_ROUNDOFF, Error
 
 

@@ -18,7 +18,7 @@ from mega_deploy.bundle.manifest import (
     TRAINED,
     Manifest,
 )
-from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, sha256_of, stream_signature
+from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, stream_signature
 from mega_deploy.bundle.staging import (
     FolderKind,
     add_engines,
@@ -49,7 +49,6 @@ __all__ = [
     "check_target",
     "describe_files",
     "read_marker",
-    "sha256_of",
     "stream_signature",
     "write_json",
     "writing",

@@ -11,7 +11,7 @@ from typing import Any
 
 import fastjsonschema
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import BundleError, InputError
 from mega_deploy.signature import Signature
 from mega_deploy.signature.stream_form import StreamForm

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import stat
@@ -15,6 +14,7 @@ from typing import Any, Self
 from mega_deploy.bundle.graph_check import check_graph_file
 from mega_deploy.bundle.manifest import ENCODE, MANIFEST, MODEL, PREFILL, STEP, Manifest
 from mega_deploy.errors import BundleError
+from mega_deploy.files.hashing import sha256_of
 from mega_deploy.signature import Signature
 from mega_deploy.signature.stream_form import StreamForm
 
@@ -154,9 +154,3 @@ def check_regular(path: Path) -> None:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"it holds {name}, which is no JSON")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

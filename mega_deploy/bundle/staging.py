@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.bundle.manifest import MANIFEST, MODEL, STEP
-from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, check_regular, sha256_of
+from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, check_regular
 from mega_deploy.errors import BundleError
+from mega_deploy.files.hashing import sha256_of
 from mega_deploy.files.writing import put_bytes, put_copy, refused, settle_folder, settle_tree, write_text
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mega_deploy.checkpoints.reading import Checkpoint, read_checkpoint
 from mega_deploy.checkpoints.sources import paper
 from mega_deploy.checkpoints.sources.trained import weights_sha256
-from mega_deploy.config.edifice import Attention, EdificeConfig, Output, Source
+from mega_deploy.config.common import Source
+from mega_deploy.config.edifice import Attention, EdificeConfig, Output
 from mega_deploy.errors import OptionError, require
 
 if TYPE_CHECKING:

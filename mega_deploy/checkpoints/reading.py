@@ -16,7 +16,7 @@ from mega_deploy.checkpoints.sources import edifice, huggingface, native, paper
 from mega_deploy.checkpoints.sources.fairseq import reading as fairseq
 from mega_deploy.checkpoints.sources.paper_names import carries_weight
 from mega_deploy.checkpoints.sources.trained import Trained
-from mega_deploy.config.edifice import SourceName
+from mega_deploy.config.common import SourceName
 from mega_deploy.config.tasks import PaperConfig, architecture
 from mega_deploy.errors import CheckpointError, OptionError
 from mega_deploy.text import printable

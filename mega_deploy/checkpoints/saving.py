@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mega_deploy.arrays import Array
 from mega_deploy.checkpoints.sources.native import NATIVE, config_header
 from mega_deploy.checkpoints.sources.trained import weights_sha256
-from mega_deploy.config.edifice import Source
+from mega_deploy.config.common import Source
 from mega_deploy.errors import CheckpointError, OptionError, require
 from mega_deploy.files.writing import write_bytes
 

@@ -13,9 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from mega_deploy.cli import bench, debug
-from mega_deploy.cli import export as making
-from mega_deploy.cli import run as using
+from mega_deploy.cli import bench, debug, export, run
 from mega_deploy.errors import MegaDeployError
 from mega_deploy.text import printable
 
@@ -37,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (making, using, bench, debug):
+for commands in (export, run, bench, debug):
     app.add_typer(commands.app)
 
 
@@ -87,5 +85,5 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
-    """Ends through SystemExit, so that whatever is half-written is taken back."""
+    """End through SystemExit, so that whatever is half-written is taken back."""
     sys.exit(128 + number)

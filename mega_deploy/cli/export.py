@@ -11,7 +11,7 @@ import typer
 
 from mega_deploy.cli import tables as show
 from mega_deploy.cli.shared import BundlePath, Json, print_report
-from mega_deploy.config.edifice import Precision, SourceName
+from mega_deploy.config.common import Precision, SourceName
 from mega_deploy.errors import InputError
 
 app = typer.Typer()

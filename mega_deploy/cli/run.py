@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from mega_deploy.cli import tables as show
+from mega_deploy.cli import tables
 from mega_deploy.cli.shared import Backend, BundlePath, Json, print_report
-from mega_deploy.config.edifice import Form, SourceName
+from mega_deploy.config.common import Form, SourceName
 from mega_deploy.errors import InputError, QualityGateError
 
 app = typer.Typer()
@@ -34,7 +34,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a bundle on arrays in a file."""
-    from mega_deploy.files.arrays import check_target, load_arrays, save_arrays
+    from mega_deploy.files.npy import check_target, load_arrays, save_arrays
     from mega_deploy.runtime import OpenBundle
 
     check_target(out)
@@ -52,7 +52,7 @@ def run(
         "output": str(out),
         "outputs": {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()},
     }
-    print_report(report, as_json, show.run_line)
+    print_report(report, as_json, tables.run_line)
 
 
 @app.command(epilog="Example:  mega-deploy validate game.mega --samples 16 --seed 7")
@@ -79,7 +79,7 @@ def validate(
         return
     from mega_deploy import validation
 
-    with show.progress() as on_step:
+    with tables.progress() as on_step:
         report = validation.validate(
             bundle,
             backend=backend,
@@ -89,7 +89,7 @@ def validate(
             seed=seed,
             on_step=on_step,
         )
-    print_report(report.to_json(), as_json, show.parity_table)
+    print_report(report.to_json(), as_json, tables.parity_table)
     if not report.passed:
         raise QualityGateError(
             f'parity failed in case "{report.worst.name}": the error is {report.worst.share:.2g} times its limit'
@@ -101,9 +101,9 @@ def _bisect(bundle: Path, backend: str, native_ops: bool, of_cases: list[object]
 
     if any(value is not None for value in of_cases):
         raise InputError("--bisect looks at the cases of the bundle; leave --inputs, --samples and --seed out")
-    with show.progress() as on_step:
+    with tables.progress() as on_step:
         report = bisection.bisect(bundle, backend=backend, native_ops=native_ops, on_step=on_step)
-    print_report(report.to_json(), as_json, show.bisection_table)
+    print_report(report.to_json(), as_json, tables.bisection_table)
     if not report.passed:
         node = f", in {report.node.node} ({report.node.op})" if report.node else ""
         where = f"first bad block: {report.block}{node}" if report.block else "no block is bad by itself"
@@ -126,7 +126,7 @@ def inspect(
     """
     from mega_deploy import inspection
 
-    print_report(inspection.inspect(path, source), as_json, show.inspect_table)
+    print_report(inspection.inspect(path, source), as_json, tables.inspect_table)
 
 
 @app.command(epilog="Example:  mega-deploy doctor")
@@ -134,4 +134,4 @@ def doctor(as_json: Json = False) -> None:
     """Tell what works on this machine, and what mends the rest."""
     from mega_deploy.doctor import examine
 
-    print_report({"components": [component.to_json() for component in examine()]}, as_json, show.doctor_table)
+    print_report({"components": [component.to_json() for component in examine()]}, as_json, tables.doctor_table)

@@ -1,4 +1,4 @@
-"""What the commands have in common: options, and how a report is printed."""
+"""Options that several commands have in common, and how a report is printed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mega_deploy.cli import tables as show
+from mega_deploy.cli import tables
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: the folder that `export` wrote.")]
@@ -21,7 +21,7 @@ Backend = Annotated[
 ]
 
 
-def print_report(report: dict[str, Any], as_json: bool, table: show.Table) -> None:
+def print_report(report: dict[str, Any], as_json: bool, table: tables.Table) -> None:
     """Print a report: as one JSON object on stdout, or as `table` shows it."""
     if as_json:
         print(json.dumps(report))

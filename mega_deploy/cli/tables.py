@@ -1,4 +1,4 @@
-"""What a person sees: tables on stdout, progress on stderr. Each table shows the very values that --json prints."""
+"""Tables on stdout and progress on stderr, for people. Each table shows the very values that --json prints."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mega_deploy.cli import report_text as facts
-from mega_deploy.cli.report_text import Report
+from mega_deploy.cli import report_text
+from mega_deploy.cli.report_text import Report, passed, plain
 
 Table = Callable[[Report], None]
 
@@ -27,28 +27,28 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 
 def export_table(report: Report) -> None:
-    """Of `export`."""
+    """Print what `export` wrote: the bundle's source, tensors, moving average, precision and parity."""
     ema = report["ema"]
-    _facts(
+    _print_rows(
         f"{report['bundle']}",
         {
-            "source": facts.source(report),
-            **facts.tensors(report),
-            "work of a step" if ema["taps"] is None else "work of a window": facts.work(report["flops"]),
+            "source": report_text.source(report),
+            **report_text.tensors(report),
+            "work of a step" if ema["taps"] is None else "work of a window": report_text.work(report["flops"]),
             "moving average": ema["reason"]
             if ema["taps"] is None
             else f"{ema['lowering']}, {ema['taps']} taps, {ema['bound']:.1e} of the kernel cut",
-            **facts.precision(report),
-            "parity": facts.verdict(report["parity"]),
-            **facts.stream(report["stream"], report["state"]),
+            **report_text.precision(report),
+            "parity": report_text.verdict(report["parity"]),
+            **report_text.stream(report["stream"], report["state"]),
             "took": f"{report['seconds']:.1f} s",
         },
     )
 
 
 def parity_table(report: Report) -> None:
-    """Of `validate`."""
-    console, table = Console(), RichTable(title=facts.plain(f"parity on {report['backend']}, {report['precision']}"))
+    """Print the verdict of `validate`: each case and block with its error, PyTorch's own and the limit."""
+    console, table = Console(), RichTable(title=plain(f"parity on {report['backend']}, {report['precision']}"))
     for column, right in (
         ("case", False),
         ("batch", True),
@@ -62,21 +62,19 @@ def parity_table(report: Report) -> None:
         for case in report[part]:
             error = "not finite" if case["relative_l2"] is None else f"{case['relative_l2']:.1e}"
             numbers = (str(case["batch"]), error, f"{case['floor']:.1e}", f"{case['limit']:.1e}")
-            table.add_row(facts.plain(case["name"]), *numbers, facts.passed(case["passed"]))
+            table.add_row(plain(case["name"]), *numbers, passed(case["passed"]))
         table.add_section()
     console.print(table)
     if left_out := report["left_out"]:
-        console.print(
-            facts.plain(f"left out, for PyTorch's own {report['precision']} fails there: {', '.join(left_out)}")
-        )
+        console.print(plain(f"left out, for PyTorch's own {report['precision']} fails there: {', '.join(left_out)}"))
     if sampled := report["sampled"]:
-        console.print(facts.plain(f"sampled, for this is a large model: {', '.join(sampled)}"))
-    console.print(facts.verdict(report))
+        console.print(plain(f"sampled, for this is a large model: {', '.join(sampled)}"))
+    console.print(report_text.verdict(report))
 
 
 def bisection_table(report: Report) -> None:
-    """Of `validate --bisect`: the blocks, and of the bad one what leads to the first bad node."""
-    heading = facts.plain(f"{report['case']} on {report['backend']}, {report['precision']}")
+    """Print what `validate --bisect` found: the blocks, and in the bad one what leads to the first bad node."""
+    heading = plain(f"{report['case']} on {report['backend']}, {report['precision']}")
     console, table = Console(), RichTable(title=heading)
     for column, right in (("", False), ("made by", False), ("error", True), ("limit", True), ("", False)):
         table.add_column(column, justify="right" if right else "left", overflow="fold")
@@ -84,102 +82,102 @@ def bisection_table(report: Report) -> None:
     for title, part in (("behind", report["blocks"]), ("in it", report["values"][max(0, bad - 3) : bad + 1])):
         for value in part:
             error = "not finite" if value["relative_l2"] is None else f"{value['relative_l2']:.1e}"
-            told = (value["name"] if title == "behind" else value["op"], value["node"])
-            table.add_row(*map(facts.plain, told), error, f"{value['limit']:.1e}", facts.passed(value["passed"]))
+            names = (value["name"] if title == "behind" else value["op"], value["node"])
+            table.add_row(*map(plain, names), error, f"{value['limit']:.1e}", passed(value["passed"]))
         table.add_section()
     console.print(table)
-    console.print(facts.passed(report["passed"]) + f": {report['advice']}")
+    console.print(passed(report["passed"]) + f": {report['advice']}")
 
 
 def polygraphy_table(report: Report) -> None:
     """Show the cases that `debug polygraphy` wrote, and the commands that use them."""
-    console, table = Console(), RichTable(title=facts.plain(report["folder"]), title_justify="left")
+    console, table = Console(), RichTable(title=plain(report["folder"]), title_justify="left")
     for column, right in (("case", False), ("of", False), ("batch", True), ("iterations", True)):
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for case in report["cases"]:
-        table.add_row(case["folder"], facts.plain(case["name"]), str(case["batch"]), str(case["iterations"]))
+        table.add_row(case["folder"], plain(case["name"]), str(case["batch"]), str(case["iterations"]))
     console.print(table)
     for form in report["left_out"]:
-        console.print(facts.plain(f"left out: {form}"), soft_wrap=True)
+        console.print(plain(f"left out: {form}"), soft_wrap=True)
     for command in report["commands"]:
-        console.print(facts.plain(f"in {report['folder']}: {command}"), soft_wrap=True)
+        console.print(plain(f"in {report['folder']}: {command}"), soft_wrap=True)
 
 
 def run_line(report: Report) -> None:
-    """Of `run`."""
+    """Print what `run` wrote: the outputs, how long it took and which native kernels served."""
     outputs = ", ".join(f"{name} {value['dtype']} {value['shape']}" for name, value in report["outputs"].items())
     native = f", {', '.join(report['native_ops'])} native" if report["native_ops"] else ""
     took = f"{report['seconds'] * 1e3:.2f} ms on {report['backend']}{native}"
-    Console().print(facts.plain(f"{report['output']}: {outputs} in {took}"))
+    Console().print(plain(f"{report['output']}: {outputs} in {took}"))
 
 
 def inspect_table(report: Report) -> None:
-    """Of `inspect`."""
-    of_kind = {"bundle": facts.bundle, "engine": facts.engine, "checkpoint": facts.checkpoint}
-    told = of_kind[report["kind"]](report)
+    """Print what `inspect` found out about a bundle, an engine or a checkpoint."""
+    of_kind = {"bundle": report_text.bundle, "engine": report_text.engine, "checkpoint": report_text.checkpoint}
+    rows = of_kind[report["kind"]](report)
     if "task" not in report:
         options = report["config"] if "config" in report else report.get("options", {})
-        told["options"] = ", ".join(f"{name}={value}" for name, value in options.items()) or "unknown"
-    missing = Text.assemble(("no", "red"), ": ", facts.plain("; ".join(report["missing"])))
-    told |= {"size": facts.megabytes(report), "can be used here": "yes" if report["runs_here"] else missing}
-    _facts(f"{report['path']}: {report['kind']}", told)
+        rows["options"] = ", ".join(f"{name}={value}" for name, value in options.items()) or "unknown"
+    missing = Text.assemble(("no", "red"), ": ", plain("; ".join(report["missing"])))
+    rows |= {"size": report_text.megabytes(report), "can be used here": "yes" if report["runs_here"] else missing}
+    _print_rows(f"{report['path']}: {report['kind']}", rows)
 
 
 def built_engine_table(report: Report) -> None:
-    """Of `build`."""
-    told = {**facts.engine(report), "size": facts.megabytes(report), "took": f"{report['seconds']:.1f} s"}
+    """Print the engine that `build` added, and the engines of the bundle's other graphs."""
+    rows = {**report_text.engine(report), "size": report_text.megabytes(report), "took": f"{report['seconds']:.1f} s"}
     for other in report["engines"]:
-        size, seconds = facts.megabytes(other), f"{other['seconds']:.1f} s"
-        told[f"of {other['graph']}"] = f"{other['layers']} layers, {size}, {seconds}: {other['file']}"
-    _facts(f"{report['bundle']}/{report['file']}", told)
+        size, seconds = report_text.megabytes(other), f"{other['seconds']:.1f} s"
+        rows[f"of {other['graph']}"] = f"{other['layers']} layers, {size}, {seconds}: {other['file']}"
+    _print_rows(f"{report['bundle']}/{report['file']}", rows)
 
 
 def plugins_table(report: Report) -> None:
-    """Of `plugins list`."""
+    """Print a row for each target of `plugins list`: its library, architectures and kernels."""
     table = RichTable()
     for column in ("target", "library", "architectures", "kernels"):
         table.add_column(column, overflow="fold")
     for row in report["plugins"]:
         kernels = row["kernels"]
         compiled = [kernel["registers"] for kernel in kernels if kernel["registers"]]
-        told = ""
+        resources = ""
         if compiled:
             spilled = sum(kernel["spill_bytes"] for kernel in kernels)
-            told = f"{len(kernels)}, of {min(compiled)} to {max(compiled)} registers, {spilled or 'no'} bytes spilled"
+            resources = (
+                f"{len(kernels)}, of {min(compiled)} to {max(compiled)} registers, {spilled or 'no'} bytes spilled"
+            )
         library = row["library"] or f"not built: mega-deploy plugins build {row['target']}"
-        table.add_row(row["target"], *map(facts.plain, (library, ", ".join(row["architectures"]), told)))
+        table.add_row(row["target"], *map(plain, (library, ", ".join(row["architectures"]), resources)))
     Console().print(table)
 
 
 def built_line(report: Report) -> None:
-    """Of `plugins build`."""
-    Console().print(
-        facts.plain(f"{report['plugin']['name']} for {report['target']}: {report['library']}"), soft_wrap=True
-    )
+    """Print the library that `plugins build` made."""
+    Console().print(plain(f"{report['plugin']['name']} for {report['target']}: {report['library']}"), soft_wrap=True)
 
 
 def doctor_table(report: Report) -> None:
-    """Of `doctor`."""
+    """Print the components that `doctor` looked for, what each is for and how to get those that are missing."""
     table = RichTable()
     for column in ("component", "version", "", "for", "remedy"):
         table.add_column(column)
     for part in report["components"]:
         state = Text("works", "green") if part["works"] else Text("missing", "red")
-        version, remedy = facts.plain(part["version"] or ""), facts.plain(part["remedy"] or "")
+        version, remedy = plain(part["version"] or ""), plain(part["remedy"] or "")
         table.add_row(part["name"], version, state, part["purpose"], remedy)
     Console().print(table)
 
 
 def demo_table(report: Report) -> None:
-    """Of `demo`."""
+    """Print the result of `demo`: accuracy before and after deployment, parity and the latency of one window."""
     accuracy, latency = report["accuracy"], report["latency"]
-    _facts(
+    _print_rows(
         "demo: who is speaking?",
         {
             "data": report["data"],
             "bundle": report["bundle"],
-            "work of a window": facts.work(report["flops"]),
-            "parity": facts.verdict(report["parity"]),
+            "work of a window": report_text.work(report["flops"]),
+            "parity": report_text.verdict(report["parity"]),
             "accuracy, trained model": f"{accuracy['trained']:.2%}",
             "accuracy, deployed model": f"{accuracy['deployed']:.2%} of {report['samples']} held-out utterances",
             "same decision as trained": f"{accuracy['agreement']:.2%}",
@@ -190,14 +188,14 @@ def demo_table(report: Report) -> None:
 
 
 def warning(line: str) -> None:
-    """Something that went wrong and did not end the command."""
-    Console(stderr=True).print(facts.plain(f"warning: {line}"), soft_wrap=True)
+    """Print, on stderr, something that went wrong and did not end the command."""
+    Console(stderr=True).print(plain(f"warning: {line}"), soft_wrap=True)
 
 
-def _facts(title: str, told: dict[str, object]) -> None:
-    table = RichTable(title=facts.plain(title), show_header=False, title_justify="left")
+def _print_rows(title: str, rows: dict[str, object]) -> None:
+    table = RichTable(title=plain(title), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in told.items():
-        table.add_row(facts.plain(name), value if isinstance(value, Text) else facts.plain(value))
+    for name, value in rows.items():
+        table.add_row(plain(name), value if isinstance(value, Text) else plain(value))
     Console().print(table)

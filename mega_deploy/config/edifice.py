@@ -1,23 +1,18 @@
-"""Hyperparameters of a model: plain data that checkpoints, exporters and bundles hand to each other."""
+"""Options of Edifice's Mega, as plain data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from mega_deploy.config.attention import L1_LAPLACE, SOFTMAX, AttentionTraits
+from mega_deploy.config.checks import check_flag, check_known, check_size, printable
 from mega_deploy.errors import OptionError
 
 Output = Literal["last", "sequence"]
 Attention = Literal["softmax", "laplace"]
-Precision = Literal["float32", "float16", "bfloat16", "int8"]
-Form = Literal["window", "stream"]
-SourceName = Literal["auto", "native", "edifice", "fairseq", "huggingface"]
-
-# A bound on every size, so that a hostile checkpoint cannot ask for more memory than a machine has.
-MAX_DIMENSION = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +44,14 @@ class EdificeConfig:
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "hidden_size", "ema_dim", "num_layers", "window_size"):
-            _check_dimension(name, getattr(self, name))
+            check_size(name, getattr(self, name))
         if self.seq_len is not None:
-            _check_dimension("seq_len", self.seq_len)
+            check_size("seq_len", self.seq_len)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float):
             raise OptionError(f"dropout must be a number, got {self.dropout!r}")
         if not 0.0 <= self.dropout < 1.0:
-            raise OptionError(f"dropout must be at least 0 and below 1, got {_shown(self.dropout)}")
-        if not isinstance(self.laplace_attention, bool):
-            raise OptionError(f"laplace_attention must be True or False, got {self.laplace_attention!r}")
+            raise OptionError(f"dropout must be at least 0 and below 1, got {printable(self.dropout)}")
+        check_flag("laplace_attention", self.laplace_attention)
         if self.output not in get_args(Output):
             raise OptionError(f'output must be "last" or "sequence", got {self.output!r}')
 
@@ -88,34 +82,7 @@ class EdificeConfig:
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> EdificeConfig:
         """Options from a mapping of names to values; a name that is not an option is refused."""
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise OptionError(f"unknown option {name!r}; the options are {', '.join(known)}")
+        check_known(cls, options)
         if "embed_dim" not in options:
             raise OptionError("embed_dim is required: the features of one input frame")
         return cls(**options)
-
-
-def _check_dimension(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionError(f"{name} must be a whole number, got {value!r}")
-    if not 1 <= value <= MAX_DIMENSION:
-        raise OptionError(f"{name} must be between 1 and {MAX_DIMENSION}, got {_shown(value)}")
-
-
-def _shown(value: float) -> str:
-    """A number for a message; Python refuses to print integers of thousands of digits."""
-    return f"one of {value.bit_length()} bits" if isinstance(value, int) and value.bit_length() > 64 else repr(value)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the weights of a model came from, kept with the model so that its bundle can say so."""
-
-    format: str
-    """A checkpoint's (see mega_deploy.checkpoints.Checkpoint), or "torch-module" for a model that came from no file."""
-    sha256: str
-    """Of the checkpoint file, or a folder's weights file, in hex; for a "torch-module" `weights_sha256`."""
-    weights_sha256: str
-    """Of the weights as loaded: differs from the model's own once it has been trained further."""

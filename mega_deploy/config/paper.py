@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from mega_deploy.config.attention import TRAITS, Attention, AttentionTraits
-from mega_deploy.config.edifice import MAX_DIMENSION
+from mega_deploy.config.checks import check_choice, check_flag, check_names, check_rate, check_size
 from mega_deploy.errors import OptionError
 
 Position = Literal["simple", "rotary"]
@@ -38,7 +38,7 @@ class MegaConfig:
     num_layers: int
     """Layers, each of moving average with gated attention, cross attention where asked, and feed-forward network."""
     attention: Attention = "softmax"
-    """What makes weights of scores; "laplace" and "relu2" are not normalised."""
+    """The function that makes weights of scores; "laplace" and "relu2" are not normalised."""
     position: Position = "simple"
     """"simple": a learned number for each distance; "rotary": the product of two rotated vectors."""
     norm: Norm = "layernorm"
@@ -54,27 +54,27 @@ class MegaConfig:
     max_positions: int = 1024
     """Steps that a simple bias reaches; with chunks it reaches `chunk_size`."""
     activation: Activation = "silu"
-    """Of values, candidate state and feed-forward network. "gelu" is exact, "gelu_accurate" the one with tanh."""
+    """Activation of values, candidate state and feed-forward network; "gelu" is exact, "gelu_accurate" has tanh."""
     causal: bool | None = None
     """Whether attention looks back only; None means: unless bidirectional."""
     norm_affine: bool = True
     """Whether norms have weights."""
     ffn_prenorm: bool | None = None
-    """As `prenorm`, for the feed-forward network; None means the same."""
+    """Whether the feed-forward network's norm stands before it; None means: where `prenorm`."""
     final_norm: bool | None = None
     """Whether a norm follows the last layer; None means: where prenorm, as fairseq does."""
     final_norm_affine: bool = True
-    """Whether that norm has weights."""
+    """Whether the norm behind the last layer has weights."""
     cross_positions: int | None = None
     """Steps that the bias of cross attention reaches; None for layers without cross attention."""
     dropout: float = 0.0
-    """Of what a block adds to its residual, and of the moving average, in training."""
+    """Rate of dropout of what a block adds to its residual, and of the moving average, in training."""
     attention_dropout: float = 0.0
-    """Of attention weights, in training."""
+    """Rate of dropout of attention weights, in training."""
     hidden_dropout: float = 0.0
-    """Of values, in training."""
+    """Rate of dropout of values, in training."""
     activation_dropout: float = 0.0
-    """Inside the feed-forward network, in training."""
+    """Rate of dropout inside the feed-forward network, in training."""
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "z_dim", "hidden_dim", "ema_dim", "num_layers", "max_positions"):
@@ -128,43 +128,3 @@ class MegaConfig:
         """Options from a mapping of names to values; a name that is not an option, or a missing one, is refused."""
         check_names(cls, options)
         return cls(**options)
-
-
-def check_names(cls: type[Any], options: object) -> None:
-    """Refuse options that are no mapping, unknown to a dataclass, or that lack one without a default."""
-    if not isinstance(options, Mapping):
-        raise OptionError(f"the options must be a mapping of names to values, got a {type(options).__name__}")
-    known = {field.name: field for field in fields(cls)}
-    for name in options:
-        if name not in known:
-            raise OptionError(f"unknown option {name!r}; the options are {', '.join(known)}")
-    for name, field in known.items():
-        if name not in options and field.default is MISSING:
-            raise OptionError(f"the option {name} is required")
-
-
-def check_size(name: str, value: object) -> None:
-    """Refuse what is no size that a machine can hold."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionError(f"{name} must be a whole number, got {value!r:.100}")
-    if not 1 <= value <= MAX_DIMENSION:
-        shown = value if value.bit_length() <= 64 else f"one of {value.bit_length()} bits"
-        raise OptionError(f"{name} must be between 1 and {MAX_DIMENSION}, got {shown}")
-
-
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Refuse what is none of a Literal's values."""
-    if value not in get_args(choices):
-        raise OptionError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r:.100}")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Refuse what is neither True nor False."""
-    if not isinstance(value, bool):
-        raise OptionError(f"{name} must be True or False, got {value!r:.100}")
-
-
-def check_rate(name: str, value: object) -> None:
-    """Refuse what is no rate of dropout."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-        raise OptionError(f"{name} must be a number of at least 0 and below 1, got {type(value).__name__}")

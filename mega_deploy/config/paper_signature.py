@@ -19,14 +19,14 @@ from mega_deploy.signature import LARGEST_SIZE, Dim, Range, Signature, TensorSpe
 
 Dims = dict[str, Dim]
 CHOICES = Range(1, 2, 64)
-"""Answers that a multiple-choice model takes: no checkpoint says how many."""
+"""Numbers of answers that a multiple-choice model takes: no checkpoint says how many."""
 
 
 def signature(config: PaperConfig, seq_len: Dim, batch: Range) -> Signature:
-    """What a model takes and gives, for lengths and batches.
+    """The signature of a model: what it takes and gives, for lengths and batches.
 
     Args:
-        config: of the model.
+        config: the configuration of the model.
         seq_len: steps of every sequence, one number or a range; `check_lengths` tells whether the model can take them.
         batch: rows that are computed together.
     """
@@ -55,7 +55,10 @@ def signature(config: PaperConfig, seq_len: Dim, batch: Range) -> Signature:
 
 
 def _documents(config: ClassifierConfig, rows: Dims, seq_len: Dim) -> Iterator[TensorSpec]:
-    """Tokens and lengths of one document or of a pair; a pair of real values, which nothing pads, has one length."""
+    """Tokens and lengths of one document or of a pair.
+
+    A pair of real values, which nothing pads, has one length.
+    """
     apart = config.pair and config.embedding.vocab_size is not None
     for document in ("src", "src1")[: 1 + config.pair]:
         steps: Dims = {**rows, f"{document}_len" if apart else "seq_len": seq_len}
@@ -133,7 +136,7 @@ def _spec(name: str, dtype: str, dims: Dims) -> TensorSpec:
 
 
 def _tokens(name: str, embedding: EmbeddingConfig, dims: Dims) -> TensorSpec:
-    """Tokens of a vocabulary, or real values where there is none."""
+    """An input of tokens of a vocabulary, or of real values where there is none."""
     if embedding.vocab_size is None:
         return _spec(name, "float32", dims)
     return replace(_spec(name, "int64", dims), values=(0, embedding.vocab_size - 1))
@@ -144,7 +147,7 @@ def _lengths(name: str, rows: Dims) -> TensorSpec:
 
 
 def _scores(config: LanguageModelConfig | TranslationConfig, steps: Dims) -> TensorSpec:
-    """Scores of the vocabulary: logarithms of probabilities where an adaptive softmax makes them."""
+    """The output: logits of the vocabulary, or logarithms of probabilities where an adaptive softmax makes them."""
     embedding = config.embedding if isinstance(config, LanguageModelConfig) else config.target
     assert embedding.vocab_size is not None
     name = "log_probs" if config.output.cutoffs else "logits"

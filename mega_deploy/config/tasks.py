@@ -1,4 +1,4 @@
-"""What stands around a stack of Mega layers to make a task's model, as plain data."""
+"""Configurations of tasks' models: what stands around a stack of Mega layers, as plain data."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from mega_deploy.config.paper import (
-    Activation,
-    MegaConfig,
-    check_choice,
-    check_flag,
-    check_names,
-    check_size,
-)
+from mega_deploy.config.checks import check_choice, check_flag, check_names, check_size
+from mega_deploy.config.paper import Activation, MegaConfig
 from mega_deploy.errors import OptionError
 
 Pooling = Literal["mean", "first"]
@@ -32,10 +26,10 @@ MAX_PARTS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:
-    """What turns tokens, or real values, into the first layer's input (fairseq)."""
+    """An embedding: it turns tokens, or real values, into the first layer's input (fairseq)."""
 
     vocab_size: int | None
-    """Tokens; None for real values x, which become x weight + bias."""
+    """Number of tokens; None for real values x, which become x weight + bias."""
     dim: int
     """Width of the table; where it is not the layers' width, a projection follows."""
     cutoffs: tuple[int, ...] = ()
@@ -45,7 +39,7 @@ class EmbeddingConfig:
     scaled: bool = False
     """Whether the table's rows are multiplied by the square root of the layers' width."""
     norm: bool = False
-    """Whether a norm follows."""
+    """Whether a norm follows the embedding."""
     pad: int = 1
     """The token that pads; its steps are zeroed, and masked."""
 
@@ -73,10 +67,10 @@ class EmbeddingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """What turns the last layer's output into scores of the vocabulary (fairseq)."""
+    """An output layer: it turns the last layer's output into scores of the vocabulary (fairseq)."""
 
     tied: bool = False
-    """Whether the embedding's table serves; of an adaptive softmax, its bands'."""
+    """Whether the embedding's table serves as weights; for an adaptive softmax, the tables of its bands."""
     cutoffs: tuple[int, ...] = ()
     """Tokens at which the next band of an adaptive softmax begins; none for plain logits."""
     factor: float = 4
@@ -231,23 +225,23 @@ def from_dict(name: str, options: Mapping[str, Any]) -> PaperConfig:
     """
     if name not in ARCHITECTURES:
         raise OptionError(f"there is no architecture {name!r:.100}; there are {', '.join(ARCHITECTURES)}")
-    config: PaperConfig = _made(ARCHITECTURES[name], options)
+    config: PaperConfig = _from_values(ARCHITECTURES[name], options)
     return config
 
 
-def _made(cls: type[Any], options: Mapping[str, Any]) -> Any:
+def _from_values(cls: type[Any], options: Mapping[str, Any]) -> Any:
     check_names(cls, options)
     values: dict[str, Any] = {}
     for name, value in options.items():
         if name in _PARTS:
-            values[name] = _made(_PARTS[name], value)
+            values[name] = _from_values(_PARTS[name], value)
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
 
 
 def band_sizes(cutoffs: tuple[int, ...], vocab_size: int, dim: int, factor: float) -> tuple[tuple[int, int], ...]:
-    """Tokens and width of each band; the bands begin at 0 and at the cutoffs."""
+    """The tokens and the width of each band; the bands begin at 0 and at the cutoffs."""
     edges = (0, *cutoffs, vocab_size)
     return tuple((end - start, int(dim // factor**band)) for band, (start, end) in enumerate(pairwise(edges)))
 

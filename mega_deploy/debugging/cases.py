@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.config.edifice import Form, Precision
+from mega_deploy.config.common import Form, Precision
 from mega_deploy.errors import require
 from mega_deploy.parity import Case, Error, Pool, Reference, batches, limit_for
 from mega_deploy.runtime import StreamSession

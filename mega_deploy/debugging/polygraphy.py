@@ -18,7 +18,7 @@ from typing import Any
 
 from mega_deploy.bundle import MODEL, STEP, FolderKind, check_target, read_marker, write_json, writing
 from mega_deploy.bundle.engines import TARGETS
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 from mega_deploy.debugging import scripts
 from mega_deploy.debugging.cases import WrittenCase, write_stream_case, write_window_case
 from mega_deploy.errors import BundleError, InputError, MissingComponentError, require

@@ -10,7 +10,7 @@ from importlib import resources
 
 import numpy as np
 
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 from mega_deploy.debugging.cases import KEEP_STEPS, Tolerance, WrittenCase
 from mega_deploy.signature import Range, Signature
 

@@ -1,4 +1,4 @@
-"""The main job on real data: a trained Mega that tells nine speakers apart by their vowels (see DATA.md)."""
+"""The demo, the main job on real data: a trained Mega that tells nine speakers apart by their vowels (see DATA.md)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from mega_deploy import deploy
 from mega_deploy.bench.measure.latency import Latency, sample, warm_up
-from mega_deploy.bundle import Bundle, sha256_of
+from mega_deploy.bundle import Bundle
 from mega_deploy.errors import BundleError
-from mega_deploy.files.arrays import load_arrays
+from mega_deploy.files.hashing import sha256_of
+from mega_deploy.files.npy import load_arrays
 from mega_deploy.inspection import export_report
 
 FOLDER = Path(__file__).parent

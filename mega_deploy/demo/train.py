@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mega_deploy.checkpoints import save_checkpoint
-from mega_deploy.files.arrays import save_arrays
+from mega_deploy.files.npy import save_arrays
 from mega_deploy.models.edifice import Mega
 
 Frames = NDArray[np.float32]  # [frames, COEFFICIENTS]

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mega_deploy.config.edifice import EdificeConfig, Source
+from mega_deploy.config.common import Source
+from mega_deploy.config.edifice import EdificeConfig
 from mega_deploy.config.norm import FLOAT32_NORM_EPSILON
 from mega_deploy.errors import OptionError
 from mega_deploy.plugins.laplace.torch_op import laplace_attention

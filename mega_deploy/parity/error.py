@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 
 LIMIT_FACTOR = 4.0
 # Half a unit in the last place of 1.0.
@@ -23,7 +23,7 @@ INT8_LIMIT = 5e-2
 
 @dataclass(frozen=True)
 class Error:
-    """How far an output is from its reference."""
+    """The distance of an output from its reference, by three measures."""
 
     relative_l2: float
     """|got - want| / |want|, over all elements."""

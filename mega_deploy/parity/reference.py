@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.errors import BundleError
-from mega_deploy.files.arrays import DAMAGED, write_npz
+from mega_deploy.files.npy import DAMAGED, write_npz
 from mega_deploy.files.writing import replacing
 from mega_deploy.parity.error import ILL_CONDITIONED, Error, measure, worst
 
@@ -27,13 +27,13 @@ STEPPED = 16
 
 
 def batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
-    """The rows, `size` at a time."""
+    """Divide rows into batches of `size`; the last one may be smaller."""
     for start in range(0, len(rows), size):
         yield list(rows[start : start + size])
 
 
 def handover(steps: int) -> int:
-    """Of a stream's sequence: how many steps are taken at once before the others are taken one by one."""
+    """How many steps of a stream's sequence are taken at once, as a prefill, before the others follow one by one."""
     return min(steps - 1, max(steps // 2, steps - STEPPED))
 
 
@@ -42,12 +42,12 @@ class Pool:
     """Inputs of one shape, row by row, and what the trained form gives for them in float64."""
 
     inputs: Mapping[str, Array]
-    """By name: [rows, ...] as the backend gets it."""
+    """Inputs by name: [rows, ...] as the backend gets them."""
     outputs: Mapping[str, Array]
-    """By name: float64 [rows, ...], where `steps` has the name at those alone: [rows, kept, ...]."""
+    """Outputs by name: float64 [rows, ...], or at some steps alone where `steps` has the name: [rows, kept, ...]."""
     steps: Mapping[str, Array] = field(default_factory=dict)
-    """Of outputs that are too large to be kept whole, by name: the steps that are, ascending, the last one among them:
-    int64 [kept]."""
+    """Steps that are recorded of outputs too large to be kept whole, by name: int64 [kept], ascending, the last step
+    among them."""
 
     @property
     def length(self) -> int:
@@ -58,16 +58,16 @@ class Pool:
         )
 
     def want(self, rows: Sequence[int], first: int = 0) -> dict[str, Array]:
-        """What is kept of rows, by name, from step `first` on."""
+        """The recorded outputs of rows, by name, from step `first` on."""
         return {name: array[list(rows)][:, self.kept_index(name, first) :] for name, array in self.outputs.items()}
 
-    def judged(self, given: Mapping[str, Array], first: int = 0) -> dict[str, Array]:
-        """Of what a model gave by name, from step `first` on, the steps that are kept: what `want` is held against."""
+    def at_kept_steps(self, given: Mapping[str, Array], first: int = 0) -> dict[str, Array]:
+        """The recorded steps of what a model gave by name from step `first` on: what is compared with `want`."""
         kept = {name: steps[self.kept_index(name, first) :] - first for name, steps in self.steps.items()}
         return {name: array[:, kept[name]] if name in kept else array for name, array in given.items()}
 
     def kept_index(self, name: str, step: int) -> int:
-        """Where a step that is kept lies among those of an output; of one that is not, where the next one does."""
+        """The number of kept steps of an output before `step`, which is where it lies among them."""
         return int(np.searchsorted(self.steps[name], step)) if name in self.steps else step
 
 
@@ -77,15 +77,15 @@ class Case:
 
     name: str
     pool: str
-    """Its name."""
+    """Name of the pool."""
     rows: tuple[int, ...]
     """Indices into the pool; a row may stand several times."""
     batch: int
-    """Divides the number of rows."""
+    """Rows that go through the model at once; divides the number of rows."""
     floor: Error
     """Noise floor: what the trained form itself makes in the bundle's precision on these inputs (int8: in float32)."""
     prefilled: int = 0
-    """Of a stream: steps that are taken at once before the others are taken, and judged, one by one."""
+    """Steps of a stream that are taken at once, before the others follow one by one and are compared."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,16 @@ class Reference:
     cases: tuple[Case, ...]
     blocks: tuple[BlockFloor, ...] = ()
     block_outputs: Mapping[str, Array] | None = None
-    """By name: float64 residual stream of the first case, its last frames: [batch, frames, features]."""
+    """The residual stream behind each block, by name, in the first case's last frames: float64
+    [batch, frames, features]."""
     precision: Precision = "float32"
-    """In which the floors were taken."""
+    """Precision in which the floors were taken."""
     kept: tuple[str, ...] = ()
-    """Islands that were asked for, which were float32 for the floors too."""
+    """Layers, nodes or blocks that were asked to stay float32, which were float32 for the floors too."""
     left_out: tuple[str, ...] = ()
-    """Cases that are none, for the trained form itself is off by more than ILL_CONDITIONED or overflows in them."""
+    """Names of inputs that are no case: the trained form itself overflows or is off by more than ILL_CONDITIONED."""
     sampled: tuple[str, ...] = ()
-    """What it holds less of than that of a smaller model, for it would have taken too long; in words."""
+    """What this reference holds less of than a smaller model's, for it would have taken too long; in words."""
 
     def feeds(self, case: Case) -> Iterator[dict[str, Array]]:
         """The inputs of a case, batch by batch."""
@@ -122,10 +123,10 @@ class Reference:
     def error(self, case: Case, outputs: Iterable[Mapping[str, Array]], first: int = 0) -> Error:
         """The worst error over the outputs of a case's batches, which may be those of the steps from `first` on.
 
-        What is not judged of a batch is let go before the next one is asked for.
+        What is not compared of a batch is let go before the next one is asked for.
         """
         pool = self.pools[case.pool]
-        got = list(map(partial(pool.judged, first=first), outputs))  # in a loop the name would hold one more
+        got = list(map(partial(pool.at_kept_steps, first=first), outputs))  # in a loop the name would hold one more
         want = pool.want(case.rows, first)
         return worst([measure(np.concatenate([part[name] for part in got]), array) for name, array in want.items()])
 

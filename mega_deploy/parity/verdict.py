@@ -1,4 +1,4 @@
-"""How a backend did against a reference."""
+"""The verdict on a backend: its error in each case of a reference, and the limit there."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.parity.error import Error, limit_for
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """How a backend did in one case."""
+    """The error of a backend in one case, beside its noise floor and its limit."""
 
     name: str
     batch: int
@@ -36,7 +36,7 @@ class CaseResult:
         return max(self.error.relative_l2 / self.limit.relative_l2, self.error.max_over_rms / self.limit.max_over_rms)
 
     def to_json(self) -> dict[str, Any]:
-        """The case for a report."""
+        """The case as JSON values, for a report."""
         return {
             "name": self.name,
             "batch": self.batch,
@@ -98,5 +98,5 @@ class Report:
 
 
 def _json(value: float) -> float | None:
-    """JSON has no infinity: null stands for the error of an output that is not finite, and for no limit."""
+    """A number in JSON, which has no infinity: null stands for an error that is not finite, and for no limit."""
     return value if np.isfinite(value) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.parity import Case, CaseResult, Error, Reference, Report, handover, measure
 from mega_deploy.runtime.model import Model
 from mega_deploy.runtime.onnxruntime.emulation import emulated

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from mega_deploy.bundle import ENCODE, MODEL, PREFILL, REFERENCE, STEP, STREAM_REFERENCE, Bundle
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
 from mega_deploy.runtime.backends import DEFAULT, Backend, find_backend

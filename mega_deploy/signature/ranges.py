@@ -41,10 +41,10 @@ Dim = int | Range
 
 
 def usual(dim: Dim) -> int:
-    """The size that engines are tuned for."""
+    """The size of an axis that engines are tuned for."""
     return dim.opt if isinstance(dim, Range) else dim
 
 
 def largest(dim: Dim) -> int:
-    """The largest size."""
+    """The largest size that an axis may have."""
     return dim.max if isinstance(dim, Range) else dim

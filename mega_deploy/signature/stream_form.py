@@ -1,4 +1,4 @@
-"""What a bundle says of its stream: a step, many of them at once, and a source where there is one."""
+"""The description of a bundle's stream: a step, many of them at once, and a source where there is one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Encoding:
     """The bool state [batch, source_len] that tells which steps a source has; none where a stream has no source."""
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest has it; the outputs stand in its `signature.state`."""
+        """JSON values as the manifest has them; the outputs stand in its `signature.state`."""
         return {"inputs": self.signature.to_json()["inputs"], "seen": self.seen}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], state: tuple[StateSpec, ...]) -> Encoding:
-        """From what `to_json` gave, and the state."""
+        """The object from what `to_json` gave, and the state."""
         inputs = Signature.from_json({**value, "outputs": ()}).inputs
         outputs = tuple(spec.tensor for spec in state if spec.output is None)
         if not any(spec.name == value["seen"] and spec.dtype == "bool" for spec in outputs):
@@ -35,22 +35,22 @@ class Encoding:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamForm:
-    """What a bundle says of its stream."""
+    """A bundle's stream as the manifest describes it."""
 
     step: Signature
-    """Of one step, with the state."""
+    """Inputs and outputs of one step, with the state."""
     prefill: Signature
-    """Of many frames in one call: the step's, with an axis of frames behind the batch of each input."""
+    """Inputs and outputs of many frames in one call: the step's, with an axis of frames behind each input's batch."""
     window: int
     """Frames that attention reaches back, the present one included."""
     moving_average: str
-    """How far back that reaches."""
+    """How far back the moving average reaches, in words."""
     flops: int
-    """Of one step of one stream."""
+    """Floating-point operations of one step of one stream."""
     parity: Mapping[str, Any]
     """Summary of stream_parity.json."""
     encode: Encoding | None = None
-    """Of a model that reads a source."""
+    """How the source is encoded, for a model that reads one; None for others."""
 
     @property
     def length(self) -> int:
@@ -58,7 +58,7 @@ class StreamForm:
         return next((spec.limit for spec in self.step.state if spec.limit is not None), self.window)
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest has it; the state stands in its `signature`."""
+        """JSON values as the manifest has them; the state stands in its `signature`."""
         return {
             "inputs": self.step.to_json()["inputs"],
             "outputs": self.step.to_json()["outputs"],
@@ -71,7 +71,7 @@ class StreamForm:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], state: tuple[StateSpec, ...]) -> StreamForm:
-        """From what `to_json` gave, and the state."""
+        """The object from what `to_json` gave, and the state."""
         step = replace(Signature.from_json(value), state=state)
         prefill = replace(step, inputs=tuple(map(TensorSpec.from_json, value["prefill"]["inputs"])))
         names = ("window", "moving_average", "flops", "parity")

@@ -24,11 +24,11 @@ _TAKEN = {"f": "iuf", "i": "iu", "u": "iu"}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output."""
+    """One input or output of a model: its name, dtype, dims and the values it may have."""
 
     name: str
     dtype: str
-    """By numpy's name, such as "float32"."""
+    """The dtype by numpy's name, such as "float32"."""
     dims: tuple[Dim, ...]
     axes: tuple[str, ...] = ()
     """What each axis is called in messages and in the options that widen it, such as "batch"; may be empty. Axes of one
@@ -36,7 +36,7 @@ class TensorSpec:
     values: tuple[int, int] | None = None
     """The smallest and the largest value that whole numbers may have, such as (0, vocabulary - 1)."""
     default: int | None = None
-    """What an input is filled with where it is left out; None for one that must be there."""
+    """The value that fills an input where it is left out; None for an input that must be there."""
 
     def check(self, array: Array) -> Array:
         """The array as the backend takes it: of this dtype, contiguous.
@@ -100,7 +100,7 @@ class TensorSpec:
         return "[" + ", ".join(f"{name} {size}".strip() for name, size in zip(names, sizes, strict=True)) + "]"
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """JSON values as the manifest has them."""
         dims = [vars(dim) if isinstance(dim, Range) else dim for dim in self.dims]
         entry: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "dims": dims, "axes": list(self.axes)}
         if self.values is not None:
@@ -111,7 +111,7 @@ class TensorSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
-        """From what `to_json` gave."""
+        """The object from what `to_json` gave."""
         dims = tuple(Range(**dim) if isinstance(dim, Mapping) else dim for dim in value["dims"])
         axes = tuple(value.get("axes", ()))
         if axes and len(axes) != len(dims):
@@ -126,38 +126,38 @@ class StateSpec:
     """A tensor that a stream carries from one step to the next; its first axis is the batch."""
 
     tensor: TensorSpec
-    """As the step takes it."""
+    """The state as the step takes it."""
     output: str | None
     """Name under which the step gives its new value, of the same dtype and dims; None for what no step changes, a part
     of the stream's source."""
     initial: float = 0
-    """What every element is before the first step."""
+    """The value of every element before the first step."""
     limit: int | None = None
-    """Of a count of steps, [batch]: how many a stream can have before it is reset; None for any number."""
+    """The most steps of a stream before it is reset, for a state [batch] that counts them; None: any number."""
 
     @property
     def name(self) -> str:
-        """Of the input."""
+        """The name of the step's input."""
         return self.tensor.name
 
     @property
     def dtype(self) -> str:
-        """By numpy's name."""
+        """The dtype by numpy's name."""
         return self.tensor.dtype
 
     def shape(self, batch: int) -> tuple[int, ...]:
-        """For so many streams."""
+        """The shape of the state of so many streams: [batch, ...]."""
         return (batch, *(dim for dim in self.tensor.dims[1:] if isinstance(dim, int)))
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """JSON values as the manifest has them."""
         entry = {**self.tensor.to_json(), "initial": self.initial}
         given = {"output": self.output, "limit": self.limit}
         return entry | {name: value for name, value in given.items() if value is not None}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StateSpec:
-        """From what `to_json` gave."""
+        """The object from what `to_json` gave."""
         tensor = TensorSpec.from_json(value)
         if (
             not tensor.dims

@@ -67,11 +67,11 @@ class Signature:
         return inputs
 
     def in_float16(self) -> Signature:
-        """The same with float16 in the place of float32."""
+        """This signature with float16 in the place of float32."""
         return self._with("float32", "float16")
 
     def in_float32(self) -> Signature:
-        """The same with float32 in the place of float16."""
+        """This signature with float32 in the place of float16."""
         return self._with("float16", "float32")
 
     def _with(self, old: str, new: str) -> Signature:
@@ -81,7 +81,7 @@ class Signature:
         return replace(self, inputs=changed(self.inputs), outputs=changed(self.outputs))
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """JSON values as the manifest has them."""
         sides = {
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
@@ -90,7 +90,7 @@ class Signature:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Signature:
-        """From what `to_json` gave."""
+        """The object from what `to_json` gave."""
         inputs, outputs = (tuple(TensorSpec.from_json(spec) for spec in value[side]) for side in ("inputs", "outputs"))
         found = cls(inputs, outputs, tuple(StateSpec.from_json(spec) for spec in value.get("state", ())))
         for specs in (found.with_state.inputs, found.with_state.outputs):
@@ -124,7 +124,7 @@ def _sizes(specs: Iterable[TensorSpec], feeds: Mapping[str, Array]) -> dict[str,
 
 
 def _filled(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
-    """What stands for an input that was left out; its axes are named, and stand in an input that was not."""
+    """The array for an input that was left out; its axes are named, and stand in an input that was not."""
     return np.full([sizes[axis] for axis in spec.axes], spec.default, spec.dtype)
 
 

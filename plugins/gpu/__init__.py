@@ -5,8 +5,8 @@
     product    the weights times the values, and for l1 the division by their sum
     fused      erf in half precision: both products on tensor cores, the weights never leave the chip
 
-`naive` says in plain tensors what each computes, `tiles` which shapes they take on which GPU, `plan` which of them run
-for one attention, and `compile` turns them into cubins on a machine without a GPU. Only `compile` and the kernels
+`naive` says in plain tensors what each computes, `tiles` which shapes they take on which GPU; `launch` runs them on
+PyTorch's tensors, and `compile` turns them into cubins on a machine without a GPU. Only `compile` and the kernels
 themselves need triton; nothing here needs a driver.
 
 Matrices are contiguous. Every kernel has a grid of one dimension, so that a batch may be as large as it likes.

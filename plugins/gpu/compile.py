@@ -19,7 +19,7 @@ _TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _FLOATS = {"mu", "inverse"}
 _PADDED = {"MP", "NP", "DP", "VP", "padded"}
 _ALIGNED = 16
-"""Bytes that pointers are multiples of, and elements that padded sizes are: so Triton writes whole-vector loads."""
+"""Pointers are multiples of so many bytes, padded sizes of so many elements: so Triton writes whole-vector loads."""
 SCRATCH = ("ptr", "ptr")
 """Triton's own last parameters, global and profiling scratch memory; these kernels need neither, so null."""
 

@@ -84,7 +84,7 @@ class _Run:
         self.architecture = _architecture(device)
 
     def weights(self, name: str, q: Tensor, k: Tensor, extras: Mapping[str, Any]) -> Tensor:
-        """[B, N, MP]."""
+        """The weights of every pair of a query and a key, transposed and padded: [B, N, MP]."""
         from mega_deploy.plugins.gpu import weights
 
         (batch, m, d), n = q.shape, k.shape[1]
@@ -98,7 +98,7 @@ class _Run:
         return w
 
     def product(self, w: Tensor, v: Tensor, m: int, *, normalize: bool) -> Tensor:
-        """[B, M, Dv]."""
+        """The weights times the values, [B, M, Dv]; with `normalize` divided by the sum of the weights."""
         from mega_deploy.plugins.gpu import product, product_half
 
         (batch, n, mp), dv = w.shape, v.shape[2]
@@ -111,7 +111,7 @@ class _Run:
         return o
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor, extras: Mapping[str, Any]) -> Tensor:
-        """[B, M, Dv], of the erf kind."""
+        """Attention of the erf kind in one kernel: [B, M, Dv]."""
         from mega_deploy.plugins.gpu.fused import erf_fused
 
         (batch, m, d), n, dv = q.shape, k.shape[1], v.shape[2]
@@ -124,7 +124,7 @@ class _Run:
         return o
 
     def _columns(self, x: Tensor, multiple: int) -> Tensor:
-        """[B, columns, padded] in float32, padded to `multiple` rows."""
+        """x [B, rows, columns] transposed to [B, columns, padded] in float32, its rows padded to `multiple`."""
         from mega_deploy.plugins.gpu.pack import pack_columns
 
         batch, rows, columns = x.shape
@@ -135,7 +135,7 @@ class _Run:
         return out
 
     def _rows(self, x: Tensor) -> Tensor:
-        """x with rows of a multiple of PAD elements: itself where it has them."""
+        """x with each row padded to a multiple of PAD elements; x itself where its rows have so many."""
         from mega_deploy.plugins.gpu.pack import pack_rows
 
         columns = x.shape[-1]

@@ -17,9 +17,9 @@ HALF_SCALE = tl.constexpr(1024.0)
 
 @triton.jit
 def _block(M, N, D, causal, RM: tl.constexpr, RN: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr):
-    """Of this program: its batch, queries [RM, 1, TM, 1], keys [1, RN, 1, TN], and how many channels to add up.
+    """This program's batch, queries [RM, 1, TM, 1], keys [1, RN, 1, TN], and how many channels it adds up.
 
-    Those are none where every key of the block lies beyond the diagonal.
+    The channels are none where every key of the block lies beyond the diagonal.
     """
     down, across = tl.cdiv(M, RM * TM), tl.cdiv(N, RN * TN)
     block = tl.program_id(0)

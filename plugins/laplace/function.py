@@ -122,7 +122,7 @@ def _function(
     opset: int,
     overload: str,
 ) -> ir.Function:
-    """The body with its inputs, of so many axes each, and the attributes that its nodes may carry, as a function."""
+    """An ONNX function of a body, the number of axes of each input, and the attributes that its nodes may carry."""
     values = [ir.val(name, dtype=dtype, shape=[None] * axes) for name, axes in inputs.items()]
     function = onnxscript.build_function(
         body, values, domain=DOMAIN, name=NAME, attributes=list(attributes), opset_imports={"": opset}

@@ -15,7 +15,7 @@ from torch import Tensor
 from mega_deploy.plugins.laplace import EPSILON
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""Of q, k, v, bias and row_scale."""
+"""Gradients of q, k, v, bias and row_scale; None for those that are not needed."""
 
 
 def composite(
@@ -55,7 +55,7 @@ def l1_gradients(
     needed: tuple[bool, ...],
     causal: bool,
 ) -> Gradients:
-    """Of the l1 form, given the `gradient` of the output [B, M, Dv]; `needed` says of which inputs."""
+    """Gradients of the l1 form, given the `gradient` of the output [B, M, Dv]; `needed` says of which inputs."""
     # torch's own gradient of the distance, which is what autograd calls, sums the signs without holding [B, M, N, D].
     q, k = q.contiguous(), k.contiguous()
     distance = torch.cdist(q, k, p=1.0)
@@ -95,7 +95,7 @@ def erf_gradients(
     mu: float,
     sigma: float,
 ) -> Gradients:
-    """Of the erf form, given the `gradient` of the output [B, M, Dv]; `needed` says of which inputs."""
+    """Gradients of the erf form, given the `gradient` of the output [B, M, Dv]; `needed` says of which inputs."""
     products = q @ k.transpose(1, 2)  # [B, M, N]
     steps = (_scores(products, bias, row_scale) - mu) / (sigma * math.sqrt(2))
     weights, density = (1 + torch.erf(steps)) / 2, torch.exp(-steps.square()) / (sigma * math.sqrt(2 * math.pi))
@@ -118,13 +118,13 @@ def _scores(products: Tensor, bias: Tensor | None, row_scale: Tensor | None) -> 
 
 
 def widened(*tensors: Tensor | None) -> Any:
-    """All in the dtype of the arithmetic: float32, or float64 where one of them is."""
+    """The tensors in the dtype of the arithmetic: float32, or float64 where one of them is."""
     wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if wide else torch.float32
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Autocast would take the products back to half precision; devices such as "meta" have none to switch off."""
+    """A context without autocast, which would take products back to half precision; "meta" devices have none."""
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

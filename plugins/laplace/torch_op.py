@@ -98,7 +98,7 @@ def operator(
     mu: float = MU,
     sigma: float = SIGMA,
 ) -> Tensor:
-    """What serves every device that has no kernel of its own."""
+    """The operator on every device that has no kernel of its own."""
     _check(q, k, v, bias, row_scale, kind=kind, sigma=sigma)
     return composite(q, k, v, bias, row_scale, kind=kind, causal=causal, mu=mu, sigma=sigma)
 
@@ -145,7 +145,7 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
-    """Its arguments are named as torch passes them."""
+    """Keep what `_backward` needs; torch passes the arguments by these names."""
     ctx.save_for_backward(*inputs)
     ctx.options = keyword_only_inputs
 

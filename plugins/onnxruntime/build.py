@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mega_deploy.errors import require
 from mega_deploy.plugins.cache import Library
-from mega_deploy.plugins.compiler import build_into, call, compiler, described
+from mega_deploy.plugins.compiler import build_into, call, compiler, describe
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION
 from mega_deploy.plugins.onnxruntime import headers
 from mega_deploy.plugins.onnxruntime.cache import RECIPE, SOURCE_FOLDER
@@ -64,7 +64,7 @@ def _record(command: Sequence[str], include: Path) -> dict[str, object]:
     return {
         "plugin": {"name": NAME, "version": str(VERSION), "namespace": DOMAIN},
         "levels": list(LEVELS),
-        "compiler": described(command),
+        "compiler": describe(command),
         "flags": {"common": list(FLAGS), **{level: list(flags) for level, flags in LEVELS.items()}},
         "headers": str(include),
     }

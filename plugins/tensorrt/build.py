@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mega_deploy.errors import require
 from mega_deploy.plugins.cache import Library
-from mega_deploy.plugins.compiler import build_into, call, compiler, described
+from mega_deploy.plugins.compiler import build_into, call, compiler, describe
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION
 from mega_deploy.plugins.tensorrt import headers
 from mega_deploy.plugins.tensorrt.recipe import RECIPE, SOURCE_FOLDER, UNITS
@@ -25,7 +25,7 @@ EXPORTS = ("getCreators", "setLoggerFinder", "initMegaDeployPlugins")
 DTYPES = {"float32": "kFloat32", "float16": "kFloat16", "bfloat16": "kBFloat16"}
 TILES = {"small": "kSmall", "large": "kLarge"}
 ALIGNMENT = 64
-"""Bytes; where each image begins."""
+"""Each image begins at a multiple of so many bytes."""
 
 
 def build(on_step: Callable[[str], None] = lambda step: None) -> Library:
@@ -59,7 +59,7 @@ def build(on_step: Callable[[str], None] = lambda step: None) -> Library:
             "kernels": [_row(kernel) for kernel in kernels],
             "tensorrt_headers": version,
             "triton": triton.__version__,
-            "compiler": described(command),
+            "compiler": describe(command),
             "flags": [*FLAGS, *LINK_FLAGS],
             "mega_deploy": metadata.version("mega-deploy"),
         }
@@ -99,7 +99,7 @@ def write_table(kernels: Sequence[Compiled], tag: str, folder: Path) -> None:
 
 
 def _compile(command: Sequence[str], include: Sequence[Path], work: Path, on_step: Callable[[str], None]) -> None:
-    """work/library.so from the sources and the table."""
+    """Compile and link work/library.so from the sources and the table."""
     exported = "".join(f" {name};" for name in EXPORTS)
     (work / "exports.map").write_text(f"{{ global:{exported} local: *; }};\n", "utf-8")
     # As system headers, whose warnings are not ours; `work` is the current folder of the compiler.
@@ -113,7 +113,7 @@ def _compile(command: Sequence[str], include: Sequence[Path], work: Path, on_ste
 
 
 def _row(kernel: Compiled) -> dict[str, Any]:
-    """A kernel in the record."""
+    """A kernel's row in the library's record, as JSON values."""
     return {
         "name": kernel.name,
         "architecture": kernel.architecture,

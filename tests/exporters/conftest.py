@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from edifice_models import KINDS, SMALL
 
 import mega_deploy as md
 from mega_deploy.models.edifice import Mega
-
-SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 8}
-KINDS = ("softmax", "laplace")
 
 
 @pytest.fixture(scope="session")

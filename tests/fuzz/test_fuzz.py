@@ -32,7 +32,7 @@ from mega_deploy.checkpoints import read_checkpoint
 from mega_deploy.checkpoints.containers import etf
 from mega_deploy.checkpoints.containers.pickle_values import read_pickle
 from mega_deploy.errors import MegaDeployError
-from mega_deploy.files.arrays import load_arrays, save_arrays
+from mega_deploy.files.npy import load_arrays, save_arrays
 from mega_deploy.parity.reference import Reference
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))

@@ -65,11 +65,11 @@ def _taken(descriptor):
 
 @contextlib.contextmanager
 def _warnings_shown():
-    """Warnings go to stderr, as they do in a child, and do not end as errors of pytest's."""
+    """Send warnings to stderr, as a child does, so that they do not end as errors of pytest's."""
     with warnings.catch_warnings():
         warnings.resetwarnings()
         warnings.simplefilter("default")
         for ignored in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", ignored)
-        warnings.showwarning = lambda *told, **_: sys.stderr.write(warnings.formatwarning(*told[:4]))
+        warnings.showwarning = lambda *parts, **_: sys.stderr.write(warnings.formatwarning(*parts[:4]))
         yield

@@ -81,7 +81,7 @@ def memory(address, shape, dtype=np.float32):
 
 
 class Engine:
-    """Of a graph of its own; what runs it is kept in `contexts`."""
+    """An engine of one graph; what runs it is kept in `contexts`."""
 
     def __init__(self, model, driver):
         self.model, self.driver, self.contexts = model, driver, []

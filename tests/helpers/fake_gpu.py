@@ -179,7 +179,7 @@ class Gpu:
 
     def create(self, phase=0, **given):
         """A plugin from fields, or None where it is refused."""
-        made, keep = [], []
+        made, buffers = [], []
         for name, value in given.items():
             if isinstance(value, Field):
                 made.append(value)
@@ -187,9 +187,9 @@ class Gpu:
             kind = FIELD_TYPES[type(value)]
             data = value.encode() + b"\0" if isinstance(value, str) else value
             data = data if isinstance(data, bytes) else np.array([value], {5: np.int32, 1: np.float32}[kind]).tobytes()
-            keep.append(ctypes.create_string_buffer(data, len(data)))
+            buffers.append(ctypes.create_string_buffer(data, len(data)))
             length = len(data) if kind == 6 else 1
-            made.append(Field(name.encode(), ctypes.addressof(keep[-1]), kind, length))
+            made.append(Field(name.encode(), ctypes.addressof(buffers[-1]), kind, length))
         plugin = self.trt.create(self.creator, (Field * len(made))(*made), len(made), phase)
         return None if plugin is None else ctypes.c_void_p(plugin)
 

@@ -37,11 +37,11 @@ def every_module() -> list[str]:
 
 def modules(*classes: str) -> list[str]:
     """Cases of these classes of the official code."""
-    names = [name for name, told in _modules()[0].items() if told["class"] in classes]
+    names = [name for name, about in _modules()[0].items() if about["class"] in classes]
     if ELSEWHERE is not None and (ELSEWHERE / "fairseq").is_dir():
         for folder in sorted((ELSEWHERE / "fairseq").iterdir()):
-            told = json.loads((folder / "config.json").read_text())
-            if folder.name not in names and told["class"].rsplit(".", 1)[-1] in classes:
+            about = json.loads((folder / "config.json").read_text())
+            if folder.name not in names and about["class"].rsplit(".", 1)[-1] in classes:
                 names.append(folder.name)
     return names
 
@@ -50,9 +50,9 @@ class Module:
     """One case: a module of the official code, with its weights under our names and its inputs and outputs."""
 
     def __init__(self, name: str) -> None:
-        told, tensors = _modules()
-        if name in told:
-            case = told[name]
+        descriptions, tensors = _modules()
+        if name in descriptions:
+            case = descriptions[name]
             weights, self.inputs, self.outputs = (
                 {k.split("/", 2)[2]: v for k, v in tensors.items() if k.startswith(f"{name}/{part}/")}
                 for part in ("weights", "inputs", "outputs")
@@ -67,7 +67,7 @@ class Module:
         self.config, self.flags, self._weights = case["config"], case["flags"], weights
 
     def weights(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        """In float64, under our names; `prefix` stands before the official ones, to be taken away again."""
+        """Weights in float64, under our names; `prefix` stands before the official ones, to be taken away again."""
         found = {}
         for name, array in self._weights.items():
             full = own_name(prefix + name)
@@ -87,13 +87,13 @@ class Module:
         value = torch.from_numpy(self.inputs[name])
         return value.double() if value.is_floating_point() else value
 
-    def keep(self, name: str = "padding_mask") -> torch.Tensor | None:
-        """The steps that are no padding, or None."""
+    def attention_mask(self, name: str = "padding_mask") -> torch.Tensor | None:
+        """True at the steps that are no padding, [batch, steps]; None where the case pads nothing."""
         return ~self.tensor(name) if name in self.inputs else None
 
 
 def close(got: torch.Tensor | np.ndarray, want: np.ndarray) -> None:
-    """Within the tolerance of the goldens' own float32."""
+    """Assert that a result is within the tolerance of the goldens' own float32."""
     array = got.detach().numpy() if isinstance(got, torch.Tensor) else got
     assert array.shape == want.shape
     assert np.abs(array - want).max() <= TOLERANCE * max(1.0, np.abs(want).max())
@@ -131,3 +131,10 @@ def models(source: str, prefix: str = "") -> dict[str, Model]:
             if source == "huggingface" or (folder / "checkpoint.pt").is_file():
                 found.setdefault(folder.name, Model(folder, source))
     return found
+
+
+CLASSIFIERS = {**models("fairseq", "model_lra"), **models("fairseq", "model_sc")}
+LANGUAGE_MODELS = models("fairseq", "model_lm")
+TRANSLATIONS = models("fairseq", "model_nmt")
+HUGGING_FACE = models("huggingface")
+MODELS = {**models("fairseq"), **HUGGING_FACE}

@@ -31,7 +31,7 @@ def served(model, length, feeds, ema="auto"):
 
 
 def float64_graph(model, length, ema="auto"):
-    """In float64, its kernels uncut; inlined, for the evaluator takes one overload of a function for another."""
+    """The graph in float64, its kernels uncut; inlined, for onnx's evaluator takes one overload for another."""
     graph = paper_graph(model, family_of(model).signature(BATCH, length), ema=ema, dtype=ir.DataType.DOUBLE, cut=0)
     return inliner.inline_local_functions(ir.to_proto(graph.model))
 

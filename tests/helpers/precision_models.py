@@ -19,7 +19,7 @@ def build(laplace=False, **options):
 
 
 def run(model, frames):
-    """By onnxruntime as it stands."""
+    """The features that onnxruntime gives for frames, the graph as it stands."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)

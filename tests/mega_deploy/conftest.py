@@ -7,11 +7,10 @@ import fake_driver
 import numpy as np
 import pytest
 import torch
+from edifice_models import SMALL
 
 import mega_deploy as md
 from mega_deploy.models.edifice import Mega
-
-SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 8}
 
 
 @pytest.fixture(scope="session")

@@ -1,75 +1,12 @@
-"""Production hosts have no torch, and rooms import only from rooms below."""
+"""Production hosts have no torch."""
 
-import ast
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import mega_deploy
-
-ROOT = Path(__file__).parents[2]
-SOURCES = {
-    "mega_deploy": "mega_deploy",
-    "exporters": "mega_deploy.exporters",
-    "plugins": "mega_deploy.plugins",
-    "bench": "mega_deploy.bench",
-}
-FLOORS = [
-    {"text", "errors", "arrays", "files", "config", "signature", "machine"},
-    # The op lies below the models: they are trained with its torch form.
-    {"plugins"},
-    {"models", "bundle", "parity"},
-    {"runtime", "checkpoints"},
-    {"doctor"},
-    {"exporters"},
-    {"deploy", "validation", "bisection", "debugging", "inspection"},
-    {"bench"},
-    {"demo"},
-    {"cli"},
-    {"__main__"},
-]
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# text and errors lie below their neighbours: errors are printable lines, and whoever fails raises one.
-GROUND = {"text", "errors", "arrays", "files", "signature"}
-
-
-def modules():
-    for folder, package in SOURCES.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            yield path, ".".join((package, *(part for part in parts if part != "__init__")))
-
-
-def room(module):
-    return module.split(".")[1] if "." in module else None
-
-
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0
-            names = (
-                [f"{node.module}.{alias.name}" for alias in node.names]
-                if node.module == "mega_deploy"
-                else [node.module]
-            )
-            yield from names
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-@pytest.mark.parametrize(
-    ("path", "module"), [pair for pair in modules() if room(pair[1])], ids=lambda value: str(value)[-40:]
-)
-def test_a_room_imports_only_from_rooms_below(path, module):
-    own = room(module)
-    for name in imports(path):
-        if name.split(".")[0] == "mega_deploy" and room(name) not in (own, None):
-            assert room(name) in GROUND or FLOOR[room(name)] < FLOOR[own], f"{module} imports {name}"
-
 
 BLOCKED = ("torch", "onnx", "onnxscript", "safetensors")
 

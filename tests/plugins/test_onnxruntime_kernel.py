@@ -16,7 +16,8 @@ from laplace_models import FORMS, arrays, each_form, op_model
 from onnxscript import ir
 
 from mega_deploy.errors import BundleError, InputError, MissingComponentError
-from mega_deploy.plugins.cache import RECORD, Unusable, sha256_of
+from mega_deploy.files.hashing import sha256_of
+from mega_deploy.plugins.cache import RECORD, Unusable
 from mega_deploy.plugins.laplace.reference import laplace_attention
 from mega_deploy.plugins.onnxruntime import build, headers
 from mega_deploy.plugins.onnxruntime.cache import RECIPE

@@ -195,7 +195,7 @@ def up(size, multiple):
 
 @pytest.mark.parametrize("dtype", CODES)
 def test_the_workspace_of_l1_holds_packed_inputs_and_weights(gpu, dtype):
-    """Of the largest blocks, 64 x 64: qt, kt, the padded v, and w."""
+    """Bytes of the largest blocks, 64 x 64: qt, kt, the padded v, and w."""
     element = 4 if dtype == "float32" else 2
     given = [(shape, dtype) for shape in ((3, 70, 20), (3, 90, 20), (3, 90, 33))]
     buffers = [3 * 20 * 128 * 4, 3 * 20 * 128 * 4, 3 * 90 * 48 * element, 3 * 90 * 128 * element]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mega_deploy.arrays import Array
 from mega_deploy.bench.contenders.replay import along
 from mega_deploy.bench.measure.latency import sample, warm_up
 from mega_deploy.bundle import ENCODE, MODEL, STEP
-from mega_deploy.config.edifice import Form
+from mega_deploy.config.common import Form
 from mega_deploy.runtime import OpenBundle, Session, SessionOptions
 from mega_deploy.runtime.onnxruntime.step import STEP_CONFIG
 from mega_deploy.runtime.streams.encoder import Encoder
@@ -40,7 +40,7 @@ class Node:
 
 
 def profile(
-    bundle: OpenBundle, feeds: Mapping[str, npt.NDArray[Any]], threads: int, folder: Path, form: Form = "window"
+    bundle: OpenBundle, feeds: Mapping[str, Array], threads: int, folder: Path, form: Form = "window"
 ) -> list[Node]:
     """Run a bundle under onnxruntime's profiler; the graph as onnxruntime runs it is left in `folder`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from mega_deploy.arrays import Array
@@ -81,19 +82,26 @@ def read_hugging_face(
     return config, weights, names
 
 
+def _get(options: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """An option, or its default where it is left out or null."""
+    value = options.get(name, default)
+    return default if value is None else value
+
+
+def _flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
+    """An option that is true or false.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    value = _get(options, name, default)
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be true or false, got {value!r:.100}")
+    return value
+
+
 def _config(options: Mapping[str, Any], head: Head, weights: Mapping[str, Array]) -> HuggingFaceConfig:
-    def get(name: str, default: Any = None) -> Any:
-        value = options.get(name, default)
-        if value is None and default is not None:
-            return default
-        return value
-
-    def flag(name: str, default: bool) -> bool:
-        value = get(name, default)
-        if not isinstance(value, bool):
-            raise OptionError(f"{name} must be true or false, got {value!r:.100}")
-        return value
-
+    get, flag = partial(_get, options), partial(_flag, options)
     # transformers' own defaults: save_pretrained leaves out what equals them.
     hidden = get("hidden_size", 128)
     chunk = get("chunk_size", -1)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mega_deploy.config.edifice import Source
+from mega_deploy.config.common import Source
 from mega_deploy.config.tasks import ClassifierConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.models.paper.activation import ACTIVATIONS

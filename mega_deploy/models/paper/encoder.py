@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mega_deploy.config.edifice import Source
+from mega_deploy.config.common import Source
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.models.paper.activation import ACTIVATIONS

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mega_deploy.config.edifice import Source
+from mega_deploy.config.common import Source
 from mega_deploy.config.tasks import HuggingFaceConfig
 from mega_deploy.errors import OptionError
 from mega_deploy.models.paper.encoder import MegaStack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mega_deploy.config.edifice import Source
+from mega_deploy.config.common import Source
 from mega_deploy.config.tasks import LanguageModelConfig
 from mega_deploy.models.paper.embedding import Embedding, make_table
 from mega_deploy.models.paper.encoder import MegaStack

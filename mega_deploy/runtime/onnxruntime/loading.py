@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mega_deploy.bundle import MODEL, Bundle, stream_signature
-from mega_deploy.config.edifice import Precision
+from mega_deploy.config.common import Precision
 from mega_deploy.runtime.onnxruntime.emulation import EmulatedSession, emulated
 from mega_deploy.runtime.onnxruntime.providers import ProviderSession
 from mega_deploy.runtime.onnxruntime.session import Session

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from mega_deploy.bundle import sha256_of
 from mega_deploy.errors import InputError, MissingComponentError, require
+from mega_deploy.files.hashing import sha256_of
 from mega_deploy.machine.gpu import REMEDY, Machine, look
 from mega_deploy.plugins.cache import home
 from mega_deploy.plugins.private import NotPrivateError, make_folder

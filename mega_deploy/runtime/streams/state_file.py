@@ -12,7 +12,7 @@ import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
-from mega_deploy.files.arrays import load_arrays, save_arrays
+from mega_deploy.files.npy import load_arrays, save_arrays
 
 ABOUT = "about"
 VERSION = 1

@@ -6,8 +6,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-import numpy.typing as npt
-
+from mega_deploy.arrays import Array
 from mega_deploy.errors import MegaDeployError, MissingComponentError
 
 BUS_BYTES = 32
@@ -77,11 +76,11 @@ class Device:
         self.activate()
         self._call("cuMemFree", address)
 
-    def upload(self, array: npt.NDArray[Any], address: int) -> None:
+    def upload(self, array: Array, address: int) -> None:
         """Copy a contiguous array to the GPU, in the stream's order."""
         self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self.stream)
 
-    def download(self, address: int, array: npt.NDArray[Any]) -> None:
+    def download(self, address: int, array: Array) -> None:
         """Copy from the GPU into a contiguous array, in the stream's order; it is there after `wait`."""
         self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self.stream)
 

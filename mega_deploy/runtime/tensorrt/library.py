@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from mega_deploy.bundle import Bundle, sha256_of
+from mega_deploy.bundle import Bundle
 from mega_deploy.bundle.engines import TARGETS, Engine, Here, Target, check_file
 from mega_deploy.errors import BundleError, require
+from mega_deploy.files.hashing import sha256_of
 from mega_deploy.machine.gpu import look
 from mega_deploy.plugins import listing
 from mega_deploy.plugins.cache import Library

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from commands import within
-from paper_goldens import close, models
+from paper_goldens import MODELS, close
 
 import mega_deploy as md
 from mega_deploy.errors import InputError, OptionError
 from mega_deploy.models.paper import MegaConfig, MegaEncoder
 
-CASES = {**models("fairseq"), **models("huggingface")}
 # A classifier padded to chunks, a language model whose output shares the embedding, a translation, and a class of
 # Hugging Face's: for each the range of lengths, and a precision.
 FAMILIES = {
@@ -27,7 +26,7 @@ FAMILIES = {
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paper")
     return {
-        name: md.export(CASES[name].checkpoint, folder / f"{name}.mega", seq_range=lengths, batch_range="1:2:8")
+        name: md.export(MODELS[name].checkpoint, folder / f"{name}.mega", seq_range=lengths, batch_range="1:2:8")
         for name, (lengths, _) in FAMILIES.items()
     }
 
@@ -43,7 +42,7 @@ def test_a_bundle_is_judged_on_its_own_kinds_of_inputs_and_on_others(bundles, na
 
 
 def test_a_session_takes_arrays_by_name_and_gives_several(bundles):
-    case, session = CASES["model_token_types"], bundles["model_token_types"].session()
+    case, session = MODELS["model_token_types"], bundles["model_token_types"].session()
     got = session.run(case.inputs)
     for name in ("last_hidden_state", "pooler_output"):
         close(got[name], case.outputs[name])
@@ -64,7 +63,7 @@ def test_the_manifest_tells_names_values_and_defaults(bundles):
 
 
 def test_source_and_target_may_have_lengths_of_their_own(bundles):
-    case = CASES["model_nmt_laplace_rotary_chunk"]
+    case = MODELS["model_nmt_laplace_rotary_chunk"]
     feeds = {name: case.inputs[name] for name in ("src_lengths", "prev_output_tokens")}
     got = (
         bundles["model_nmt_laplace_rotary_chunk"].session().run({**feeds, "src_tokens": case.inputs["src_tokens_left"]})
@@ -101,7 +100,7 @@ def test_inputs_that_do_not_fit_are_refused(bundles, name, feeds, words):
 def test_lower_precisions_pass_their_own_verdict(name, tmp_path):
     precision = FAMILIES[name][1]
     bundle = md.export(
-        CASES[name].checkpoint, tmp_path / "x.mega", seq_len=15, precision=precision, batch_range="1:1:4"
+        MODELS[name].checkpoint, tmp_path / "x.mega", seq_len=15, precision=precision, batch_range="1:1:4"
     )
     assert md.validate(bundle).passed
     assert bundle.manifest.precision == precision
@@ -116,14 +115,14 @@ def test_an_engine_is_built_for_a_range_of_lengths(bundles, name):
 
 
 def test_a_length_must_be_said(tmp_path):
-    case = CASES["model_lm_wiki103_adaptive"]
+    case = MODELS["model_lm_wiki103_adaptive"]
     with pytest.raises(OptionError, match="--seq-len"):
         md.export(case.checkpoint, tmp_path / "x.mega")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line_goes_from_a_hugging_face_folder_to_outputs(tmp_path):
-    case = CASES["qa"]
+    case = MODELS["qa"]
     np.savez(tmp_path / "in.npz", **case.inputs)
     for arguments in (
         ("export", case.checkpoint, "-o", "qa.mega", "--seq-len", "19", "--source", "huggingface"),
@@ -137,7 +136,7 @@ def test_the_command_line_goes_from_a_hugging_face_folder_to_outputs(tmp_path):
 
 
 def test_the_last_layer_computes_the_first_step_alone_where_no_other_is_wanted(tmp_path):
-    bundle = md.export(CASES["seqcls_laplace_simple"].checkpoint, tmp_path / "x.mega", seq_len=19, batch_range="1:1:4")
+    bundle = md.export(MODELS["seqcls_laplace_simple"].checkpoint, tmp_path / "x.mega", seq_len=19, batch_range="1:1:4")
     reference = bundle.reference()
     assert [array.shape[1] for array in reference.block_outputs.values()][-1] == 1
 

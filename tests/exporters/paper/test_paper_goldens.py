@@ -1,17 +1,12 @@
 """Graphs of fairseq's checkpoints and of Hugging Face's give the outputs of fairseq and of Hugging Face."""
 
 import pytest
-from paper_goldens import close, models
+from paper_goldens import CLASSIFIERS, HUGGING_FACE, LANGUAGE_MODELS, TRANSLATIONS, close
 from paper_graphs import served
 
 from mega_deploy.checkpoints import load_checkpoint
 from mega_deploy.config.paper_signature import longest, pads_to_chunks, stacks
 from mega_deploy.signature import Range
-
-CLASSIFIERS = {**models("fairseq", "model_lra"), **models("fairseq", "model_sc")}
-LANGUAGE_MODELS = models("fairseq", "model_lm")
-TRANSLATIONS = models("fairseq", "model_nmt")
-HUGGING_FACE = models("huggingface")
 
 
 def lengths(model, *found):

@@ -16,6 +16,7 @@ import onnx
 import pytest
 import tensorrt_rtx
 import torch
+from edifice_models import SMALL
 
 import mega_deploy as md
 from mega_deploy.bundle import add_engines
@@ -32,7 +33,6 @@ from mega_deploy.plugins.laplace import DOMAIN, NAME
 
 ADA = Machine("580.65.06", (Gpu("NVIDIA L4", "8.9"),), None, look().platform)
 VERSION = "10.14.1.48"
-SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 8}
 HEADER = b"ftrt" + bytes(20) + bytes([10, 14, 1, 48])
 
 

@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 import tensorrt_rtx
 import torch
+from edifice_models import KINDS, SMALL
 from laplace_models import for_tensorrt, op_model
 
 import mega_deploy as md
@@ -33,8 +34,6 @@ from mega_deploy.plugins.laplace import DOMAIN
 from mega_deploy.runtime.tensorrt import parsed as graph
 from mega_deploy.signature import Range, Signature, TensorSpec
 
-KINDS = ("softmax", "laplace")
-SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 8}
 CAPABILITIES = list(library.capabilities(tensorrt_rtx))
 
 

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import tensorrt_rtx
 import torch
+from edifice_models import KINDS, SMALL
 from spoiling import added, spoil
 
 import mega_deploy as md
@@ -18,9 +19,7 @@ from mega_deploy.machine.gpu import Gpu, Machine
 from mega_deploy.models.edifice import Mega
 from mega_deploy.runtime import Session
 
-SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 8}
 WIDER = {"embed_dim": 12, "hidden_size": 64, "ema_dim": 8, "num_layers": 2, "window_size": 20}  # enough for int8
-KINDS = ("softmax", "laplace")
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 
 

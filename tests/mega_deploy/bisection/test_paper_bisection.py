@@ -5,14 +5,13 @@ import dataclasses
 import onnx
 import pytest
 import torch
-from paper_goldens import models
+from paper_goldens import MODELS
 from spoiling import added, other_axis, other_body, other_op, spoil
 
 import mega_deploy as md
 from mega_deploy.models.paper import MegaConfig, MegaEncoder
 from mega_deploy.parity import Error
 
-CASES = {**models("fairseq"), **models("huggingface")}
 LENGTHS = {
     "model_lm_enwik8": {"seq_len": 16},  # softmax
     "model_lm_relu2_chunk_trunc": {"seq_range": "1:16:20"},  # chunks that end within
@@ -30,7 +29,7 @@ def made(tmp_path_factory):
     def make(name):
         if name not in known:
             options = {**LENGTHS[name], "batch_range": "1:1:4"}
-            known[name] = md.export(CASES[name].checkpoint, folder / name, **options).path
+            known[name] = md.export(MODELS[name].checkpoint, folder / name, **options).path
         return known[name]
 
     return make

@@ -7,16 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from paper_goldens import close, models
+from paper_goldens import CLASSIFIERS, HUGGING_FACE, LANGUAGE_MODELS, TRANSLATIONS, close
 
 from mega_deploy.checkpoints import load_checkpoint, model_source, read_checkpoint, save_checkpoint
 from mega_deploy.config.paper_signature import check_lengths, signature, stacks
 from mega_deploy.signature import Range
 
-CLASSIFIERS = {**models("fairseq", "model_lra"), **models("fairseq", "model_sc")}
-LANGUAGE_MODELS = models("fairseq", "model_lm")
-TRANSLATIONS = models("fairseq", "model_nmt")
-HUGGING_FACE = models("huggingface")
 ALL = {**CLASSIFIERS, **LANGUAGE_MODELS, **TRANSLATIONS, **HUGGING_FACE}
 
 

@@ -17,7 +17,7 @@ import mega_deploy as md
 from mega_deploy.bundle import MANIFEST, writing
 from mega_deploy.errors import BundleError, InputError
 from mega_deploy.files import writing as files
-from mega_deploy.files.arrays import load_arrays, save_arrays
+from mega_deploy.files.npy import load_arrays, save_arrays
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_the_moving_average_is_the_official_one(name):
     ema = case.load(MultiHeadEMA(config), "move.")
     x = case.tensor("x")
     want = case.outputs.get("out", case.outputs.get("full_out"))
-    close(ema(x, case.keep()), want)
+    close(ema(x, case.attention_mask()), want)
     if "kernel" in case.outputs:
         close(ema.kernel(x.shape[1]), case.outputs["kernel"])
     if "incremental" in case.flags:  # the recurrence knows no truncation
@@ -86,7 +86,7 @@ def test_gated_attention_is_the_official_one(name):
     attention = case.load(GatedAttention(config), "mega_layer.")
     x = case.tensor("x")
     if "out" in case.outputs:
-        close(attention(x, case.keep()), case.outputs["out"])
+        close(attention(x, case.attention_mask()), case.outputs["out"])
         return
     steps = [case.outputs[f"step_{step:02}_out"] for step in range(len(case.flags["steps"]))]
     whole = x.shape[1] - x.shape[1] % (config.chunk_size or 1)
@@ -98,7 +98,7 @@ def test_gated_cross_attention_is_the_official_one(name):
     case = Module(name)
     config = attention_config(case.config)
     cross = case.load(GatedCrossAttention(config, config.max_positions), "cross_attn.")
-    got = cross(case.tensor("query"), case.tensor("key"), case.keep("key_padding_mask"))
+    got = cross(case.tensor("query"), case.tensor("key"), case.attention_mask("key_padding_mask"))
     close(got, case.outputs.get("out", case.outputs.get("full_out")))
 
 
@@ -175,10 +175,10 @@ def test_layers_are_the_official_ones(name):
     )
     layer = case.load(MegaLayer(config))
     if decoder:
-        memory, memory_keep = case.tensor("encoder_out"), case.keep("encoder_padding_mask")
-        got = layer(case.tensor("x"), case.keep("decoder_padding_mask"), memory, memory_keep)
+        memory, memory_mask = case.tensor("encoder_out"), case.attention_mask("encoder_padding_mask")
+        got = layer(case.tensor("x"), case.attention_mask("decoder_padding_mask"), memory, memory_mask)
     else:
-        got = layer(case.tensor("x"), case.keep())
+        got = layer(case.tensor("x"), case.attention_mask())
     close(got, case.outputs["out"])
 
 

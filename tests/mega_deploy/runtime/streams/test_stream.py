@@ -15,7 +15,7 @@ import torch
 import mega_deploy as md
 from mega_deploy.bundle import MANIFEST, STEP, STREAM_REFERENCE, describe_files, write_json
 from mega_deploy.errors import BundleError, InputError, OptionError
-from mega_deploy.files.arrays import load_arrays, save_arrays
+from mega_deploy.files.npy import load_arrays, save_arrays
 from mega_deploy.models.edifice import Mega
 
 WINDOW, FEATURES, HIDDEN = 8, 6, 16

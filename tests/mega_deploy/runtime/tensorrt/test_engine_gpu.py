@@ -4,14 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from edifice_models import SMALL
 
 import mega_deploy as md
 from mega_deploy.machine.gpu import look
 from mega_deploy.models.edifice import Mega
 
 pytestmark = pytest.mark.gpu
-
-SMALL = {"embed_dim": 6, "hidden_size": 16, "ema_dim": 3, "num_layers": 2, "window_size": 8}
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def _check_unpacked(path: Path, limit: int) -> None:
 
 
 def check_target(path: Path) -> None:
-    """Raise InputError where no arrays can be written so, before they are computed: the name's ending, or no folder."""
+    """Raise InputError, before arrays are computed, where they cannot be written: a wrong ending, or no such folder."""
     _check_ending(path)
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
