@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from mega_deploy.config.common import Form, Precision
-from mega_deploy.config.edifice import Attention, Output
+from mega_deploy.config.common import Attention, Form, Output, Precision
 from mega_deploy.errors import OptionError
 from mega_deploy.signature import Dim, Range
 

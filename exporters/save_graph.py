@@ -47,10 +47,10 @@ def _settle(path: Path) -> None:
     settle_file(path)
     ends: dict[str, int] = {}
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:
-        told = {entry.key: entry.value for entry in tensor.external_data}
-        if told:
-            end = int(told.get("offset", 0)) + int(told["length"])
-            ends[told["location"]] = max(ends.get(told["location"], 0), end)
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if entries:
+            end = int(entries.get("offset", 0)) + int(entries["length"])
+            ends[entries["location"]] = max(ends.get(entries["location"], 0), end)
     for name, size in ends.items():
         settle_file(path.with_name(name), size)
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mega_deploy import bundle as files
-from mega_deploy.config.common import Precision
-from mega_deploy.config.edifice import Attention, Output
+from mega_deploy.config.common import Attention, Output, Precision
 from mega_deploy.errors import InputError, OptionError, require
 from mega_deploy.exporters import PACKAGES
 from mega_deploy.exporters.options import DEFAULT_BATCH, ExportOptions

@@ -30,7 +30,7 @@ class Library:
 
     @property
     def sha256(self) -> str:
-        """Of the library, in hex."""
+        """The hash of the library, in hex."""
         return str(self.record["sha256"])
 
     @contextlib.contextmanager

@@ -12,13 +12,13 @@ FLOORS = {
     room: floor
     for floor, rooms in enumerate(
         (
-            ("errors", "arrays"),
+            ("errors", "text", "arrays"),
             ("config", "signature", "machine", "files"),
             ("plugins",),  # below the models, which are trained with the op
             ("models", "bundle", "parity"),
             ("runtime", "checkpoints"),
             ("exporters", "doctor"),
-            ("deploy", "validation", "inspection", "bisection"),
+            ("deploy", "validation", "inspection", "bisection", "debugging"),
             ("bench", "serving", "demo"),
             ("cli",),
             ("__main__",),
@@ -26,9 +26,9 @@ FLOORS = {
     )
     for room in rooms
 }
-# A configuration tells its model's inputs and outputs; the demo times one window.
-BESIDE = {"config": {"signature"}, "demo": {"bench"}}
-LOOSE_MODULES = {"__init__", "__main__", "arrays", "deploy", "doctor", "errors", "inspection", "validation"}
+# A configuration tells its model's inputs and outputs; the demo times one window; an error is a printable line.
+BESIDE = {"config": {"signature"}, "demo": {"bench"}, "errors": {"text"}}
+LOOSE_MODULES = {"__init__", "__main__", "arrays", "deploy", "doctor", "errors", "inspection", "text", "validation"}
 # What a host needs to run bundles, and to have a bundle built by others checked.
 PRODUCTION = {"errors", "arrays", "files", "config", "signature", "machine", "bundle", "parity", "runtime", "serving"}
 LINES = 60

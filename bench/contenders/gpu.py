@@ -40,14 +40,14 @@ def engine_contender(bundle: OpenBundle, task: Task, feeds: Mapping[str, Array])
         session.run_named(inputs)  # shapes are set, lazy kernels loaded, and a graph captured before anything is timed
     timer = Timer(execution, inputs)
     sensors = Sensors(execution.device.bus())
-    facts = {"gpu": {**vars(look().gpus[0]), **sensors.set_up()}, "cuda_graph": task.cuda_graph}
+    details = {"gpu": {**vars(look().gpus[0]), **sensors.set_up()}, "cuda_graph": task.cuda_graph}
     kind = "a CUDA graph" if task.cuda_graph else "launched anew each time"
 
     def measure(count: int) -> tuple[list[float], dict[str, Any]]:
         seconds, steps = timer.measure(count)
         return seconds, {"device_ms": steps, "sensors": sensors.read()}
 
-    return Contender(timer.call, f"{session.providers[0]}, {kind}, ordinary host memory", measure, facts)
+    return Contender(timer.call, f"{session.providers[0]}, {kind}, ordinary host memory", measure, details)
 
 
 class Timer:

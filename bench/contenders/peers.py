@@ -20,7 +20,7 @@ from mega_deploy.bench.contenders.torch_peers import (
     ahead_of_time_peer,
     compile_ahead,
     exportable,
-    gpu_facts,
+    gpu_details,
     tensors,
     torch_peer,
     torch_tensorrt_peer,
@@ -102,7 +102,7 @@ def _tensorrt(task: Task, feeds: Mapping[str, Array]) -> Contender:
     return Contender(
         lambda: list(runner.infer(inputs).values()),
         "torch.onnx.export for this very batch, strongly typed float32 without TF32",
-        facts=gpu_facts("cuda"),
+        details=gpu_details("cuda"),
     )
 
 

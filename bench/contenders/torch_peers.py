@@ -49,7 +49,7 @@ def torch_peer(task: Task, feeds: Mapping[str, Array]) -> Contender:
     tried += [_try(model, inputs, device, min(tried).form, way) for way in other_ways]
     best = min(tried)
     others = f"; fastest of {len(tried)} ways" if len(tried) > 1 else ""
-    return Contender(best.call, f"{best.named}, inference mode, float32{others}", facts=gpu_facts(device))
+    return Contender(best.call, f"{best.named}, inference mode, float32{others}", details=gpu_details(device))
 
 
 @dataclass(frozen=True, order=True)
@@ -175,10 +175,12 @@ def torch_tensorrt_peer(task: Task, feeds: Mapping[str, Array]) -> Contender:
         with torch.inference_mode():
             return _arrays(compiled(**{name: tensor.cuda() for name, tensor in inputs.items()}))
 
-    return Contender(call, "torch_tensorrt.compile for this very batch, float32 without TF32", facts=gpu_facts("cuda"))
+    return Contender(
+        call, "torch_tensorrt.compile for this very batch, float32 without TF32", details=gpu_details("cuda")
+    )
 
 
-def gpu_facts(device: str) -> dict[str, Any] | None:
+def gpu_details(device: str) -> dict[str, Any] | None:
     """The GPU that a contender runs on, as its driver names it."""
     if device == "cpu":
         return None

@@ -76,7 +76,7 @@ class Contender:
     """How it is set up, in words."""
     measure: Callable[[int], tuple[list[float], dict[str, Any]]] | None = None
     """So many calls: seconds of each, and what else was measured; None: `call` is timed by the clock on the wall."""
-    facts: Mapping[str, Any] | None = None
+    details: Mapping[str, Any] | None = None
     """What else is to be known of it, such as the GPU."""
     check: Callable[[], Outputs] | None = None
     """Gives what is held against the trained model's outputs; None: `call` does."""

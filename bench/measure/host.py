@@ -27,7 +27,7 @@ def describe(cores: Sequence[int], gpu: dict[str, Any] | None = None) -> dict[st
     model = re.search(r"^(?:model name|Hardware)\s*:\s*(.+)$", info, re.MULTILINE)
     flags = set(re.findall(r"\S+", (re.search(r"^(?:flags|Features)\s*:(.+)$", info, re.MULTILINE) or [""])[0]))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    facts: dict[str, Any] = {
+    found: dict[str, Any] = {
         "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
         "instructions": [flag for flag in FLAGS if flag in flags],
         "cores": list(cores),
@@ -43,12 +43,12 @@ def describe(cores: Sequence[int], gpu: dict[str, Any] | None = None) -> dict[st
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "gpu": gpu,
     }
-    return facts | {"fingerprint": fingerprint(facts)}
+    return found | {"fingerprint": fingerprint(found)}
 
 
-def fingerprint(facts: dict[str, Any]) -> str:
-    """A hash of the facts that must be the same for figures to be comparable."""
-    same = json.dumps({name: facts.get(name) for name in IDENTITY}, sort_keys=True)
+def fingerprint(found: dict[str, Any]) -> str:
+    """A hash of the properties that must be the same for figures to be comparable."""
+    same = json.dumps({name: found.get(name) for name in IDENTITY}, sort_keys=True)
     return hashlib.sha256(same.encode()).hexdigest()[:16]
 
 

@@ -24,7 +24,7 @@ class Timed:
 
     task: Task
     process: Process
-    facts: dict[str, Any]
+    details: dict[str, Any]
     calls: int
     rounds: Samples = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Rounds:
             for one in list(self.timed):
                 with self._guarded(one.task):
                     one.process.resume()
-                    one.facts |= one.process.ask({}, self.schedule.timeout)
+                    one.details |= one.process.ask({}, self.schedule.timeout)
 
     def _start(self, task: Task) -> Timed:
         """Prepare a contender, and start it up to the point where it is warm; it is stopped then."""
@@ -94,13 +94,13 @@ class Rounds:
                 preparing.close()
         process = Process(task.contender, {"job": "time", **job}, len(task.cores))
         try:
-            facts = process.answer(self.schedule.timeout)
+            details = process.answer(self.schedule.timeout)
             process.pause()
         except BaseException:
             process.close(at_once=True)
             raise
-        wanted = math.ceil(self.schedule.turn_seconds / facts["warm_up"]["call_seconds"])
-        return Timed(task, process, facts, max(task.least_calls(self.schedule), min(MOST_CALLS, wanted)))
+        wanted = math.ceil(self.schedule.turn_seconds / details["warm_up"]["call_seconds"])
+        return Timed(task, process, details, max(task.least_calls(self.schedule), min(MOST_CALLS, wanted)))
 
     def _turn(self, one: Timed) -> None:
         before = Busy.read(self.cores)

@@ -3,7 +3,7 @@
 A line of JSON on stdin says what to do; each line on stdout is an answer. What libraries print goes to stderr.
 
     {"job": "prepare", "catalogue": "...", "task": {...}}  -> {}
-    {"job": "time", "catalogue": "...", "task": {...}}     -> facts of the contender, once it is loaded, checked and
+    {"job": "time", "catalogue": "...", "task": {...}}     -> details of the contender, once it is loaded, checked and
                                                               warm; then
         {"calls": n}                                       -> {"seconds": [...], ...} for each turn: of each call,
                                                               processor time of a call, processor time and time of the
@@ -69,7 +69,7 @@ def time_contender(
         "relative_error": error,
         "settings": contender.settings,
         "warm_up": vars(warm),
-        **(contender.facts or {}),
+        **(contender.details or {}),
     }
     for question in questions:
         yield _take_turn(contender, question["calls"]) if "calls" in question else {"peak_rss_mb": peak_rss_mb()}

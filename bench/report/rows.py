@@ -24,7 +24,7 @@ def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits
     """One contender on one case."""
     seconds = [second for turn in one.rounds for second in turn]
     latency = Latency.of(seconds)
-    batch, facts = about["batch"], one.facts
+    batch, details = about["batch"], one.details
     others = float(np.median(one.others)) if one.others else 0.0
     of_bundle = one.task.contender in (OURS, WINDOW, *NO_STEPS)
     row = {
@@ -38,21 +38,21 @@ def result_row(one: Timed, about: Row, limit: Mapping[str, float] | None, limits
         "rounds": len(one.rounds),
         "intervals": _intervals(one.rounds),
         "processor_ms": float(np.median(one.processor)) * 1e3,
-        "peak_rss_mb": facts["peak_rss_mb"],
-        "load_ms": facts["load_ms"],
-        "cold_start_ms": facts["cold_start_ms"],
-        "relative_error": facts["relative_error"],
-        "settings": facts["settings"],
-        "warm_up": facts["warm_up"],
+        "peak_rss_mb": details["peak_rss_mb"],
+        "load_ms": details["load_ms"],
+        "cold_start_ms": details["cold_start_ms"],
+        "relative_error": details["relative_error"],
+        "settings": details["settings"],
+        "warm_up": details["warm_up"],
         "others_share": others,
-        "noise": noise(one.rounds, others=others, converged=facts["warm_up"]["converged"]),
+        "noise": noise(one.rounds, others=others, converged=details["warm_up"]["converged"]),
         "limit_share": None if one.task.contender in NO_STEPS else limit_share(one.rounds, latency, limit, limits),
         "samples_ms": [[round(second * 1e3, 5) for second in turn] for turn in one.rounds],
     }
     if one.device:
         row["noise"] += throttling(one.device)
-        graph = facts.get("cuda_graph", False)
-        row |= {"gpu": facts["gpu"], "cuda_graph": graph, "device": _device(one.device)}
+        graph = details.get("cuda_graph", False)
+        row |= {"gpu": details["gpu"], "cuda_graph": graph, "device": _device(one.device)}
     return row
 
 
@@ -82,7 +82,9 @@ def ratio_rows(contenders: Sequence[Timed], about: Row) -> list[Row]:
     rows = []
     for one in ours:
         for peer in contenders:
-            if peer.task.contender in (OURS, *NO_STEPS) or bool(peer.facts.get("gpu")) != bool(one.facts.get("gpu")):
+            if peer.task.contender in (OURS, *NO_STEPS) or bool(peer.details.get("gpu")) != bool(
+                one.details.get("gpu")
+            ):
                 continue
             found = ratio(peer.rounds, one.rounds)
             row = {"contender": OURS, "backend": one.task.backend, "baseline": peer.task.contender, **about}

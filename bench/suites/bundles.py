@@ -154,7 +154,7 @@ def _add(report: Report, rounds: Rounds, counted: dict[str, Any] | None) -> None
     if limit is not None and counted is not None:
         report["limit"].append(limit_row(about, limit, counted, contenders, limits))
     report["failures"] += rounds.failures
-    gpus = [one.facts["gpu"] for one in contenders if one.facts.get("gpu")]
+    gpus = [one.details["gpu"] for one in contenders if one.details.get("gpu")]
     if gpus and report["machine"]["gpu"] is None:
         report["machine"] = describe(report["machine"]["cores"], gpus[0])
 

@@ -99,7 +99,7 @@ class Result:
         processor = ([[seconds] for seconds in timed.processor] for timed in (one, first))
         latency = Latency.of([second for seconds in one.rounds for second in seconds])
         times = ratio(one.rounds, first.rounds)
-        return cls(*entrant, latency, one.facts["relative_error"], times, ratio(*processor))
+        return cls(*entrant, latency, one.details["relative_error"], times, ratio(*processor))
 
 
 def compare(entrants: Sequence[Entrant], *, rounds: int = 7, turn: float = 0.3) -> list[Result]:

@@ -135,7 +135,7 @@ def rows_of(timed: Sequence[Timed], about: Mapping[str, Any]) -> tuple[list[Row]
     named = {one.task.contender: one for one in timed}
     base = named.pop(lra.BASELINE, None)
     held = {
-        name: None if base is None else max(0.0, one.facts["peak_rss_mb"] - base.facts["peak_rss_mb"])
+        name: None if base is None else max(0.0, one.details["peak_rss_mb"] - base.details["peak_rss_mb"])
         for name, one in named.items()
     }
     results = [{**result_row(one, dict(about), None, {}), "memory_mb": held[name]} for name, one in named.items()]

@@ -24,6 +24,7 @@ from typing import Any, get_args
 from mega_deploy import deploy
 from mega_deploy.bench.suites import cache
 from mega_deploy.config.common import Form
+from mega_deploy.config.edifice import USES_LAPLACE
 from mega_deploy.errors import InputError, OptionError, require
 
 MOST = 1000
@@ -50,11 +51,11 @@ class Configuration:
             if type(value) is not type(field.default):
                 kind = "a whole number" if isinstance(field.default, int) else "a text"
                 raise OptionError(f"{field.name} must be {kind} in a sweep, got {value!r}")
-        if self.attention not in ("softmax", "laplace"):
+        if self.attention not in USES_LAPLACE:
             raise OptionError(f'attention must be "softmax" or "laplace" in a sweep, got {self.attention!r}')
         if self.form not in get_args(Form):
             raise OptionError(f'form must be "window" or "stream" in a sweep, got {self.form!r}')
-        if self.form == "stream" and self.attention == "laplace":
+        if self.form == "stream" and USES_LAPLACE[self.attention]:
             raise OptionError("Laplace attention is not causal, so it has no stream; sweep form = stream with softmax")
 
 
@@ -149,7 +150,7 @@ def bundle_of(configuration: Configuration, largest_batch: int, on_step: Callabl
             ema_dim=configuration.ema_dim,
             num_layers=configuration.layers,
             window_size=configuration.window,
-            laplace_attention=configuration.attention == "laplace",
+            laplace_attention=USES_LAPLACE[configuration.attention],
         )
         precision: Any = configuration.precision
         form: Any = "both" if configuration.form == "stream" else configuration.form

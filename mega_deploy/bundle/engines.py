@@ -43,7 +43,7 @@ ONE_GPU = "none"
 HARDWARE_COMPATIBILITY = (ONE_GPU, SAME_CAPABILITY, ANY_LATER)
 AMPERE = (8, 0)
 ENGINE_CODE_VARIABLE = "MEGA_DEPLOY_ENGINE_CODE"
-"""Of the environment; 1 lets code that engines hold run on the host."""
+"""The variable of the environment that, set to 1, lets code that engines hold run on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)

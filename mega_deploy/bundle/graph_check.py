@@ -34,7 +34,7 @@ Files = Mapping[str, Mapping[str, Any]]
 
 DOMAINS = frozenset({"", "ai.onnx", DOMAIN})
 MAX_NODES = 200_000
-"""Of a graph with all functions inlined: a hundred times what the largest models have."""
+"""The most nodes of a graph with all functions inlined: a hundred times what the largest models have."""
 MAX_CALL_DEPTH = 8
 LARGEST_READ = 64 << 20
 """Bytes of a file that is read at once; a larger one is mapped, of which the reader touches little."""

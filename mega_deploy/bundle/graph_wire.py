@@ -17,7 +17,7 @@ class GraphError(ValueError):
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_FIELDS = 1_000_000
-"""Of a whole file; large models have some ten thousands."""
+"""The most fields of a whole file; large models have some ten thousands."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mega_deploy.checkpoints.reading import Checkpoint, read_checkpoint
 from mega_deploy.checkpoints.sources import paper
 from mega_deploy.checkpoints.sources.trained import weights_sha256
-from mega_deploy.config.common import Source
-from mega_deploy.config.edifice import Attention, EdificeConfig, Output
+from mega_deploy.config.common import Attention, Output, Source
+from mega_deploy.config.edifice import USES_LAPLACE, EdificeConfig
 from mega_deploy.errors import OptionError, require
 
 if TYPE_CHECKING:
@@ -88,10 +88,12 @@ def resolve(
     if attention is not None:
         if attention not in ("softmax", "laplace"):
             raise OptionError(f'attention must be "softmax" or "laplace", got {attention!r}')
-        if options.setdefault("laplace_attention", attention == "laplace") != (attention == "laplace"):
+        if options.setdefault("laplace_attention", USES_LAPLACE[attention]) != USES_LAPLACE[attention]:
             other = "laplace" if options["laplace_attention"] else "softmax"
-            told = "checkpoint" if "laplace_attention" in checkpoint.options else "config"
-            raise OptionError(f"attention {attention} was asked for, but the {told} says {other}; leave the option out")
+            origin = "checkpoint" if "laplace_attention" in checkpoint.options else "config"
+            raise OptionError(
+                f"attention {attention} was asked for, but the {origin} says {other}; leave the option out"
+            )
     if seq_len is not None:
         if config.get("seq_len") not in (None, seq_len):
             raise OptionError(f"seq_len is {config['seq_len']!r} in the config, but {seq_len} was asked for")

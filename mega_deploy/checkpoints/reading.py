@@ -40,7 +40,7 @@ class Checkpoint:
     format: str
     """"native", "torch-state-dict", "edifice-safetensors", "edifice-nx", "fairseq" or "huggingface"."""
     sha256: str
-    """Of the file, in hex; of a folder's weights file, or of its index and shards (containers.shards)."""
+    """The file's SHA-256 in hex; a folder's is its weights file's, or of its index and shards (containers.shards)."""
     bytes: int
     """Size of the file."""
     weights: dict[str, Array]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from mega_deploy.config.attention import L1_LAPLACE, SOFTMAX, AttentionTraits
 from mega_deploy.config.checks import check_flag, check_known, check_size, printable
+from mega_deploy.config.common import Attention, Output
 from mega_deploy.errors import OptionError
 
-Output = Literal["last", "sequence"]
-Attention = Literal["softmax", "laplace"]
+USES_LAPLACE: Mapping[str, bool] = {"softmax": False, "laplace": True}
+"""The option `laplace_attention` by the attention function's name on the command line."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ class WrittenCase:
     batch: int
     iterations: int
     steps: tuple[int, ...]
-    """Of a stream's case: the steps that the iterations are, in each batch; none for a window's."""
+    """The steps of a stream that the iterations are, in each batch; none for a window's."""
     tolerances: Mapping[str, Tolerance]
     """By the output's name."""
     snr: float

@@ -189,7 +189,7 @@ def readme(bundle: str, commands: Sequence[str], cases: Sequence[WrittenCase]) -
     """The page that tells what the folder holds and how it is used."""
     rows = "".join(
         f"| `{case.folder}` | {_cell(case.name)} | {case.batch} | {case.iterations} | "
-        f"{'; '.join(_told(name, one) for name, one in case.tolerances.items())} |\n"
+        f"{'; '.join(_describe(name, one) for name, one in case.tolerances.items())} |\n"
         for case in cases
     )
     return _README.format(bundle=_cell(bundle), rows=rows, commands="".join(f"    {command}\n" for command in commands))
@@ -223,6 +223,6 @@ def _cell(text: str) -> str:
     return "`" + shown.replace("`", "'").replace("|", "\\|") + "`"
 
 
-def _told(name: str, tolerance: Tolerance) -> str:
+def _describe(name: str, tolerance: Tolerance) -> str:
     bounded = f", largest {tolerance.max_abs:.2g}" if np.isfinite(tolerance.max_abs) else ""
     return f"{name}: L2 {tolerance.l2:.2g}{bounded}"

@@ -17,7 +17,7 @@ def test_a_peer_gives_what_the_trained_model_gives(tiny, tmp_path, name):
     peers.prepare(task)
     case = load_case(tmp_path)
     contender = open_contender(task, case.inputs)
-    assert relative_error(contender.call(), case) < 1e-5 and contender.settings and contender.facts is None
+    assert relative_error(contender.call(), case) < 1e-5 and contender.settings and contender.details is None
 
 
 def test_nothing_runs_on_a_gpu_that_is_not_there(monkeypatch):

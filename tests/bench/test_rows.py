@@ -14,9 +14,9 @@ PROFILE = {"nodes": 3, "products": 1, "nodes_ms": 1.0, "by_op": [], "by_block": 
 
 def timed(contender, scale, gpu=None):
     warm = {"converged": True, "call_seconds": 1.0}
-    facts = {"peak_rss_mb": 9.0, "load_ms": 1.0, "cold_start_ms": 2.0, "relative_error": 1e-7, "settings": ""}
-    facts |= {"warm_up": warm, "gpu": gpu}
-    one = Timed(Task(contender, "b", "x.mega", 4, 3, (0, 1), ""), None, facts, 20)
+    details = {"peak_rss_mb": 9.0, "load_ms": 1.0, "cold_start_ms": 2.0, "relative_error": 1e-7, "settings": ""}
+    details |= {"warm_up": warm, "gpu": gpu}
+    one = Timed(Task(contender, "b", "x.mega", 4, 3, (0, 1), ""), None, details, 20)
     for state in np.linspace(1, 1.02, 7):  # of the machine, the same for all in a round
         seconds = (scale * state * np.linspace(0.99, 1.01, 20) / 1e3).tolist()
         one.add({"seconds": seconds, "processor_seconds": 0.07, "cpu_seconds": 1.5, "wall_seconds": 1.0}, 1.8)

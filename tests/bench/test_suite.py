@@ -20,9 +20,9 @@ ABOUT = {"config": {"suite": "lra-text", "precision": "float32"}, "batch": 1, "s
 
 
 def timed(contender, seconds, held_mb):
-    facts = {"load_ms": 1.0, "cold_start_ms": 2.0, "relative_error": 1e-7, "settings": "", "peak_rss_mb": held_mb}
-    facts["warm_up"] = {"converged": True, "call_seconds": 1.0}
-    one = Timed(Task(contender, "onnxruntime", "", 1, 8, (0,), ""), None, facts, 20)
+    details = {"load_ms": 1.0, "cold_start_ms": 2.0, "relative_error": 1e-7, "settings": "", "peak_rss_mb": held_mb}
+    details["warm_up"] = {"converged": True, "call_seconds": 1.0}
+    one = Timed(Task(contender, "onnxruntime", "", 1, 8, (0,), ""), None, details, 20)
     for state in np.linspace(1, 1.1, 6):  # of the machine, the same for all in a round
         samples = [seconds * state] * 10
         one.add({"seconds": samples, "processor_seconds": 2 * samples[0]}, None)

@@ -73,8 +73,8 @@ def _arrays(views: Mapping[Any, Any], entries: Mapping[str, memoryview], order: 
     arrays: dict[View, Array] = {}  # weights that are one in the model are so in the file, and stay one
     for name, view in views.items():
         if not isinstance(name, str) or not isinstance(view, View):
-            told = name if isinstance(name, str | int) else _kind(name)
-            raise CheckpointError(f"its entry {told!r:.200} is a {_kind(view)}, expected a tensor")
+            label = name if isinstance(name, str | int) else _kind(name)
+            raise CheckpointError(f"its entry {label!r:.200} is a {_kind(view)}, expected a tensor")
         if view not in arrays:
             dtype = _DTYPES.get(view.kind)
             if dtype is None:

@@ -72,18 +72,27 @@ def dimensions(state: Mapping[str, Array], names: Mapping[str, str]) -> dict[str
         "num_layers": len(layers),
     }
     if projected and found["embed_dim"] == hidden:
-        name = "input_projection.weight"
-        sizes = [int(size) for size in state[name].shape]
-        if is_transposed(name, names):
-            sizes.reverse()
-        raise CheckpointError(
-            f"the tensor {names.get(name, name)} has the shape {sizes} beside a hidden_size of {hidden}: a projection "
-            "exists only where embed_dim differs from hidden_size"
-        )
+        raise CheckpointError(_needless_projection(state["input_projection.weight"], hidden, names))
     try:
         shapes = expected_shapes(EdificeConfig.from_dict(found))
     except OptionError as error:
         raise CheckpointError(f"the tensors make an impossible model: {error}") from error
+    _check_shapes(state, shapes, names)
+    return found
+
+
+def _needless_projection(tensor: Array, hidden: int, names: Mapping[str, str]) -> str:
+    name = "input_projection.weight"
+    sizes = [int(size) for size in tensor.shape]
+    if is_transposed(name, names):
+        sizes.reverse()
+    return (
+        f"the tensor {names.get(name, name)} has the shape {sizes} beside a hidden_size of {hidden}: a projection "
+        "exists only where embed_dim differs from hidden_size"
+    )
+
+
+def _check_shapes(state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> None:
     for name, shape in shapes.items():
         if name not in state:
             raise CheckpointError(f"the tensor {names.get(name, name)} is missing")
@@ -95,7 +104,6 @@ def dimensions(state: Mapping[str, Array], names: Mapping[str, str]) -> dict[str
             )
     if unknown := sorted(state.keys() - shapes.keys()):
         raise CheckpointError(f"the tensor {names.get(unknown[0], unknown[0])} belongs to no such Mega")
-    return found
 
 
 def expected_shapes(config: EdificeConfig) -> dict[str, tuple[int, ...]]:

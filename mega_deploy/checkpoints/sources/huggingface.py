@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from mega_deploy.arrays import Array
@@ -82,41 +82,57 @@ def read_hugging_face(
     return config, weights, names
 
 
-def _get(options: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """An option, or its default where it is left out or null."""
-    value = options.get(name, default)
-    return default if value is None else value
+@dataclass(frozen=True)
+class _Options:
+    """The options of a config.json; save_pretrained leaves out what equals transformers' own defaults."""
+
+    stated: Mapping[str, Any]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An option, or the default where it is absent or null."""
+        value = self.stated.get(name, default)
+        return default if value is None else value
+
+    def flag(self, name: str, default: bool) -> bool:
+        """An option that must be true or false; OptionError where it is neither."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise OptionError(f"{name} must be true or false, got {value!r:.100}")
+        return value
+
+    def chunk_size(self) -> int:
+        """Steps of a chunk, below 1 where there are none; OptionError where chunks are asked for and it says none."""
+        chunk = self.get("chunk_size", -1)
+        if isinstance(chunk, bool) or not isinstance(chunk, int):
+            raise OptionError(f"chunk_size must be a whole number, got {chunk!r:.100}")
+        if self.flag("use_chunking", False) and chunk < 1:
+            raise OptionError(f"use_chunking needs a chunk_size of at least 1, got {chunk}")
+        return chunk
 
 
-def _flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
-    """An option that is true or false.
+def _config(stated: Mapping[str, Any], head: Head, weights: Mapping[str, Array]) -> HuggingFaceConfig:
+    options = _Options(stated)
+    output = weights.get("output.weight")
+    return HuggingFaceConfig(
+        encoder=_encoder(options),
+        vocab_size=options.get("vocab_size", 30522),
+        head=head,
+        token_types=options.get("type_vocab_size", 2) if options.flag("add_token_type_embeddings", False) else None,
+        pooler=head == "model" and "pooler.weight" in weights,
+        dense=head in ("masked_lm", "causal_lm") and options.flag("add_lm_hidden_dense_layer", True),
+        tied=options.flag("tie_word_embeddings", True),
+        labels=int(output.shape[0]) if head.endswith("classification") and output is not None and output.ndim else 2,
+    )
 
-    Raises:
-        OptionError: it is something else.
-    """
-    value = _get(options, name, default)
-    if not isinstance(value, bool):
-        raise OptionError(f"{name} must be true or false, got {value!r:.100}")
-    return value
 
-
-def _config(options: Mapping[str, Any], head: Head, weights: Mapping[str, Array]) -> HuggingFaceConfig:
-    get, flag = partial(_get, options), partial(_flag, options)
-    # transformers' own defaults: save_pretrained leaves out what equals them.
-    hidden = get("hidden_size", 128)
-    chunk = get("chunk_size", -1)
-    if isinstance(chunk, bool) or not isinstance(chunk, int):
-        raise OptionError(f"chunk_size must be a whole number, got {chunk!r:.100}")
-    chunked = flag("use_chunking", False)
-    if chunked and chunk < 1:
-        raise OptionError(f"use_chunking needs a chunk_size of at least 1, got {chunk}")
+def _encoder(options: _Options) -> MegaConfig:
+    get, flag, chunk = options.get, options.flag, options.chunk_size()
     norm: Any = get("normalization_type", "scalenorm")
     activation: Any = get("activation", "silu")
     # A chunk's size also bounds a simple bias where chunks are off.
     reach = chunk if chunk >= 0 else get("max_positions", 2048)
-    decoder, crossed = flag("is_decoder", False), flag("add_cross_attention", False)
-    encoder = MegaConfig(
-        embed_dim=hidden,
+    return MegaConfig(
+        embed_dim=get("hidden_size", 128),
         z_dim=get("shared_representation_size", 64),
         hidden_dim=get("intermediate_size", 256),
         ffn_dim=get("nffn_hidden_size", 256) if flag("use_normalized_ffn", True) else None,
@@ -127,30 +143,19 @@ def _config(options: Mapping[str, Any], head: Head, weights: Mapping[str, Array]
         norm=_NORMS.get(str(norm), norm),
         prenorm=flag("normalize_before_mega", True),
         bidirectional=flag("bidirectional", True),
-        chunk_size=chunk if chunked else None,
+        chunk_size=chunk if flag("use_chunking", False) else None,
         truncation=get("truncation"),
         max_positions=reach,
         activation=_ACTIVATIONS.get(str(activation), activation),
-        causal=decoder,
+        causal=flag("is_decoder", False),
         norm_affine=flag("norm_affine", True),
         ffn_prenorm=flag("normalize_before_ffn", True),
         final_norm=False,
-        cross_positions=reach if crossed else None,
+        cross_positions=reach if flag("add_cross_attention", False) else None,
         dropout=get("dropout_prob", 0.1),
         attention_dropout=get("attention_probs_dropout_prob", 0.1),
         hidden_dropout=get("hidden_dropout_prob", 0.1),
         activation_dropout=get("nffn_activation_dropout_prob", 0.1),
-    )
-    output = weights.get("output.weight")
-    return HuggingFaceConfig(
-        encoder=encoder,
-        vocab_size=get("vocab_size", 30522),
-        head=head,
-        token_types=get("type_vocab_size", 2) if flag("add_token_type_embeddings", False) else None,
-        pooler=head == "model" and "pooler.weight" in weights,
-        dense=head in ("masked_lm", "causal_lm") and flag("add_lm_hidden_dense_layer", True),
-        tied=flag("tie_word_embeddings", True),
-        labels=int(output.shape[0]) if head.endswith("classification") and output is not None and output.ndim else 2,
     )
 
 

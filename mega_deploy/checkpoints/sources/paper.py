@@ -19,12 +19,12 @@ def agree(
     """Refuse, with OptionError, whatever a caller says that the checkpoint contradicts."""
     if not isinstance(given, Mapping):
         raise OptionError(f"the config must map options to values, got a {type(given).__name__}")
-    told = json.loads(json.dumps(to_dict(config)))  # tuples as JSON has them
+    stated = json.loads(json.dumps(to_dict(config)))  # tuples as JSON has them
     for name, value in given.items():
-        if name not in told:
-            raise OptionError(f"unknown option {name!r}; the options of this checkpoint are {', '.join(told)}")
-        if told[name] != value:
-            raise OptionError(f"{name} is {value!r} in the config, but the checkpoint says {told[name]!r}")
+        if name not in stated:
+            raise OptionError(f"unknown option {name!r}; the options of this checkpoint are {', '.join(stated)}")
+        if stated[name] != value:
+            raise OptionError(f"{name} is {value!r} in the config, but the checkpoint says {stated[name]!r}")
     if attention is not None and attention not in {stack.attention for stack in stacks(config)}:
         said = stacks(config)[0].attention
         raise OptionError(f"attention {attention} was asked for, but the checkpoint says {said}; leave the option out")
@@ -63,9 +63,11 @@ def _task(config: PaperConfig) -> str:
 
 def _layers(stack: MegaConfig) -> dict[str, Any]:
     names = ("num_layers", "embed_dim", "z_dim", "hidden_dim", "ffn_dim", "ema_dim", "attention", "position", "norm")
-    told = {name: getattr(stack, name) for name in (*names, "chunk_size", "truncation", "bidirectional")}
+    described = {name: getattr(stack, name) for name in (*names, "chunk_size", "truncation", "bidirectional")}
     name = "decoder" if stack.is_causal else "encoder"
-    return {"name": name} | told | {"causal": stack.is_causal, "cross_attention": stack.cross_positions is not None}
+    return (
+        {"name": name} | described | {"causal": stack.is_causal, "cross_attention": stack.cross_positions is not None}
+    )
 
 
 def _chunks(config: PaperConfig) -> str | None:

@@ -52,18 +52,20 @@ def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig
         CheckpointError: it is no Mega's, an argument is missing or impossible, or weights that are one in the model
             differ in the file.
     """
-    told = Arguments(args)
+    arguments = Arguments(args)
     if not any(".mega_layer." in name for name in tensors):
-        raise CheckpointError(f"its architecture is {told.text('arch', 'unnamed')}, none of fairseq's Mega models")
+        raise CheckpointError(f"its architecture is {arguments.text('arch', 'unnamed')}, none of fairseq's Mega models")
     try:
         if "sentence_projection_layer.weight" in tensors:
-            config: PaperConfig = _classifier(told, tensors)
+            config: PaperConfig = _classifier(arguments, tensors)
         elif "encoder.embed_tokens.weight" in tensors:
-            config = _translation(told, tensors)
+            config = _translation(arguments, tensors)
         elif any(name.startswith("decoder.embed_tokens.") for name in tensors):
-            config = _language_model(told, tensors)
+            config = _language_model(arguments, tensors)
         else:
-            raise CheckpointError(f"its architecture is {told.text('arch', 'unnamed')}, none of fairseq's Mega models")
+            raise CheckpointError(
+                f"its architecture is {arguments.text('arch', 'unnamed')}, none of fairseq's Mega models"
+            )
     except OptionError as error:
         raise CheckpointError(f"its arguments make an impossible model: {error}") from error
     return config, *named_as_ours(config, tensors)
@@ -102,7 +104,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def _stack(
-    told: Arguments,
+    arguments: Arguments,
     called: Mapping[str, str],
     defaults: Mapping[str, Any],
     *,
@@ -112,32 +114,32 @@ def _stack(
 ) -> MegaConfig:
     """A stack of layers; `truncation` is the default of its task."""
     side = called["side"]
-    hidden = told.size(f"{side}_hidden_dim")
-    ffn = told.size(f"{side}_ffn_embed_dim", hidden)
-    chunk = told.size(called["chunk_size"], defaults.get("chunk_size"))
-    norm: Any = told.text(called["norm"], defaults.get("norm"))
-    attention: Any = told.text("attention_activation_fn", defaults.get("attention"))
-    activation: Any = told.text("activation_fn", defaults.get("activation"))
-    position: Any = told.text("rel_pos_bias", "simple")
+    hidden = arguments.size(f"{side}_hidden_dim")
+    ffn = arguments.size(f"{side}_ffn_embed_dim", hidden)
+    chunk = arguments.size(called["chunk_size"], defaults.get("chunk_size"))
+    norm: Any = arguments.text(called["norm"], defaults.get("norm"))
+    attention: Any = arguments.text("attention_activation_fn", defaults.get("attention"))
+    activation: Any = arguments.text("activation_fn", defaults.get("activation"))
+    position: Any = arguments.text("rel_pos_bias", "simple")
     return MegaConfig(
-        embed_dim=told.size(f"{side}_embed_dim"),
-        z_dim=told.size(called["z_dim"]),
+        embed_dim=arguments.size(f"{side}_embed_dim"),
+        z_dim=arguments.size(called["z_dim"]),
         hidden_dim=hidden,
         ffn_dim=ffn if ffn > 0 else None,
-        ema_dim=told.size(called["n_dim"]),
-        num_layers=told.size(f"{side}_layers"),
+        ema_dim=arguments.size(called["n_dim"]),
+        num_layers=arguments.size(f"{side}_layers"),
         attention=attention,
         position=position,
         norm="batchnorm" if norm == "syncbatchnorm" else norm,
-        prenorm=told.flag(called["prenorm"], defaults.get("prenorm")),
+        prenorm=arguments.flag(called["prenorm"], defaults.get("prenorm")),
         chunk_size=chunk if chunk >= 0 else None,
-        truncation=told.truncation(truncation),
+        truncation=arguments.truncation(truncation),
         max_positions=max_positions,
         activation=activation,
-        dropout=told.number("dropout", 0.0),
-        attention_dropout=told.number("attention_dropout", 0.0),
-        hidden_dropout=told.number(called["hidden_dropout"], 0.0),
-        activation_dropout=told.number(called["activation_dropout"], 0.0),
+        dropout=arguments.number("dropout", 0.0),
+        attention_dropout=arguments.number("attention_dropout", 0.0),
+        hidden_dropout=arguments.number(called["hidden_dropout"], 0.0),
+        activation_dropout=arguments.number(called["activation_dropout"], 0.0),
         **options,
     )
 
@@ -151,24 +153,24 @@ def _rows(tensors: Weights, name: str) -> int:
     return int(tensors[name].shape[0])
 
 
-def _classifier(told: Arguments, tensors: Weights) -> ClassifierConfig:
-    if (kind := told.text("layer_type", "mega")) != "mega":
+def _classifier(arguments: Arguments, tensors: Weights) -> ClassifierConfig:
+    if (kind := arguments.text("layer_type", "mega")) != "mega":
         raise CheckpointError(f"its layers are of the type {kind}, not Mega's")
     for name in ("use_p", "mfcc"):
-        if told.flag(name):
+        if arguments.flag(name):
             raise CheckpointError(f"it was trained with {name}, which this version does not read")
-    arch = told.text("arch", "unnamed")
+    arch = arguments.text("arch", "unnamed")
     encoder = _stack(
-        told,
+        arguments,
         _OF_CLASSIFIERS,
         {},
         truncation=1000 if arch.startswith("mega_sc_raw") else 4096 if arch == "mega_lra_pf128" else 1024,
-        max_positions=told.size("max_positions"),
+        max_positions=arguments.size("max_positions"),
         bidirectional=True,
     )
     words = "encoder.encoder.embed_tokens.embed.weight"
     widths = []
-    for index in range(told.size("classifier_layers", 1)):
+    for index in range(arguments.size("classifier_layers", 1)):
         widths.append(_rows(tensors, f"classifier.{index}.0.weight"))
     first = "classifier.0.0.weight" if widths else "sentence_projection_layer.weight"
     _rows(tensors, first)
@@ -180,25 +182,25 @@ def _classifier(told: Arguments, tensors: Weights) -> ClassifierConfig:
         embedding=EmbeddingConfig(
             vocab_size=_rows(tensors, words) if words in tensors else None,
             dim=encoder.embed_dim,
-            norm=told.flag("normalize_embedding"),
+            norm=arguments.flag("normalize_embedding"),
             pad=PAD,
         ),
         classes=_rows(tensors, "sentence_projection_layer.weight"),
-        pooling="mean" if told.text("sen_rep_type", "mp") == "mp" else "first",
+        pooling="mean" if arguments.text("sen_rep_type", "mp") == "mp" else "first",
         pair=documents == 2 * encoder.embed_dim,
         widths=tuple(widths),
-        head_activation=told.text("classifier_activation_fn", "gelu"),  # type: ignore[arg-type]
+        head_activation=arguments.text("classifier_activation_fn", "gelu"),  # type: ignore[arg-type]
     )
 
 
-def _output(told: Arguments, vocab_size: int) -> OutputConfig:
-    cutoffs = _below(told.cutoffs("adaptive_softmax_cutoff"), vocab_size)
-    tied = told.flag("tie_adaptive_weights") if cutoffs else told.flag("share_decoder_input_output_embed")
+def _output(arguments: Arguments, vocab_size: int) -> OutputConfig:
+    cutoffs = _below(arguments.cutoffs("adaptive_softmax_cutoff"), vocab_size)
+    tied = arguments.flag("tie_adaptive_weights") if cutoffs else arguments.flag("share_decoder_input_output_embed")
     return OutputConfig(
-        tied=tied or (not cutoffs and told.flag("share_all_embeddings")),
+        tied=tied or (not cutoffs and arguments.flag("share_all_embeddings")),
         cutoffs=cutoffs,
-        factor=told.number("adaptive_softmax_factor", 4.0),
-        tied_projections=tied and bool(cutoffs) and told.flag("tie_adaptive_proj"),
+        factor=arguments.number("adaptive_softmax_factor", 4.0),
+        tied_projections=tied and bool(cutoffs) and arguments.flag("tie_adaptive_proj"),
     )
 
 
@@ -207,18 +209,18 @@ def _below(cutoffs: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
     return cutoffs[:-1] if cutoffs and cutoffs[-1] == vocab_size else cutoffs
 
 
-def _language_model(told: Arguments, tensors: Weights) -> LanguageModelConfig:
+def _language_model(arguments: Arguments, tensors: Weights) -> LanguageModelConfig:
     decoder = _stack(
-        told,
+        arguments,
         _OF_DECODERS,
         _DEFAULTS,
         truncation=2048,
-        max_positions=told.size("max_target_positions", 1024),
-        final_norm_affine=not told.flag("no_affine_final_norm"),
+        max_positions=arguments.size("max_target_positions", 1024),
+        final_norm_affine=not arguments.flag("no_affine_final_norm"),
     )
     cutoffs: tuple[int, ...] = ()
-    if told.flag("adaptive_input"):
-        cutoffs = told.cutoffs("adaptive_input_cutoff")
+    if arguments.flag("adaptive_input"):
+        cutoffs = arguments.cutoffs("adaptive_input_cutoff")
         bands = [f"decoder.embed_tokens.embeddings.{band}.0.weight" for band in range(len(cutoffs) + 1)]
         vocab_size = sum(_rows(tensors, name) for name in bands if name in tensors)
         cutoffs = _below(cutoffs, vocab_size)
@@ -226,21 +228,23 @@ def _language_model(told: Arguments, tensors: Weights) -> LanguageModelConfig:
         vocab_size = _rows(tensors, "decoder.embed_tokens.weight")
     embedding = EmbeddingConfig(
         vocab_size=vocab_size,
-        dim=told.size("decoder_input_dim", decoder.embed_dim),
+        dim=arguments.size("decoder_input_dim", decoder.embed_dim),
         cutoffs=cutoffs,
-        factor=told.number("adaptive_input_factor", 4.0),
-        scaled=not told.flag("no_scale_embedding"),
-        norm=told.flag("normalize_embedding"),
+        factor=arguments.number("adaptive_input_factor", 4.0),
+        scaled=not arguments.flag("no_scale_embedding"),
+        norm=arguments.flag("normalize_embedding"),
         pad=PAD,
     )
-    return LanguageModelConfig(decoder=decoder, embedding=embedding, output=_output(told, vocab_size))
+    return LanguageModelConfig(decoder=decoder, embedding=embedding, output=_output(arguments, vocab_size))
 
 
-def _translation(told: Arguments, tensors: Weights) -> TranslationConfig:
-    reach = {side: told.size(f"max_{side}_positions", 1024) for side in ("source", "target")}
-    encoder = _stack(told, _OF_ENCODERS, _DEFAULTS, truncation=1024, max_positions=reach["source"], bidirectional=True)
+def _translation(arguments: Arguments, tensors: Weights) -> TranslationConfig:
+    reach = {side: arguments.size(f"max_{side}_positions", 1024) for side in ("source", "target")}
+    encoder = _stack(
+        arguments, _OF_ENCODERS, _DEFAULTS, truncation=1024, max_positions=reach["source"], bidirectional=True
+    )
     decoder = _stack(
-        told,
+        arguments,
         _OF_DECODERS,
         _DEFAULTS,
         truncation=1024,
@@ -252,8 +256,8 @@ def _translation(told: Arguments, tensors: Weights) -> TranslationConfig:
         return EmbeddingConfig(
             vocab_size=_rows(tensors, f"{side}.embed_tokens.weight"),
             dim=stack.embed_dim,
-            scaled=not told.flag("no_scale_embedding"),
-            norm=told.flag("normalize_embedding"),
+            scaled=not arguments.flag("no_scale_embedding"),
+            norm=arguments.flag("normalize_embedding"),
             pad=PAD,
         )
 
@@ -264,6 +268,6 @@ def _translation(told: Arguments, tensors: Weights) -> TranslationConfig:
         decoder=decoder,
         source=source,
         target=target,
-        output=_output(told, target.vocab_size),
-        shared=told.flag("share_all_embeddings"),
+        output=_output(arguments, target.vocab_size),
+        shared=arguments.flag("share_all_embeddings"),
     )
