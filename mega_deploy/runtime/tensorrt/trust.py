@@ -44,7 +44,7 @@ class EngineTrust:
         library = Path(given).absolute() if given else None
         if library is not None and not (library.is_file() and os.access(library, os.R_OK)):
             raise OptionError(
-                f"{library} is no file that can be read; plugin_library, or {LIBRARY_VARIABLE}, names a plugin library"
+                f"{library} is no file that can be read; {LIBRARY_VARIABLE}, or plugin_library, names a plugin library"
             )
         if engine_code is None:
             answer = os.environ.get(CODE_VARIABLE, "")
