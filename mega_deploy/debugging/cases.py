@@ -20,6 +20,7 @@ import numpy as np
 from mega_deploy.arrays import Array
 from mega_deploy.config.common import Form, Precision
 from mega_deploy.errors import require
+from mega_deploy.files.writing import write_text
 from mega_deploy.parity import Case, Error, Pool, Reference, batches, limit_for
 from mega_deploy.runtime import StreamSession
 
@@ -185,7 +186,8 @@ def _save(folder: Path, feeds: list[Arrays], wanted: list[Arrays]) -> None:
 def _save_steps(folder: Path, steps: Mapping[str, Array]) -> None:
     """Write the script that picks the steps which the reference has, for Polygraphy's --postprocess-func-script."""
     kept = {str(name): [int(step) for step in array] for name, array in steps.items()}
-    (folder / KEEP_STEPS).write_text(
+    write_text(
+        folder / KEEP_STEPS,
         '"""Large outputs at the steps that the reference has."""\n\nimport numpy as np\n\n'
         f"STEPS = {kept!r}\n\n\n"
         "def postprocess_outputs(iteration):\n"
@@ -193,5 +195,4 @@ def _save_steps(folder: Path, steps: Mapping[str, Array]) -> None:
         "        if iteration[name].shape[1] != len(steps):  # the reference has no others\n"
         "            iteration[name] = np.ascontiguousarray(iteration[name][:, steps])\n"
         "    return iteration\n",
-        "utf-8",
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from mega_deploy.config.common import Form
 from mega_deploy.debugging import scripts
 from mega_deploy.debugging.cases import WrittenCase, write_stream_case, write_window_case
 from mega_deploy.errors import BundleError, InputError, MissingComponentError, require
+from mega_deploy.files.writing import put_bytes, put_copy, write_text
 from mega_deploy.runtime import OpenBundle, find_backend, open_bundle
 from mega_deploy.runtime.backends import DEFAULT
 from mega_deploy.runtime.tensorrt.library import engines_of
@@ -94,13 +94,14 @@ def write_polygraphy_folder(
         graphs = [_write_graph(opened, root, form) for form in forms]
         cases = [case for form in forms for case in _write_cases(opened, root, form, on_step)]
         written = PolygraphyFolder(place, home, tuple(cases), _write_scripts(opened, root, graphs, cases), left_out)
-        (root / scripts.README).write_text(scripts.readme(str(home), written.commands, cases), "utf-8")
+        write_text(root / scripts.README, scripts.readme(str(home), written.commands, cases))
         index = {"format": FORMAT, **written.to_json(), "folder": "."}
         write_json(root / INDEX, index)
     return written
 
 
 def _lacking(bundle: OpenBundle) -> str | None:
+    """Why onnxruntime, which carries a stream's state, cannot run the bundle; None where it can."""
     return find_backend(DEFAULT).lacking(bundle)
 
 
@@ -141,13 +142,13 @@ def _write_graph(bundle: OpenBundle, root: Path, form: Form) -> scripts.Graph:
         return graph
     weights = f"{file}.data"
     if weights in bundle.manifest.files:
-        shutil.copyfile(bundle.file(weights), root / form / weights)
+        put_copy(bundle.file(weights), root / form / weights)
     inlined = f"{form}/inlined.onnx"
-    onnx.save(parsed.read(bundle.file(file))[0], root / inlined)
+    put_bytes(root / inlined, parsed.read(bundle.file(file))[0].SerializeToString())
     model, called = parsed.read(bundle.file(file), plugin=True)
     plugin = f"{form}/plugin.onnx" if called else None
     if plugin:
-        onnx.save(model, root / plugin)
+        put_bytes(root / plugin, model.SerializeToString())
     return dataclasses.replace(graph, inlined=inlined, plugin=plugin)
 
 
@@ -175,7 +176,7 @@ def _write_scripts(
         texts[scripts.REDUCE] = scripts.reduce_script(home, graphs, cases)
     if any("tensorrt-rtx" in graph.engines for graph in graphs):
         texts[scripts.TENSORRT_RTX] = scripts.tensorrt_rtx_script(home, graphs, cases)
-    (root / scripts.COMMON).write_text(scripts.common(), "utf-8")
+    write_text(root / scripts.COMMON, scripts.common())
     for name, text in texts.items():
-        (root / name).write_text(text, "utf-8")
+        write_text(root / name, text)
     return tuple(f"bash {name}" + (f" {cases[0].folder}" if name == scripts.REDUCE else "") for name in texts)

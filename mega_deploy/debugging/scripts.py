@@ -13,6 +13,7 @@ import numpy as np
 from mega_deploy.config.common import Form
 from mega_deploy.debugging.cases import KEEP_STEPS, Tolerance, WrittenCase
 from mega_deploy.signature import Range, Signature
+from mega_deploy.text import printable
 
 ONNXRUNTIME, TENSORRT, TENSORRT_RTX, REDUCE, README = (
     "onnxruntime.sh",
@@ -219,8 +220,7 @@ go in; the new state is not compared, for the trained model has none.
 
 def _cell(text: str) -> str:
     """Text from a file as it stands in a table: nothing in it is markup or ends a line."""
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-    return "`" + shown.replace("`", "'").replace("|", "\\|") + "`"
+    return "`" + printable(text).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _describe(name: str, tolerance: Tolerance) -> str:

@@ -378,7 +378,7 @@ def test_a_folder_is_written_whole_or_not_at_all(bundle, tmp_path, monkeypatch):
         original(*arguments)
 
     monkeypatch.setattr(writing_cases, "_save", fails_at_the_third)
-    with pytest.raises(BundleError, match="No space left on device; nothing was left behind"):
+    with pytest.raises(BundleError, match=r"No space left on device; make room .*nothing was left behind"):
         write_polygraphy_folder(bundle, tmp_path / "folder")
     assert len(saved) == 3 and [path.name for path in tmp_path.iterdir()] == ["copy.mega"]
 
