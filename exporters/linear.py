@@ -20,9 +20,9 @@ class Linear:
     """x @ weight + bias, float64: [..., in] -> [..., out]."""
 
     weight: Float64Array
-    """[in, out]."""
+    """Columns for the outputs, [in, out]."""
     bias: Float64Array
-    """[out]."""
+    """Added to every output, [out]."""
 
     def scaled(self, factor: float) -> Linear:
         """The layer whose output is `factor` times this one's."""

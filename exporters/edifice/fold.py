@@ -81,9 +81,9 @@ class FoldedMega:
     input_projection: Linear | None
     blocks: tuple[FoldedBlock, ...]
     final_gamma: Float64Array
-    """[hidden_size]: no linear layer follows the final norm."""
+    """Scale of the final norm, [hidden_size]: no linear layer follows it."""
     final_beta: Float64Array
-    """[hidden_size]."""
+    """Shift of the final norm, [hidden_size]."""
 
 
 def fold(model: edifice.Mega, *, one_row: bool = False) -> FoldedMega:

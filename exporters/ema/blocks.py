@@ -69,7 +69,7 @@ class Blocked:
 
     @property
     def block(self) -> int:
-        """C."""
+        """Steps of a block, C."""
         return self.inside.shape[2]
 
     def to_json(self) -> dict[str, float]:

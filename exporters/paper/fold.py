@@ -47,9 +47,9 @@ class Norm:
     kind: Literal["layer", "rms", "affine"]
     """"affine" normalises nothing: a batch norm by running statistics, or Hugging Face's RMSNorm."""
     weight: Float64Array
-    """[D]."""
+    """Scale of each channel, [D]."""
     bias: Float64Array
-    """[D]; zeros for "rms"."""
+    """Shift of each channel, [D]; zeros for "rms"."""
 
 
 @dataclass(frozen=True)

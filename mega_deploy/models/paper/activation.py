@@ -31,7 +31,7 @@ def laplace(x: Tensor) -> Tensor:
 
 
 def relu2(x: Tensor) -> Tensor:
-    """relu(x)^2."""
+    """relu(x)^2, the paper's attention function relu2."""
     return F.relu(x).square()
 
 
