@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -86,11 +87,11 @@ def _torch_call(
 ) -> Callable[[], Outputs]:
     import torch
 
+    if form is not None:
+        model = _with_attention(model, form)
     run = model if options is None else torch.compile(model, **options)
 
     def call() -> Outputs:
-        if form is not None:
-            _write_laplace_as(form)  # every time: another way may have been tried since, and torch.compile looks at it
         with torch.inference_mode():
             return _arrays(run(**{name: tensor.to(device) for name, tensor in inputs.items()}))
 
@@ -111,11 +112,15 @@ def _arrays(result: Any) -> Outputs:
     return (result.cpu().numpy(),)
 
 
-def _write_laplace_as(form: Any) -> None:
-    """Let the model run Laplace attention as one writes it in PyTorch, in all of this process."""
-    from mega_deploy.models import edifice
+def _with_attention(model: Any, attend: Any) -> Any:
+    """A copy of an Edifice model whose attention function is written as one writes it in PyTorch."""
+    from mega_deploy.models.edifice import GatedAttention
 
-    vars(edifice)["laplace_attention"] = form
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, GatedAttention):
+            module.attend = attend
+    return model
 
 
 def _cdist_laplace(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -156,8 +161,9 @@ def exportable(task: Task) -> Any:
     """The trained model with Laplace attention in plain operators: torch.cdist does not export."""
     from mega_deploy.plugins.laplace.torch_op import naive_laplace_attention
 
-    _write_laplace_as(naive_laplace_attention)
-    return load_trained(OpenBundle.open(task.bundle))
+    model = load_trained(OpenBundle.open(task.bundle))
+    laplace = isinstance(model.config, EdificeConfig) and model.config.laplace_attention
+    return _with_attention(model, naive_laplace_attention) if laplace else model
 
 
 def torch_tensorrt_peer(task: Task, feeds: Mapping[str, Array]) -> Contender:

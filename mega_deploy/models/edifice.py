@@ -9,7 +9,7 @@ Shapes: B batch, L sequence length, D embed_dim, H hidden_size, E ema_dim.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -66,11 +66,13 @@ class GatedAttention(nn.Module):
         self.q, self.k, self.v, self.gate, self.out = (
             nn.Linear(config.hidden_size, config.hidden_size) for _ in range(5)
         )
-        self.laplace = config.laplace_attention
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = (
+            laplace_attention if config.laplace_attention else softmax_attention
+        )
+        """The attention function of q, k and v."""
 
     def forward(self, x: Tensor) -> Tensor:
-        attention = laplace_attention if self.laplace else softmax_attention
-        return self.out(torch.sigmoid(self.gate(x)) * attention(self.q(x), self.k(x), self.v(x)))
+        return self.out(torch.sigmoid(self.gate(x)) * self.attend(self.q(x), self.k(x), self.v(x)))
 
 
 class SwiGLU(nn.Module):
