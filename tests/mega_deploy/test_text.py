@@ -155,7 +155,7 @@ def test_names_in_graphs_come_out_printable(bundle, frames):
 
 
 def test_a_table_shows_letters_only(capsys):
-    tables._facts(NASTY, {NASTY: NASTY, "[red]": "[bold]x"})
+    tables._print_rows(NASTY, {NASTY: NASTY, "[red]": "[bold]x"})
     tables.warning(NASTY)
     seen = capsys.readouterr()
     for line in (seen.out + seen.err).split("\n"):
