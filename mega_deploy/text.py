@@ -39,15 +39,25 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
 
 
-def logger(name: str) -> logging.Logger:
-    """The logger of this name, whose messages are printable lines whatever they quote."""
+def logger(name: str, limit: int | None = LINE, keep: str = "") -> logging.Logger:
+    """The logger of this name, whose messages are printable lines whatever they quote.
+
+    Args:
+        name: of the logger.
+        limit: how many letters a message may have; None: any number.
+        keep: letters that stay as they are, such as a newline.
+    """
     found = logging.getLogger(name)
     if not any(isinstance(one, _PrintableMessages) for one in found.filters):
-        found.addFilter(_PrintableMessages())
+        found.addFilter(_PrintableMessages(limit, keep))
     return found
 
 
 class _PrintableMessages(logging.Filter):
+    def __init__(self, limit: int | None, keep: str) -> None:
+        super().__init__()
+        self._limit, self._keep = limit, keep
+
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = printable(record.getMessage()), ()
+        record.msg, record.args = printable(record.getMessage(), self._limit, self._keep), ()
         return True

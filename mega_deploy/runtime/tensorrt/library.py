@@ -20,7 +20,8 @@ from mega_deploy.runtime.tensorrt import cuda
 from mega_deploy.runtime.tensorrt.trust import EngineTrust
 from mega_deploy.text import logger
 
-LOGGER = logger("mega_deploy.tensorrt")
+# The library tells of a whole engine in one message, a line for each layer.
+LOGGER = logger("mega_deploy.tensorrt", limit=None, keep="\n")
 
 
 def load(target: Target, purpose: str) -> ModuleType:
