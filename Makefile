@@ -15,7 +15,7 @@ INSTALLED := $(CURDIR)/build/installed
 # Processes that share the tests; each takes about a gigabyte.
 WORKERS ?= 2
 
-.PHONY: setup lock demo test lint clean
+.PHONY: setup lock demo test fuzz sanitize lint clean
 
 setup: .venv/ready
 
@@ -45,6 +45,16 @@ demo: setup
 
 test: build/ready
 	PYTHONPATH=$(INSTALLED) $(BIN)/pytest -n $(WORKERS) --dist loadscope
+
+# Seconds that `make fuzz` and `make sanitize` take.
+FUZZ_SECONDS ?= 600
+SANITIZE_SECONDS ?= 60
+
+fuzz: build/ready
+	FUZZ_SECONDS=$(FUZZ_SECONDS) PYTHONPATH=$(INSTALLED) $(BIN)/pytest tests/fuzz
+
+sanitize: build/ready
+	MEGA_DEPLOY_SANITIZE_SECONDS=$(SANITIZE_SECONDS) PYTHONPATH=$(INSTALLED) $(BIN)/pytest tests/plugins/test_sanitizers.py
 
 lint: build/ready
 	$(BIN)/ruff format --check .

@@ -15,8 +15,9 @@ VERSION = 131
 MAX_DEPTH = 64
 MAX_TERMS = 1_000_000
 MAX_INTEGER_BYTES = 1024
-# Integers can be chosen so that all have one hash, and a map of them takes time by the square of their number.
-MAX_MAP = 1000
+# Numbers can be chosen so that all have one hash, and a map of them takes time by the square of their number. Names
+# have hashes that differ from process to process: a map may have as many as the term has parts.
+MAX_UNNAMED = 1000
 
 _CONSTANTS = {"true": True, "false": False, "nil": None}
 
@@ -139,10 +140,10 @@ class _Reader:
         return _CONSTANTS.get(name, Atom(name))
 
     def _map(self, count: int, depth: int) -> dict[Any, Any]:
-        if count > MAX_MAP:
-            raise CheckpointError(f"an external term holds a map of {count} entries, more than {MAX_MAP}")
         found: dict[Any, Any] = {}
         flat = self._terms_of(2 * count, depth)
+        if count > MAX_UNNAMED and not all(isinstance(key, bytes | str) for key in flat[::2]):
+            raise CheckpointError(f"an external term holds a map of {count} entries that are not all named")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
             try:
                 known = key in found
