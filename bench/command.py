@@ -8,8 +8,7 @@ from typing import Any, get_args
 
 from mega_deploy.bench.report import against
 from mega_deploy.bench.report.files import check_outputs, write
-from mega_deploy.bench.suites import lra_text as suite
-from mega_deploy.bench.suites import sweep
+from mega_deploy.bench.suites import lra_text, sweep
 from mega_deploy.bench.suites.bundles import Case, Report, cases, check_ours, run
 from mega_deploy.bench.suites.options import QUICK, Options
 from mega_deploy.config.common import Form
@@ -46,7 +45,7 @@ def plan(
     suite_name: str | None = None,
     quick: bool = False,
     on_step: Callable[[str], None],
-) -> list[Case] | suite.Plan:
+) -> list[Case] | lra_text.Plan:
     """What is to be timed: bundles, or configurations with random weights; the default pair where nothing is named.
 
     Args:
@@ -55,7 +54,7 @@ def plan(
         seq_len: lengths, for bundles that take a range.
         sweep_file: see mega_deploy.bench.suites.sweep.
         axes: sweep.AXES by name, as texts such as "128,256"; of bundles only the form is chosen.
-        suite_name: of suite.NAMES.
+        suite_name: of lra_text.NAMES.
         quick: whether a suite is to be a short one.
         on_step: called with the name of each step as it begins.
 
@@ -76,7 +75,7 @@ def plan(
             "name bundles, a suite, a sweep file or options of a sweep such as --hidden-size; only one of the four"
         )
     if suite_name is not None:
-        return suite.plan(suite_name, numbers("--seq-len", seq_len), batches, quick=quick)
+        return lra_text.plan(suite_name, numbers("--seq-len", seq_len), batches, quick=quick)
     if bundles:
         return cases(bundles, batches, numbers("--seq-len", seq_len), forms)
     if seq_len is not None:
@@ -110,7 +109,7 @@ def _values(name: str, text: str) -> tuple[Any, ...]:
 
 
 def bench(
-    planned: Sequence[Case] | suite.Plan,
+    planned: Sequence[Case] | lra_text.Plan,
     chosen: Options,
     *,
     outputs: Mapping[str, Path | None],
@@ -136,12 +135,12 @@ def bench(
         InputError: a file cannot be written, or the earlier report does not compare.
     """
     check_outputs(outputs)
-    if isinstance(planned, suite.Plan):
+    if isinstance(planned, lra_text.Plan):
         if chosen.peers or old is not None or chosen.backends != ("onnxruntime",):
             raise OptionError(
                 "a suite has contenders of its own, on onnxruntime: --peers, --backend and --against do not go with it"
             )
-        report = suite.run(planned, chosen, on_step, on_failure)
+        report = lra_text.run(planned, chosen, on_step, on_failure)
     else:
         report = run(planned, chosen, on_step, on_failure)
     if old is not None:
@@ -164,10 +163,10 @@ def without_samples(report: Report) -> Report:
     }
 
 
-def check(planned: Sequence[Case] | suite.Plan, report: Report) -> None:
+def check(planned: Sequence[Case] | lra_text.Plan, report: Report) -> None:
     """Fail where what the benchmark is about could not be timed; what was timed stands in the report all the same.
 
     Raises:
         MegaDeployError: of the exit code that the contender's own error has.
     """
-    (suite.check if isinstance(planned, suite.Plan) else check_ours)(report)
+    (lra_text.check if isinstance(planned, lra_text.Plan) else check_ours)(report)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mega_deploy import bundle as files
+from mega_deploy.bundle import MANIFEST, check_target, write_json, writing
 from mega_deploy.config.common import Attention, Output, Precision
 from mega_deploy.errors import InputError, OptionError, require
 from mega_deploy.exporters import PACKAGES
@@ -118,7 +118,7 @@ def export_with(
         MissingComponentError: torch, onnx or onnxruntime is not installed.
     """
     out = Path(out)
-    files.check_target(out, force=options.force)
+    check_target(out, force=options.force)
     options.check()
     for module in PACKAGES:
         require(module, "export", "exporting")
@@ -130,10 +130,10 @@ def export_with(
     with _workspace() as folder:
         manifest = assemble(family_of(model), options, folder, on_step)
         on_step("write the bundle")
-        with files.writing(out, force=options.force) as staging:
+        with writing(out, force=options.force) as staging:
             for name in manifest.files:
                 put_copy(folder / name, staging / name)
-            files.write_json(staging / files.MANIFEST, manifest.to_json())
+            write_json(staging / MANIFEST, manifest.to_json())
     return open_bundle(out)
 
 

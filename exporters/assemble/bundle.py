@@ -8,8 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from mega_deploy import bundle as files
-from mega_deploy.bundle import Manifest
+from mega_deploy.bundle import TRAINED, Manifest, describe_files
 from mega_deploy.checkpoints import model_source, save_checkpoint
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters import PACKAGES
@@ -43,7 +42,7 @@ def assemble(family: Family, options: ExportOptions, folder: Path, on_step: Call
     if "window" in options.forms:
         main = assemble_window(family, signature, options, folder, on_step)
     assert main is not None
-    save_checkpoint(family.model, folder / files.TRAINED)
+    save_checkpoint(family.model, folder / TRAINED)
     source = model_source(family.model)
     both = stream is not None and "window" in options.forms
     return Manifest(
@@ -52,7 +51,7 @@ def assemble(family: Family, options: ExportOptions, folder: Path, on_step: Call
         precision=options.precision,
         tools={"mega-deploy": metadata.version("mega-deploy")}
         | {name: importlib.import_module(name).__version__ for name in (*PACKAGES, "onnxruntime", "numpy")},
-        files=files.describe_files(folder),
+        files=describe_files(folder),
         signature=dataclasses.replace(main.signature, state=stream.step.state) if both and stream else main.signature,
         float32_islands=main.lowered.float32_nodes,
         advice=main.lowered.advice,

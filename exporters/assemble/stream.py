@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mega_deploy import bundle as files
+from mega_deploy.bundle import ENCODE, PREFILL, STEP, STREAM_PARITY, STREAM_REFERENCE, write_json
 from mega_deploy.errors import MegaDeployError, QualityGateError
 from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.assemble.part import Part, summary
@@ -47,18 +47,18 @@ def assemble_stream(
     _check_readers(graphs.step)
     lowered = _save_graphs(graphs, options, folder)
     on_step("run the trained model over a long stream in float64")
-    record_stream(family, length, batch.max, precision=precision).save(folder / files.STREAM_REFERENCE)
+    record_stream(family, length, batch.max, precision=precision).save(folder / STREAM_REFERENCE)
     form = StreamForm(
         step=graphs.step.signature,
         prefill=graphs.prefill.signature,
         window=family.window(length),
         moving_average=family.moving_average,
-        flops=graph_flops(folder / files.STEP, graphs.step.signature.with_state, precision),
+        flops=graph_flops(folder / STEP, graphs.step.signature.with_state, precision),
         parity={},
         encode=None if graphs.encode is None else Encoding(graphs.encode.signature, graphs.encode.seen),
     )
     parity = _judge(folder, form, graphs, options, on_step)
-    files.write_json(folder / files.STREAM_PARITY, parity)
+    write_json(folder / STREAM_PARITY, parity)
     form = dataclasses.replace(form, parity=summary(parity))
     ema = {
         "lowering": "recurrence",
@@ -79,12 +79,12 @@ def _save_graphs(graphs: StreamGraphs, options: ExportOptions, folder: Path) -> 
     in_source = [name for name in options.float32 if source is not None and has(source.model, name)]
     in_steps = [name for name in options.float32 if name not in in_source or has(step, name)]
     lowered = lower(step, precision, keep_float32=in_steps, part="steps")
-    save_graph.save(lowered.model, folder / files.STEP)
+    save_graph.save(lowered.model, folder / STEP)
     prefill = lower(graphs.prefill.model, precision, keep_float32=in_steps, part="steps")
-    save_graph.save(prefill.model, folder / files.PREFILL)
+    save_graph.save(prefill.model, folder / PREFILL)
     if source is not None:
         encode = lower(source.model, precision, keep_float32=in_source, part="source")
-        save_graph.save(encode.model, folder / files.ENCODE)
+        save_graph.save(encode.model, folder / ENCODE)
     return lowered
 
 
@@ -96,7 +96,7 @@ def _judge(
     Raises:
         QualityGateError: it is not equal to the trained model.
     """
-    precision, reference = options.precision, Reference.load(folder / files.STREAM_REFERENCE)
+    precision, reference = options.precision, Reference.load(folder / STREAM_REFERENCE)
     session = parity_stream(folder, form, precision)
     report = compare_stream(session, reference, precision, lambda case: on_step(f"compare the stream with it: {case}"))
     if not report.passed:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 from onnxscript import ir
 
-from mega_deploy import bundle as files
+from mega_deploy.bundle import MODEL, PARITY, REFERENCE, write_json
 from mega_deploy.errors import QualityGateError
 from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.assemble.part import Part, summary
@@ -43,7 +43,7 @@ def assemble_window(
         OptionError: the model cannot be deployed so.
         QualityGateError: the deployed model is not equal to the trained one.
     """
-    precision, path = options.precision, folder / files.MODEL
+    precision, path = options.precision, folder / MODEL
     on_step("fold the weights")
     graph = family.graph(signature, options.ema, ir.DataType.FLOAT)
     on_step("write the ONNX graph")
@@ -51,8 +51,8 @@ def assemble_window(
     proto = save_graph.save(lowered.model, path)
     on_step("run the trained model in float64")
     reference = record(family, signature, graph.block_outputs, precision=precision, kept=options.float32)
-    reference.save(folder / files.REFERENCE)
-    reference = Reference.load(folder / files.REFERENCE)
+    reference.save(folder / REFERENCE)
+    reference = Reference.load(folder / REFERENCE)
     served = signature.in_float16() if options.half_io else signature
     report = _judge(path, served, reference, on_step)
     parity = report.to_json()
@@ -61,7 +61,7 @@ def assemble_window(
         parity["worst_block_in_float32"] = weigh_worst_block(
             graph.model, report, reference, served, path, keep_float32=options.float32, half_io=options.half_io
         )
-    files.write_json(folder / files.PARITY, parity)
+    write_json(folder / PARITY, parity)
     return Part(
         signature=served,
         lowered=lowered,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mega_deploy.cli import tables as show
+from mega_deploy.cli import tables
 from mega_deploy.cli.shared import BundlePath, Json, print_report
 
 app = typer.Typer()
@@ -33,6 +33,6 @@ def polygraphy(
     """Write a bundle's parity cases as Polygraphy's own files, with the commands that use them."""
     from mega_deploy.debugging.polygraphy import write_polygraphy_folder
 
-    with show.progress() as on_step:
+    with tables.progress() as on_step:
         written = write_polygraphy_folder(bundle, out, force=force, on_step=on_step)
-    print_report(written.to_json(), as_json, show.polygraphy_table)
+    print_report(written.to_json(), as_json, tables.polygraphy_table)

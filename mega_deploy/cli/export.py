@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mega_deploy.cli import tables as show
+from mega_deploy.cli import tables
 from mega_deploy.cli.shared import BundlePath, Json, print_report
 from mega_deploy.config.common import Precision, SourceName
 from mega_deploy.errors import InputError
@@ -91,10 +91,10 @@ def export(
         form=form,
         force=force,
     )
-    with show.progress() as on_step:
+    with tables.progress() as on_step:
         bundle = deploy.export_with(checkpoint, out, options, on_step)
     report = inspection.export_report(bundle, time.perf_counter() - started)
-    print_report(report, as_json, show.export_table)
+    print_report(report, as_json, tables.export_table)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -160,9 +160,9 @@ def build(
         refit=refit,
         strip_plan=strip_plan,
     )
-    with show.progress() as on_step:
+    with tables.progress() as on_step:
         built = engine.build(bundle, target=target, options=chosen, refit_from=refit_from, on_step=on_step)
-    print_report(engine_report(bundle, built), as_json, show.built_engine_table)
+    print_report(engine_report(bundle, built), as_json, tables.built_engine_table)
 
 
 plugins = typer.Typer(
@@ -183,9 +183,9 @@ def plugins_build(
     """
     from mega_deploy.plugins.listing import build
 
-    with show.progress() as on_step:
+    with tables.progress() as on_step:
         report = build(target, on_step)
-    print_report(report, as_json, show.built_line)
+    print_report(report, as_json, tables.built_line)
 
 
 @plugins.command("list", epilog="Example:  mega-deploy plugins list")
@@ -193,7 +193,7 @@ def plugins_list(as_json: Json = False) -> None:
     """Tell which native kernels are built for this version."""
     from mega_deploy.plugins.listing import rows
 
-    print_report({"plugins": rows()}, as_json, show.plugins_table)
+    print_report({"plugins": rows()}, as_json, tables.plugins_table)
 
 
 @app.command(epilog="Example:  mega-deploy demo -o speakers.mega")
@@ -206,6 +206,6 @@ def demo(
     """Export, verify, score and time the shipped trained checkpoint."""
     from mega_deploy import demo as demonstration
 
-    with show.progress() as on_step:
+    with tables.progress() as on_step:
         report = demonstration.run(out, on_step)
-    print_report(report, as_json, show.demo_table)
+    print_report(report, as_json, tables.demo_table)

@@ -11,8 +11,7 @@ from mega_deploy.bench.contenders.task import Task
 from mega_deploy.bench.measure.rounds import Timed
 from mega_deploy.bench.report.page import page
 from mega_deploy.bench.report.terminal import table
-from mega_deploy.bench.suites import lra
-from mega_deploy.bench.suites import lra_text as suite
+from mega_deploy.bench.suites import lra, lra_text
 from mega_deploy.bench.suites.options import Options
 from mega_deploy.errors import MegaDeployError, OptionError
 
@@ -31,7 +30,7 @@ def timed(contender, seconds, held_mb):
 
 def test_memory_is_what_a_process_held_beyond_one_without_a_model():
     contenders = [timed(lra.BASELINE, 1e-5, 50.0), timed("mega", 1.0, 60.0), timed("transformer-plain", 3.0, 90.0)]
-    results, (row,) = suite.rows_of(contenders, ABOUT)
+    results, (row,) = lra_text.rows_of(contenders, ABOUT)
     assert {result["contender"]: result["memory_mb"] for result in results} == {"mega": 10, "transformer-plain": 40}
     assert (row["contender"], row["baseline"]) == ("mega", "transformer-plain")
     assert row["speed"]["value"] == row["processor_speed"]["value"] == pytest.approx(3)
@@ -41,7 +40,7 @@ def test_memory_is_what_a_process_held_beyond_one_without_a_model():
 
 
 def test_without_its_baseline_a_suite_tells_times_alone():
-    _, (row,) = suite.rows_of([timed("mega-chunk", 1.0, 60.0), timed("transformer-fused", 2.0, 90.0)], ABOUT)
+    _, (row,) = lra_text.rows_of([timed("mega-chunk", 1.0, 60.0), timed("transformer-fused", 2.0, 90.0)], ABOUT)
     assert row["memory"] is row["held_mb"] is None and row["speed"]["value"] == pytest.approx(2)
 
 
@@ -64,7 +63,7 @@ def report(tmp_path_factory):
         patch.setattr(lra, "mega_config", small_config)
         patch.setattr(lra, "TRANSFORMER", {"embed_dim": 8, "heads": 2, "ffn_dim": 8, "num_layers": 1, "head_width": 8})
         options = Options(rounds=3, turn_seconds=0.01, threads=1)
-        planned = suite.plan("lra-text", [256], [2], quick=False)
+        planned = lra_text.plan("lra-text", [256], [2], quick=False)
         return bench(
             planned,
             options,
@@ -82,7 +81,7 @@ def test_every_contender_is_checked_and_timed(report):
         assert (row["batch"], row["seq_len"]) == (2, 256) and row["relative_error"] < 1e-5 and row["memory_mb"] >= 0
     pairs = [(row["contender"], row["baseline"]) for row in report["suite"]["rows"]]
     assert pairs == [(mega, transformer) for mega in lra.MEGAS for transformer in lra.TRANSFORMERS]
-    suite.check(report)
+    lra_text.check(report)
 
 
 def test_a_suite_is_shown_with_the_papers_figures(report, capsys):
@@ -96,9 +95,9 @@ def test_a_suite_is_shown_with_the_papers_figures(report, capsys):
 
 def test_a_mega_that_fails_fails_the_suite():
     failure = {"contender": "transformer-plain", "reason": "killed", "exit_code": 1}
-    suite.check({"failures": [failure]})
+    lra_text.check({"failures": [failure]})
     with pytest.raises(MegaDeployError, match="mega-chunk: killed"):
-        suite.check({"failures": [{**failure, "contender": "mega-chunk"}]})
+        lra_text.check({"failures": [{**failure, "contender": "mega-chunk"}]})
 
 
 NOTHING = {"batch": None, "sweep_file": None, "axes": {}, "on_step": print}

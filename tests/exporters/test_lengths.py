@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.window import LONGEST, mega_graph
 from mega_deploy.models.edifice import Mega
@@ -35,7 +35,7 @@ def mega(laplace=False, output="last"):
 
 
 def session(graph, path):
-    onnx_file.save(graph.model, path)
+    save_graph.save(graph.model, path)
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
@@ -62,7 +62,7 @@ def test_one_graph_serves_every_length_of_its_range(tmp_path, laplace, output, e
 def test_nothing_in_a_graph_of_a_range_depends_on_values(tmp_path):
     """No control flow (exporters.save_graph refuses it), and shapes come from the input's shape alone."""
     graph = mega_graph(fold(mega()), ema="blocked", seq_range=Range(1, WINDOW, LONG))
-    proto = onnx_file.save(graph.model, tmp_path / "model.onnx")
+    proto = save_graph.save(graph.model, tmp_path / "model.onnx")
     assert not {node.op_type for node in proto.graph.node} & {"NonZero", "Loop", "If", "Scan", "CumSum"}
     (frames,) = proto.graph.input
     assert [dim.dim_param or dim.dim_value for dim in frames.type.tensor_type.shape.dim] == ["batch", "seq_len", 6]
@@ -70,7 +70,7 @@ def test_nothing_in_a_graph_of_a_range_depends_on_values(tmp_path):
 
 @pytest.mark.parametrize("ema", ["kernel", "blocked"])
 def test_a_static_graph_asks_for_no_shape(tmp_path, ema):
-    proto = onnx_file.save(mega_graph(fold(mega()), ema=ema).model, tmp_path / "model.onnx")
+    proto = save_graph.save(mega_graph(fold(mega()), ema=ema).model, tmp_path / "model.onnx")
     assert "Shape" not in {node.op_type for node in proto.graph.node}
 
 

@@ -13,7 +13,7 @@ from onnxscript import ir
 
 import mega_deploy as md
 from mega_deploy.errors import MegaDeployError
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.models.edifice import Mega
@@ -30,7 +30,7 @@ def model(request):
 
 @pytest.fixture
 def proto(model, tmp_path):
-    return onnx_file.save(mega_graph(fold(model)).model, tmp_path / "model.onnx")
+    return save_graph.save(mega_graph(fold(model)).model, tmp_path / "model.onnx")
 
 
 def test_the_signature_is_frames_to_features_with_a_dynamic_batch(proto):
@@ -78,13 +78,13 @@ def test_every_op_is_a_standard_one_or_the_op_of_ours(proto):
 SCRIPT = """
 import hashlib, sys, torch
 from pathlib import Path
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.models.edifice import Mega
 torch.manual_seed(3)
 model = Mega.build(embed_dim=6, hidden_size=16, ema_dim=3, num_layers=2, window_size=9, laplace_attention=True).eval()
-onnx_file.save(mega_graph(fold(model)).model, Path(sys.argv[1]))
+save_graph.save(mega_graph(fold(model)).model, Path(sys.argv[1]))
 """
 
 
@@ -102,7 +102,7 @@ def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path):
 def test_large_weights_go_to_a_file_beside_the_model(model, tmp_path, monkeypatch):
     frames = np.random.default_rng(0).standard_normal((2, 9, 6), dtype=np.float32)
     want = md.export(model, tmp_path / "inline.mega").session().run(frames)
-    monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1000)
+    monkeypatch.setattr(save_graph, "MAX_INLINE_BYTES", 1000)
     bundle = md.export(model, tmp_path / "split.mega")
     assert bundle.manifest.files["model.onnx.data"]["bytes"] > bundle.manifest.files["model.onnx"]["bytes"] / 4
     assert np.array_equal(bundle.session().run(frames), want)
@@ -115,7 +115,7 @@ def test_a_graph_with_a_loop_is_refused(tmp_path):
     graph = ir.Graph([x, total.inputs[1]], total.outputs, nodes=[total], opset_imports={"": 20}, name="g")
     total.outputs[0].name, total.outputs[0].dtype, total.outputs[0].shape = "y", ir.DataType.FLOAT, ir.Shape([4])
     with pytest.raises(MegaDeployError, match="CumSum"):
-        onnx_file.save(ir.Model(graph, ir_version=10), tmp_path / "bad.onnx")
+        save_graph.save(ir.Model(graph, ir_version=10), tmp_path / "bad.onnx")
 
 
 def test_an_invalid_graph_is_refused(tmp_path):
@@ -124,4 +124,4 @@ def test_an_invalid_graph_is_refused(tmp_path):
     bad.outputs[0].name, bad.outputs[0].dtype, bad.outputs[0].shape = "y", ir.DataType.FLOAT, ir.Shape([4])
     graph = ir.Graph([x], bad.outputs, nodes=[bad], opset_imports={"": 20}, name="g")
     with pytest.raises(MegaDeployError, match="NoSuchOperator"):
-        onnx_file.save(ir.Model(graph, ir_version=10), tmp_path / "bad.onnx")
+        save_graph.save(ir.Model(graph, ir_version=10), tmp_path / "bad.onnx")

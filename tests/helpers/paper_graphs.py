@@ -10,7 +10,7 @@ from onnx import inliner
 from onnx.reference import ReferenceEvaluator
 from onnxscript import ir
 
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.paper.tasks import paper_graph
 from mega_deploy.signature import Range
@@ -24,7 +24,7 @@ def served(model, length, feeds, ema="auto"):
     signature = family.signature(BATCH, length)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        onnx_file.save(family.graph(signature, ema, ir.DataType.FLOAT).model, path)
+        save_graph.save(family.graph(signature, ema, ir.DataType.FLOAT).model, path)
         session = onnxruntime.InferenceSession(path)
     names = [spec.name for spec in signature.outputs]
     return dict(zip(names, session.run(names, signature.feeds(feeds)), strict=True))

@@ -14,7 +14,7 @@ import mega_deploy as md
 from mega_deploy.bundle import REFERENCE
 from mega_deploy.demo import CHECKPOINT
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError, QualityGateError
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.parity import INT8_LIMIT, LIMIT_FACTOR
 from mega_deploy.runtime.onnxruntime.emulation import BACKEND
 
@@ -231,7 +231,7 @@ def test_a_model_that_int8_does_not_serve_is_refused_and_leaves_nothing(speakers
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_large_weights_go_to_a_file_beside_the_model(bundles, tmp_path, monkeypatch, precision):
-    monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1000)
+    monkeypatch.setattr(save_graph, "MAX_INLINE_BYTES", 1000)
     bundle = md.export(CHECKPOINT, tmp_path / "split.mega", precision=precision)
     assert bundle.manifest.files["model.onnx.data"]["bytes"] > bundle.manifest.files["model.onnx"]["bytes"]
     inline, split = md.validate(bundles[precision]), md.validate(bundle)

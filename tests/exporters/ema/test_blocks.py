@@ -13,7 +13,7 @@ from averages import averages, model, recurrence, slow
 from hypothesis import given, settings
 from onnxscript import ir
 
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.ema import segments
 from mega_deploy.exporters.ema.blocks import lower_to_blocks
 from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP, DecaySum, MovingAverage
@@ -133,7 +133,7 @@ def test_multiply_adds_grow_with_the_length_and_no_faster(tmp_path, both, trunca
     ema, work = slow(4, 16, both=both, truncation=truncation), []
     for length in (2048, 8192, 16384):
         lowered = lower_to_blocks(ema, length, best_block(ema, length))
-        proto = onnx_file.save(model(lowered, length, dtype=ir.DataType.FLOAT), tmp_path / "model.onnx")
+        proto = save_graph.save(model(lowered, length, dtype=ir.DataType.FLOAT), tmp_path / "model.onnx")
         shapes = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
         sizes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in shapes.value_info}
         carried = sum(np.prod(sizes[node.output[0]][1:]) for node in proto.graph.node if node.op_type in ("Mul", "Add"))

@@ -14,7 +14,7 @@ from precision_models import FLOAT, FLOAT16, HALVES, SHAPE, build, run, types
 from strategies import megas, relative_l2, trained_output
 
 from mega_deploy.errors import InputError, OptionError, QualityGateError
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.exporters.families import family_of
@@ -68,7 +68,7 @@ def test_the_list_of_islands_is_what_computes_in_float32(graph, precision):
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "int8"])
 def test_inputs_and_outputs_stay_float32(graph, precision, tmp_path):
-    proto = onnx_file.save(lower(graph, precision).model, tmp_path / "model.onnx")
+    proto = save_graph.save(lower(graph, precision).model, tmp_path / "model.onnx")
     before = ir.to_proto(graph).graph
     assert list(proto.graph.input) == list(before.input) and list(proto.graph.output) == list(before.output)
 
@@ -77,7 +77,7 @@ def test_inputs_and_outputs_stay_float32(graph, precision, tmp_path):
 def test_inputs_and_outputs_are_float16_where_asked_for(output, tmp_path):
     graph = mega_graph(fold(build(output=output))).model
     half = lower(graph, "float16", half_io=True).model
-    proto = onnx_file.save(half, tmp_path / "model.onnx")
+    proto = save_graph.save(half, tmp_path / "model.onnx")
     assert [value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)] == [10, 10]
     assert proto.graph.output[0].name == "features"
     frames = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float16)
@@ -104,7 +104,7 @@ def test_a_sequence_of_features_is_not_rounded_on_its_way_out():
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.edifice.fold import fold
@@ -113,7 +113,7 @@ from mega_deploy.models.edifice import Mega
 torch.manual_seed(3)
 model = Mega.build(embed_dim=6, hidden_size=16, ema_dim=3, num_layers=2, window_size=9, laplace_attention=True).eval()
 for precision in ("float16", "bfloat16", "int8"):
-    onnx_file.save(lower(mega_graph(fold(model)).model, precision).model, Path(sys.argv[1]) / precision)
+    save_graph.save(lower(mega_graph(fold(model)).model, precision).model, Path(sys.argv[1]) / precision)
 """
 
 
@@ -265,7 +265,7 @@ def test_a_lowered_model_is_as_near_as_pytorch_under_autocast(tmp_path_factory, 
     assume(model.config.hidden_size >= 8)  # a norm over a few features magnifies what is rounded before it, on occasion
     graph = mega_graph(fold(model))
     path = tmp_path_factory.mktemp("model") / "model.onnx"
-    onnx_file.save(lower(graph.model, precision).model, path)
+    save_graph.save(lower(graph.model, precision).model, path)
     signature = family_of(model).signature(Range(1, 1, 4), model.config.length)
     try:
         reference = record(family_of(model), signature, graph.block_outputs, samples=4, seed=seed, precision=precision)
@@ -299,7 +299,7 @@ def test_weights_take_half_the_room_and_a_quarter(tmp_path):
     size = {}
     for precision in ("float32", "float16", "bfloat16", "int8"):
         path = tmp_path / precision
-        onnx_file.save(lower(graph, precision).model, path)
+        save_graph.save(lower(graph, precision).model, path)
         size[precision] = path.stat().st_size
     assert size["float16"] < 0.55 * size["float32"] and size["bfloat16"] < 0.55 * size["float32"]
     assert size["int8"] < 0.32 * size["float32"]

@@ -14,7 +14,7 @@ from precision_models import SHAPE, build, run
 from strategies import relative_l2, trained_output
 
 from mega_deploy.errors import MegaDeployError
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.exporters.precision.lowering import lower
@@ -77,7 +77,7 @@ def test_a_product_may_be_the_output_of_a_model(precision, tmp_path):
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
     lowered = lower(model, precision)
-    proto = onnx_file.save(lowered.model, tmp_path / "model.onnx")
+    proto = save_graph.save(lowered.model, tmp_path / "model.onnx")
     assert lowered.float32_nodes == ("input",) and list(proto.graph.output) == ends[1:]
     frames = random.standard_normal((3, 6)).astype(np.float32)
     signature = Signature((TensorSpec("frames", "float32", (3, 6)),), (TensorSpec("logits", "float32", ()),))
@@ -158,7 +158,7 @@ def test_sizes_are_no_numbers_to_lower(tmp_path, laplace, seq_range, precision):
     model = build(laplace, window_size=40)
     graph = mega_graph(fold(model), ema="blocked", seq_range=seq_range)
     lowered = lower(graph.model, precision)
-    onnx_file.save(lowered.model, tmp_path / "model.onnx")  # whose checks tell where a type does not fit
+    save_graph.save(lowered.model, tmp_path / "model.onnx")  # whose checks tell where a type does not fit
     frames = np.random.default_rng(0).standard_normal((2, 40, model.config.embed_dim), np.float32)
     signature = Signature((TensorSpec("frames", "float32", frames.shape),), (TensorSpec("features", "float32", ()),))
     got = parity_session(tmp_path / "model.onnx", signature, precision).run(frames)

@@ -23,7 +23,7 @@ from laplace_models import for_tensorrt, op_model
 import mega_deploy as md
 from mega_deploy.bundle.engines import read_header
 from mega_deploy.errors import BundleError, OptionError
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.exporters.edifice.window import mega_graph
 from mega_deploy.exporters.precision.lowering import lower
@@ -312,7 +312,7 @@ def test_engines_of_every_kind_precision_and_length_are_built(tmp_path, kind, le
     written = mega_graph(fold(model), ema=ema, seq_range=length if ranged else None)
     assert written.lowering.name == ema
     path = tmp_path / "model.onnx"
-    onnx_file.save(lower(written.model, precision).model, path)
+    save_graph.save(lower(written.model, precision).model, path)
     batch = Range(1, 1, 2)
     signature = Signature(
         (TensorSpec("frames", "float32", (batch, length, 6)),), (TensorSpec("features", "float32", (batch, 16)),)

@@ -8,7 +8,7 @@ from paper_streams import BATCH
 import mega_deploy as md
 from mega_deploy.bundle.engines import read_header
 from mega_deploy.checkpoints import load_checkpoint
-from mega_deploy.exporters import save_graph as onnx_file
+from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.precision.lowering import lower
 from mega_deploy.exporters.tensorrt import library
@@ -35,7 +35,7 @@ CAPACITY = 30
 def test_rtx_takes_the_graphs_of_streams(name, form, precision, tmp_path):
     graph = getattr(family_of(load_checkpoint(CASES[name].checkpoint)).stream_graphs(CAPACITY, BATCH), form)
     path = tmp_path / f"{form}.onnx"
-    onnx_file.save(lower(graph.model, precision, part="source" if form == "encode" else "steps").model, path)
+    save_graph.save(lower(graph.model, precision, part="source" if form == "encode" else "steps").model, path)
     # compile_graph compares the names, types and shapes of all inputs and outputs with the signature.
     compiled = compile_graph(
         tensorrt_rtx,

@@ -13,7 +13,7 @@ from edifice_models import KINDS, SMALL
 from spoiling import added, spoil
 
 import mega_deploy as md
-from mega_deploy.bisection import engine_parts as parts
+from mega_deploy.bisection import engine_parts
 from mega_deploy.errors import BundleError, MissingComponentError
 from mega_deploy.machine.gpu import Gpu, Machine
 from mega_deploy.models.edifice import Mega
@@ -148,7 +148,7 @@ def renamed(blocks):
 def engines(monkeypatch):
     """TensorRT-RTX builds every part for real; onnxruntime then runs the part, for lack of a GPU."""
     built = []
-    compile_graph = parts.compile_graph
+    compile_graph = engine_parts.compile_graph
 
     def compiled(trt, model, path, signature, configure, **ways):
         built.append(model.SerializeToString())
@@ -163,9 +163,9 @@ def engines(monkeypatch):
         def run(self, feeds):
             return dict(zip(self.names, self.session.run(self.names, feeds), strict=True))
 
-    monkeypatch.setattr(parts, "compile_graph", compiled)
-    monkeypatch.setattr(parts, "Execution", Execution)
-    monkeypatch.setattr(parts, "look", lambda: Machine("580.1", (Gpu("Fake", "8.9"),), None, "linux-x86_64"))
+    monkeypatch.setattr(engine_parts, "compile_graph", compiled)
+    monkeypatch.setattr(engine_parts, "Execution", Execution)
+    monkeypatch.setattr(engine_parts, "look", lambda: Machine("580.1", (Gpu("Fake", "8.9"),), None, "linux-x86_64"))
     monkeypatch.setattr("mega_deploy.runtime.OpenBundle.parity_session", lambda self, *_, **__: self.session())
     return built
 
