@@ -2,12 +2,7 @@
 
 Decays are slow (1 - q from 0.0001 to 0.3), so that nothing can be cut. A ratio is a contender's time over that of the
 first in the same round, p50 by p50, or processor time by processor time, which others on the machine disturb less; the
-median over the rounds is quoted, with its interval.
-
-On one thread of an AMD EPYC (Zen 4, AVX-512) that nobody else used, times over that of the blocks: the FFT 2.14 for 512
-channels of 4096 frames, 4.12 for 16384, 1.23 for 128 of 1024; a convolution of 128 x 4096 324 in one dimension, 59 in
-two. A frame of 512 channels in 2048, 4096, 8192 and 16384 over one in 1024 was 1.06, 1.21, 1.35 and 1.54 then, before
-long windows were written in segments; see bench/README.md.
+median over the rounds is quoted, with its interval. bench/README.md tells what came out.
 """
 
 from __future__ import annotations

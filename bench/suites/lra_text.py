@@ -2,10 +2,8 @@
 
 `mega-deploy bench --suite lra-text` deploys Mega-chunk, Mega and a Transformer of the paper's sizes for byte-level
 text, and lets them take turns in one runtime. Memory is the most that a contender's process ever held (loading
-included) over that of a process which holds the same libraries and inputs, and no model.
-
-On one thread of an AMD EPYC (Zen 4, AVX-512), shared with others, 4096 steps took Mega-chunk 0.11 s of processor time
-and 65 MB, Mega 0.68 s and 132 MB, the Transformer 1.03 s and 118 MB at best, 1.30 s and 1,189 MB as exporters write it.
+included) over that of a process which holds the same libraries and inputs, and no model. bench/README.md tells what
+came out.
 """
 
 from __future__ import annotations
@@ -85,7 +83,7 @@ def run(
         on_failure: called with one line for each contender that could not be timed; the others go on.
 
     Returns:
-        A report like benchmark.run's, with "suite": its rows hold speed and memory of each Mega over each Transformer.
+        A report like bundles.run's, with "suite": its rows hold speed and memory of each Mega over each Transformer.
 
     Raises:
         MissingComponentError: an export is needed, and torch is not installed.

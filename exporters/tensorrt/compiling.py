@@ -43,7 +43,7 @@ def compile_graph(
 
     Args:
         trt: the library.
-        model: the graph, as `runtime.parsed` gives it.
+        model: the graph, as `runtime.tensorrt.parsed` gives it.
         path: where it comes from.
         signature: what it takes and gives.
         configure: sets the configuration, given it and the network.

@@ -70,7 +70,7 @@ def read_checkpoint(path: str | os.PathLike[str], source: str = "auto") -> Check
 
     Raises:
         CheckpointError: the file is missing, damaged, hostile, of an unknown format, or not of the source insisted on.
-        MissingComponentError: safetensors, or torch for a .pt file, is not installed.
+        MissingComponentError: what the file needs is not installed: safetensors, or torch for the paper's Mega.
     """
     if source not in get_args(SourceName):
         raise OptionError(f"there is no source {source!r}; there are {', '.join(get_args(SourceName))}")
