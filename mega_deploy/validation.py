@@ -134,10 +134,10 @@ def _fresh_reference(
             samples=samples or SAMPLES,
             seed=seed or 0,
             precision=recorded.precision,
-            kept=recorded.kept,
+            keep_float32=recorded.kept,
         )
     if isinstance(inputs, str | os.PathLike):
         inputs = load_arrays(Path(inputs))
     return record_for(
-        family, signature, names, signature.feeds(inputs), precision=recorded.precision, kept=recorded.kept
+        family, signature, names, signature.feeds(inputs), precision=recorded.precision, keep_float32=recorded.kept
     )

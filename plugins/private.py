@@ -1,8 +1,8 @@
 """Files that nobody but this user, or root, can have put where they lie.
 
 Code that is loaded from a cache is as trustworthy as whoever can write to it. Each folder and file on the way is opened
-from the one above it, without following links, and judged by what was opened, so that nothing can be put in its place
-between the look and the use.
+from the one above it, without following links, and checked by what was opened, so that nothing can be put in its place
+between the check and the use.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def opened_folder(top: Path, *below: str) -> Iterator[int]:
     """A folder's descriptor.
 
     Args:
-        top: the uppermost folder that is judged.
+        top: the uppermost folder that is checked.
         below: names of the folders from there on.
 
     Raises:
@@ -45,12 +45,12 @@ def opened_folder(top: Path, *below: str) -> Iterator[int]:
     """
     path, descriptor = top, _open(top, _FOLDER, top, None)
     try:
-        _judge(descriptor, path)
+        _check_owner(descriptor, path)
         for name in below:
             path /= name
             above, descriptor = descriptor, _open(name, _FOLDER, path, descriptor)
             os.close(above)
-            _judge(descriptor, path)
+            _check_owner(descriptor, path)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -72,7 +72,7 @@ def opened_file(name: str, folder: int, path: Path) -> Iterator[io.BufferedReade
     with open(_open(name, _FILE, path, folder), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise NotPrivateError(f"{path} is not a regular file")
-        _judge(file.fileno(), path)
+        _check_owner(file.fileno(), path)
         yield file
 
 
@@ -80,7 +80,7 @@ def make_folder(top: Path, *below: str) -> Path:
     """Make folders that this user alone can write to, or take from others what they may write in those that are there.
 
     Args:
-        top: the uppermost folder that is judged; those above it are made as usual.
+        top: the uppermost folder that is checked; those above it are made as usual.
         below: names of the folders from there on.
 
     Raises:
@@ -97,7 +97,7 @@ def make_folder(top: Path, *below: str) -> Path:
             mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
             if mode & OTHERS_WRITE and os.fstat(descriptor).st_uid == os.geteuid():
                 os.fchmod(descriptor, mode & ~OTHERS_WRITE)
-            _judge(descriptor, path)
+            _check_owner(descriptor, path)
         finally:
             os.close(descriptor)
     return path
@@ -112,7 +112,7 @@ def _open(name: str | Path, flags: int, path: Path, folder: int | None) -> int:
         raise
 
 
-def _judge(descriptor: int, path: Path) -> None:
+def _check_owner(descriptor: int, path: Path) -> None:
     found = os.fstat(descriptor)
     if found.st_uid not in owners():
         raise NotPrivateError(f"{path} belongs to another user ({found.st_uid})")

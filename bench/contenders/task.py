@@ -1,8 +1,8 @@
 """A bundle, or what stands beside it, on one configuration, as a worker gets it.
 
 What is timed side by side are a bundle's sessions (`ours`, `streams`), the ways in which one would run the trained
-model instead (`peers`), and what bounds them all (`limits`). All get the same cores, threads and inputs, and are checked
-before they are timed.
+model instead (`peers`), and what bounds them all (`limits`). All get the same cores, threads and inputs, and are
+checked before they are timed.
 """
 
 from __future__ import annotations

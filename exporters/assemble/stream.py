@@ -57,7 +57,7 @@ def assemble_stream(
         parity={},
         encode=None if graphs.encode is None else Encoding(graphs.encode.signature, graphs.encode.seen),
     )
-    parity = _judge(folder, form, graphs, options, on_step)
+    parity = _check_parity(folder, form, graphs, options, on_step)
     write_json(folder / STREAM_PARITY, parity)
     form = dataclasses.replace(form, parity=summary(parity))
     ema = {
@@ -88,7 +88,7 @@ def _save_graphs(graphs: StreamGraphs, options: ExportOptions, folder: Path) -> 
     return lowered
 
 
-def _judge(
+def _check_parity(
     folder: Path, form: StreamForm, graphs: StreamGraphs, options: ExportOptions, on_step: Callable[[str], None]
 ) -> dict[str, Any]:
     """The report on a stream that is about to be shipped, as JSON.

@@ -18,7 +18,7 @@ from mega_deploy.exporters.ema.lowering import Lowering
 from mega_deploy.exporters.family import Family
 from mega_deploy.exporters.flops import graph_flops
 from mega_deploy.exporters.options import ExportOptions
-from mega_deploy.exporters.precision.fp32_fallback import weigh_worst_block
+from mega_deploy.exporters.precision.fp32_fallback import measure_float32_fallback
 from mega_deploy.exporters.precision.lowering import lower
 from mega_deploy.exporters.reference.recorder import record
 from mega_deploy.parity import Reference, Report
@@ -50,15 +50,15 @@ def assemble_window(
     lowered = lower(graph.model, precision, keep_float32=options.float32, half_io=options.half_io)
     proto = save_graph.save(lowered.model, path)
     on_step("run the trained model in float64")
-    reference = record(family, signature, graph.block_outputs, precision=precision, kept=options.float32)
+    reference = record(family, signature, graph.block_outputs, precision=precision, keep_float32=options.float32)
     reference.save(folder / REFERENCE)
     reference = Reference.load(folder / REFERENCE)
     served = signature.in_float16() if options.half_io else signature
-    report = _judge(path, served, reference, on_step)
+    report = _check_parity(path, served, reference, on_step)
     parity = report.to_json()
     if precision != "float32":
         on_step("weigh the worst block")
-        parity["worst_block_in_float32"] = weigh_worst_block(
+        parity["worst_block_in_float32"] = measure_float32_fallback(
             graph.model, report, reference, served, path, keep_float32=options.float32, half_io=options.half_io
         )
     write_json(folder / PARITY, parity)
@@ -90,7 +90,7 @@ def _plugins(model: onnx.ModelProto) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _judge(model: Path, signature: Signature, reference: Reference, on_step: Callable[[str], None]) -> Report:
+def _check_parity(model: Path, signature: Signature, reference: Reference, on_step: Callable[[str], None]) -> Report:
     """The report on a model that is about to be shipped.
 
     Raises:

@@ -17,7 +17,7 @@ from mega_deploy.runtime import parity_session
 from mega_deploy.signature import Signature
 
 
-def weigh_worst_block(
+def measure_float32_fallback(
     model: ir.Model,
     report: Report,
     reference: Reference,

@@ -58,7 +58,7 @@ def record(
     samples: int | None = None,
     seed: int = 0,
     precision: Precision = "float32",
-    kept: Sequence[str] = (),
+    keep_float32: Sequence[str] = (),
 ) -> Reference:
     """The reference for random and adversarial inputs and several batches; of a range of lengths several, too.
 
@@ -72,14 +72,14 @@ def record(
         seed: of the random rows.
         precision: in which the noise floor is taken: for float16 and bfloat16 under autocast; for int8, which the
             trained form does not have, in float32.
-        kept: modules of the trained form, by name, that stay float32 for the floor: the islands that were asked for.
+        keep_float32: modules of the trained form, by name, that stay float32 for the floor.
     """
     kinds = family.kinds(signature, np.random.default_rng(seed))
     # Two at least, for a batch must hold rows that differ.
     most = max(2, min(MOST_WORK // max(1, family.flops(signature)), rows_that_fit(signature)))
     pools, cases = make_cases(kinds, signature, family.width, samples or min(SAMPLES, most), most)
     sampled = [f"{most} random rows instead of {SAMPLES}"] if samples is None and most < SAMPLES else []
-    recorder = Recorder(family, signature, precision, kept)
+    recorder = Recorder(family, signature, precision, keep_float32)
     return recorder.record(pools, cases, block_names, sampled=sampled, seed=seed)
 
 
@@ -91,7 +91,7 @@ def record_for(
     name: str = GIVEN,
     *,
     precision: Precision = "float32",
-    kept: Sequence[str] = (),
+    keep_float32: Sequence[str] = (),
 ) -> Reference:
     """The reference for inputs of one's own as a single case.
 
@@ -102,11 +102,11 @@ def record_for(
         inputs: all of them, as `signature.feeds` gives them.
         name: of the case.
         precision: see `record`.
-        kept: see `record`.
+        keep_float32: see `record`.
     """
     rows = len(next(iter(inputs.values())))
     cases = {name: (name, list(range(rows)), rows)}
-    return Recorder(family, signature, precision, kept).record({name: inputs}, cases, block_names)
+    return Recorder(family, signature, precision, keep_float32).record({name: inputs}, cases, block_names)
 
 
 class Recorder:
@@ -116,7 +116,7 @@ class Recorder:
         family: the model's.
         signature: whose outputs count.
         precision: in which the noise floor is taken.
-        kept: see `record`.
+        keep_float32: see `record`.
         trained: the trained form that is run, which is left as it is; None for the model itself.
         nearby: runs on inputs a last place away for each noise floor; None for NEARBY, or fewer where they take long.
     """
@@ -126,16 +126,17 @@ class Recorder:
         family: Family,
         signature: Signature,
         precision: Precision,
-        kept: Sequence[str] = (),
+        keep_float32: Sequence[str] = (),
         *,
         trained: nn.Module | None = None,
         nearby: int | None = None,
     ) -> None:
-        self.family, self.precision, self.kept, self.nearby = family, precision, tuple(kept), nearby
+        self.family, self.precision, self.nearby = family, precision, nearby
+        self.keep_float32 = tuple(keep_float32)
         trained = family.model if trained is None else trained
         self.exact = copy.deepcopy(trained).double().eval()
         self.single = copy.deepcopy(trained).float().eval()
-        keep_in_float32(self.single, kept)
+        keep_in_float32(self.single, keep_float32)
         self.signature, self.outputs = signature, [spec.name for spec in signature.outputs]
         self._step_flops = self.family.flops(signature) / usual(signature.dim(*SEQUENCE_AXES))
 
@@ -193,7 +194,7 @@ class Recorder:
             blocks=tuple(BlockFloor(name, measure(got[name], want[name])) for name in got),
             block_outputs=want,
             precision=self.precision,
-            kept=self.kept,
+            kept=self.keep_float32,
             left_out=tuple(name for name in floors if name not in usable),
             sampled=(*sampled, *describe(steps, inputs, self.signature), *self._fewer_runs(pools, cases)),
         )

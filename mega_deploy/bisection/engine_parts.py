@@ -61,7 +61,7 @@ def sized(model: onnx.ModelProto, given: Mapping[str, Array]) -> onnx.ModelProto
 
 
 def specs(values: Any) -> tuple[TensorSpec, ...]:
-    """What a graph of fixed sizes says of its ends."""
+    """Name, dtype and shape of a graph's inputs, or of its outputs, all of whose sizes are fixed."""
     return tuple(
         TensorSpec(
             value.name,

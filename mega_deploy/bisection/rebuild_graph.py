@@ -45,12 +45,12 @@ class Rebuilt:
         }
 
 
-def rebuild_graph(bundle: Bundle, kept: tuple[str, ...]) -> Rebuilt:
+def rebuild_graph(bundle: Bundle, keep_float32: tuple[str, ...]) -> Rebuilt:
     """Fold the trained weights of a bundle again.
 
     Args:
         bundle: opened.
-        kept: float32 islands that were asked for at its export.
+        keep_float32: names of layers that its export was asked to keep in float32.
     """
     manifest = bundle.manifest
     family, half_io = family_of(load_checkpoint(bundle.file(TRAINED))), _is_half(manifest.signature)
@@ -58,7 +58,7 @@ def rebuild_graph(bundle: Bundle, kept: tuple[str, ...]) -> Rebuilt:
     exact, single = (
         family.graph(signature, manifest.ema["lowering"], dtype) for dtype in (ir.DataType.DOUBLE, ir.DataType.FLOAT)
     )
-    lowered = lower(single.model, manifest.precision, keep_float32=kept, half_io=half_io)
+    lowered = lower(single.model, manifest.precision, keep_float32=keep_float32, half_io=half_io)
     return Rebuilt(ir.to_proto(exact.model), ir.to_proto(lowered.model), exact.block_outputs)
 
 

@@ -69,15 +69,15 @@ def bisect(
     on_step("run the trained model in float64")
     rebuilt = rebuild_graph(bundle, reference.kept)
     deployed = typed(onnx.load(bundle.file(MODEL)))
-    ends = [*rebuilt.blocks, *(spec.name for spec in bundle.manifest.signature.outputs)]
+    compared = [*rebuilt.blocks, *(spec.name for spec in bundle.manifest.signature.outputs)]
     trace = Trace(rebuilt.exact)
     made = {name: node for node in deployed.graph.node for name in node.output}
-    _check_names(bundle, ends, made)
+    _check_names(bundle, compared, made)
     exact = trace.run(feeds)
     run = _runner(bundle, backend, native_ops)
     rounding = roundoffs(deployed, exact)
 
-    def hold(given: dict[str, Array], names: Sequence[str], truth: Mapping[str, Array]) -> tuple[Value, ...]:
+    def compare_values(given: dict[str, Array], names: Sequence[str], truth: Mapping[str, Array]) -> tuple[Value, ...]:
         got = run(excerpt(deployed, [*given], names), given)
         floors = trace.floors(given, rounding, truth)
         return tuple(
@@ -86,7 +86,7 @@ def bisect(
         )
 
     on_step("compare the blocks")
-    blocks = hold(feeds, ends, exact)
+    blocks = compare_values(feeds, compared, exact)
     found = Bisection(
         session.backend,
         precision,
@@ -99,13 +99,13 @@ def bisect(
     bad = next((index for index, value in enumerate(blocks) if not value.passed), None)
     if bad is None:
         return found
-    on_step(f"look into {ends[bad]}")
+    on_step(f"look into {compared[bad]}")
     before = rebuilt.blocks[:bad]  # a decoder's layer reads the encoder's last as well as the one before it
     given = {**feeds, **{name: exact[name].astype(np.float32) for name in before}}
     truth = trace.run(given)
-    names = _inside(deployed, list(given), ends[bad], truth)
-    block = ends[bad].removesuffix(".output") if bad < len(rebuilt.blocks) else "output"
-    return dataclasses.replace(found, block=block, values=hold(given, names, truth))
+    names = _inside(deployed, list(given), compared[bad], truth)
+    block = compared[bad].removesuffix(".output") if bad < len(rebuilt.blocks) else "output"
+    return dataclasses.replace(found, block=block, values=compare_values(given, names, truth))
 
 
 def _check_names(bundle: OpenBundle, wanted: Sequence[str], made: Mapping[str, object]) -> None:

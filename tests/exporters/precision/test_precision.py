@@ -281,7 +281,11 @@ def test_what_is_kept_in_float32_is_so_in_the_floor_as_well():
     signature = family_of(build()).signature(Range(1, 1, 1), build().config.length)
 
     def floor(*kept):
-        return record(family_of(build()), signature, (), precision="bfloat16", kept=kept).cases[0].floor.relative_l2
+        return (
+            record(family_of(build()), signature, (), precision="bfloat16", keep_float32=kept)
+            .cases[0]
+            .floor.relative_l2
+        )
 
     assert floor("input_projection", "blocks", "final_norm") < 0.8 * floor("blocks.0") < 0.8 * floor()
 

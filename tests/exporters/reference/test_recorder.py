@@ -20,7 +20,13 @@ def build():
 def test_a_recorded_model_has_no_hooks_and_the_weights_that_it_had():
     model = build()
     family = family_of(model)
-    record(family, family.signature(Range(1, 1, 4), 9), ("blocks.0.output",), precision="bfloat16", kept=("blocks.0",))
+    record(
+        family,
+        family.signature(Range(1, 1, 4), 9),
+        ("blocks.0.output",),
+        precision="bfloat16",
+        keep_float32=("blocks.0",),
+    )
     record_stream(family, 7, 4, samples=1)
     assert model.config.length == 9
     for module in model.modules():
