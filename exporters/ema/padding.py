@@ -1,4 +1,4 @@
-"""Cutting the middle axis of a value of three into pieces of one size, whatever its length."""
+"""Cutting the middle axis of a value of three into blocks of one size, whatever its length."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from mega_deploy.exporters.graph import Graph, Length
 
 
 def count(graph: Graph, length: Length, size: int) -> Length:
-    """Pieces of `size` that hold `length`: a number, or [batch, pieces]."""
+    """Blocks of `size` that hold `length`: a number, or [batch, blocks]."""
     if isinstance(length, int):
         return -(-length // size)
     op = graph.op
-    pieces = op.Div(op.Add(graph.frames(length), graph.sizes(size - 1)), graph.sizes(size))
-    return op.Concat(op.Slice(length, [0], [1]), pieces, axis=0)
+    blocks = op.Div(op.Add(graph.frames(length), graph.sizes(size - 1)), graph.sizes(size))
+    return op.Concat(op.Slice(length, [0], [1]), blocks, axis=0)
 
 
 def odd(graph: Graph, count: ir.Value, least: int) -> ir.Value:
-    """[batch, pieces] with one piece more where they are even, if there are `least` or more."""
+    """[batch, blocks] with one block more where they are even, if there are `least` or more."""
     op = graph.op
-    pieces = op.Slice(count, [1], [2])
-    many = op.Min(op.Div(pieces, graph.sizes(least)), graph.sizes(1))
-    even = op.Sub(graph.sizes(1), op.Mod(pieces, graph.sizes(2)))
+    blocks = op.Slice(count, [1], [2])
+    many = op.Min(op.Div(blocks, graph.sizes(least)), graph.sizes(1))
+    even = op.Sub(graph.sizes(1), op.Mod(blocks, graph.sizes(2)))
     return op.Add(count, op.Concat(graph.sizes(0), op.Mul(many, even), axis=0))
 
 
-def fill(graph: Graph, x: ir.Value, length: Length, pieces: Length, size: int) -> ir.Value:
-    """[batch, length, features] with zeros behind, up to so many pieces of `size` as `count` or `odd` says."""
+def fill(graph: Graph, x: ir.Value, length: Length, blocks: Length, size: int) -> ir.Value:
+    """[batch, length, features] with zeros behind, up to so many blocks of `size` as `count` or `odd` says."""
     op = graph.op
     if not isinstance(length, int):
-        assert not isinstance(pieces, int)
-        missing = op.Sub(op.Mul(op.Slice(pieces, [1], [2]), graph.sizes(size)), graph.frames(length))
+        assert not isinstance(blocks, int)
+        missing = op.Sub(op.Mul(op.Slice(blocks, [1], [2]), graph.sizes(size)), graph.frames(length))
         return op.Pad(x, op.Concat(graph.sizes(0, 0, 0, 0), missing, graph.sizes(0), axis=0))
-    assert isinstance(pieces, int)
-    return x if length == pieces * size else op.Pad(x, [0, 0, 0, 0, pieces * size - length, 0])
+    assert isinstance(blocks, int)
+    return x if length == blocks * size else op.Pad(x, [0, 0, 0, 0, blocks * size - length, 0])
 
 
 def unfill(graph: Graph, x: ir.Value, length: Length, size: int) -> ir.Value:

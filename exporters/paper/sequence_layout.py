@@ -11,7 +11,7 @@ from onnxscript import ir
 from mega_deploy.exporters.ema import padding
 from mega_deploy.exporters.graph import Graph, Length
 
-PIECE = 64
+PARTIAL_SUM = 64
 """Steps that are added up before all are."""
 
 
@@ -118,14 +118,14 @@ class SequenceLayout:
     def total(self, x: ir.Value, features: int) -> ir.Value:
         """The sum over the steps of each row, padding left out: [rows * steps, features] -> [rows, features].
 
-        Pieces are added up first: float32 loses digits where thousands of steps are added one by one, as onnxruntime
-        does.
+        PARTIAL_SUM steps at a time are added up first: float32 loses digits where thousands are added one by one, as
+        onnxruntime does.
         """
         op, graph, windows = self.op, self.graph, self.graph.windows(self.masked(x), self.length, features)
-        if self.longest > PIECE:
-            count = padding.count(graph, self.length, PIECE)
-            filled = padding.fill(graph, windows, self.length, count, PIECE)
-            sums = op.ReduceSum(op.Reshape(filled, [-1, PIECE, features]), [1], keepdims=0)
+        if self.longest > PARTIAL_SUM:
+            count = padding.count(graph, self.length, PARTIAL_SUM)
+            filled = padding.fill(graph, windows, self.length, count, PARTIAL_SUM)
+            sums = op.ReduceSum(op.Reshape(filled, [-1, PARTIAL_SUM, features]), [1], keepdims=0)
             windows = op.Reshape(sums, padding.shape(graph, count, features))
         return op.ReduceSum(windows, [1], keepdims=0)
 

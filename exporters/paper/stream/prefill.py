@@ -23,7 +23,7 @@ from mega_deploy.exporters.ema.state import PARTS, carried, last
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.attention import weighted_values
 from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
-from mega_deploy.exporters.paper.stream.scores import StreamScores, causal, every_count
+from mega_deploy.exporters.paper.stream.scores import StreamScores, causal, inverse_key_counts
 from mega_deploy.exporters.state import State
 
 MOST_STEPS = 64
@@ -70,7 +70,7 @@ class ManySteps:
         """What is added to scores: [batch, steps, window + steps]."""
         self.per_key = None
         if config.attention_traits.divides_by_keys:
-            self.per_key = op.Gather(every_count(graph, window), position)  # [batch, steps]
+            self.per_key = op.Gather(inverse_key_counts(graph, window), position)  # [batch, steps]
 
     def _seen_keys(self, seen: ir.Value, position: ir.Value) -> tuple[ir.Value, ir.Value]:
         """How far the keys are from the queries, as a place in the bias, and which are not seen.

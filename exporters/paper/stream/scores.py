@@ -19,7 +19,7 @@ class StreamScores:
     graph: Graph
     bias: ir.Value
     """[batch, queries, keys]."""
-    keys_seen: ir.Value | None
+    inverse_key_count: ir.Value | None
     """1 / the number of keys that a query sees, [batch, queries], where the attention function divides by it."""
     single: bool
     """Whether there is one query a stream, so that products are of a matrix and a vector."""
@@ -36,8 +36,8 @@ class StreamScores:
         return scores
 
     def per_key(self) -> ir.Value:
-        assert self.keys_seen is not None
-        return self.keys_seen
+        assert self.inverse_key_count is not None
+        return self.inverse_key_count
 
     def operator_inputs(self) -> tuple[ir.Value, ir.Value]:
         return self.bias, self.per_key()
@@ -48,6 +48,6 @@ def causal(distances: Float64Array) -> Float64Array:
     return np.where(np.arange(len(distances)) < (len(distances) + 1) // 2, distances, -np.inf)
 
 
-def every_count(graph: Graph, window: int) -> ir.Value:
+def inverse_key_counts(graph: Graph, window: int) -> ir.Value:
     """1 / the number of keys, by the position of a query in its window: [window]."""
     return graph.shared(f"per_key.{window}", lambda: 1 / np.arange(1, window + 1))

@@ -25,7 +25,7 @@ from mega_deploy.exporters.ema.state import PARTS, carried
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.attention import weighted_values
 from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
-from mega_deploy.exporters.paper.stream.scores import StreamScores, causal, every_count
+from mega_deploy.exporters.paper.stream.scores import StreamScores, causal, inverse_key_counts
 from mega_deploy.exporters.state import State
 
 
@@ -61,7 +61,7 @@ class OneStep:
         self.distance = op.Sub(graph.integers("slot_beyond", np.arange(window) + window - 1), place)  # [batch, window]
         self.mask = self.per_key = None
         if config.attention_traits.divides_by_keys:
-            self.per_key = op.Unsqueeze(op.Gather(every_count(graph, window), position), [1])  # [batch, 1]
+            self.per_key = op.Unsqueeze(op.Gather(inverse_key_counts(graph, window), position), [1])  # [batch, 1]
         if config.attention_traits.normalised and layout.attention_mask is not None:
             self.mask = self._padding(layout.attention_mask, place)
 
