@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mega_deploy.errors import InputError, MissingComponentError
+from mega_deploy.files.hashing import sha256_of
 from mega_deploy.plugins import cache, compiler, private
 from mega_deploy.plugins.cache import RECORD, Library, Recipe, Unusable
 from mega_deploy.plugins.onnxruntime import headers
@@ -40,7 +41,7 @@ def forge(library: Library) -> None:
     (library.path.parent / RECORD).unlink(missing_ok=True)
     library.path.unlink()
     library.path.write_bytes(FORGED)
-    digest = cache.sha256_of(library.path)
+    digest = sha256_of(library.path)
     (library.path.parent / RECORD).write_text(json.dumps({"library": library.path.name, "sha256": digest}))
 
 
