@@ -83,9 +83,14 @@ def validate(
 
 
 def _together(window: Report, stream: Report) -> Report:
-    """One verdict on both forms of a bundle."""
+    """One verdict on both forms of a bundle, which says of the stream's parts that they are."""
     named = (dataclasses.replace(case, name=f"stream: {case.name}") for case in stream.cases)
-    return dataclasses.replace(window, cases=(*window.cases, *named))
+    return dataclasses.replace(
+        window,
+        cases=(*window.cases, *named),
+        left_out=(*window.left_out, *(f"stream: {name}" for name in stream.left_out)),
+        sampled=(*window.sampled, *(f"stream: {phrase}" for phrase in stream.sampled)),
+    )
 
 
 def _check_choice(inputs: object, samples: int | None, seed: int | None) -> None:

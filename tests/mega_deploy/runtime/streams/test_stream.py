@@ -1,5 +1,6 @@
 """Streams of a bundle: sessions, their state in memory and in files, and what the manifest and the commands say."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -259,6 +260,15 @@ def test_options_that_no_stream_has_are_refused(model, tmp_path):
         with pytest.raises(OptionError, match=message):
             md.export(given, tmp_path / "no.mega", form="stream", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_report_on_both_forms_tells_what_the_stream_left_out_and_sampled(both, monkeypatch):
+    bundle = md.open_bundle(both)
+    stream = dataclasses.replace(bundle.reference("stream"), left_out=("huge",), sampled=("a single run",))
+    references = {"window": bundle.reference(), "stream": stream}
+    monkeypatch.setattr(type(bundle), "reference", lambda _bundle, form="window": references[form])
+    report = md.validate(bundle)
+    assert (report.left_out, report.sampled) == (("stream: huge",), ("stream: a single run",))
 
 
 def test_validate_judges_both_forms_and_finds_a_spoilt_stream(both, alone, model, tmp_path):
