@@ -21,6 +21,8 @@ from mega_deploy.exporters.linear import Linear
 
 Length = int | ir.Value
 """Frames of a window: a number, or where it is dynamic the vector [batch, seq_len]."""
+END = int(np.iinfo(np.int64).max)
+"""The end of a slice that goes to the end of its axis."""
 OPSET = 20
 IR_VERSION = 10  # the first that knows overloads of functions
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from onnxscript import ir
 
 from mega_deploy.exporters.ema.lowering import Lowering
 
 # The attention of one window of this length takes 1 GiB in float32, and its causal mask as much.
 LONGEST = 16384
-END = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)

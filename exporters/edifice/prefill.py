@@ -16,9 +16,8 @@ from onnxscript import ir
 from mega_deploy.exporters.edifice.fold import FoldedAttention, FoldedBlock, FoldedMega
 from mega_deploy.exporters.edifice.step import check_causal, stream_signature, weighted_input
 from mega_deploy.exporters.edifice.window import feed_forward
-from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.graph import END, Graph
 from mega_deploy.exporters.state import BATCH, OPSET, State, StreamGraph
-from mega_deploy.exporters.window_graph import END
 from mega_deploy.signature import Range
 
 FRAMES = "frames"

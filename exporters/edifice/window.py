@@ -10,8 +10,8 @@ from mega_deploy.exporters.edifice.fold import FoldedAttention, FoldedBlock, Fol
 from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP
 from mega_deploy.exporters.ema.lowering import Lowered, choose
 from mega_deploy.exporters.ema.nodes import moving_average
-from mega_deploy.exporters.graph import OPSET, Graph, Length
-from mega_deploy.exporters.window_graph import END, LONGEST, MegaGraph
+from mega_deploy.exporters.graph import END, OPSET, Graph, Length
+from mega_deploy.exporters.window_graph import LONGEST, MegaGraph
 from mega_deploy.plugins.laplace.function import l1_function
 from mega_deploy.signature import Range
 

@@ -15,12 +15,11 @@ from onnxscript import ir
 from mega_deploy.arrays import Float64Array
 from mega_deploy.exporters.ema import padding
 from mega_deploy.exporters.ema.blocks import Side, normal
-from mega_deploy.exporters.graph import Graph, Length
+from mega_deploy.exporters.graph import END, Graph, Length
 
 GROUP = 16
 """Blocks whose recurrence is written out, a multiplication and an addition each. In onnxruntime, 4, 8, 16 and 32 were
 equally fast for 128 channels of 1024 frames; for 512 of 16384, 16 and 32 were, and 8 a fifth slower."""
-END = int(np.iinfo(np.int64).max)
 
 
 def carry(graph: Graph, left: ir.Value, side: Side, blocks: Length, most: int) -> ir.Value:

@@ -6,11 +6,11 @@ from onnxscript import ir
 
 from mega_deploy.exporters.ema import padding
 from mega_deploy.exporters.ema.blocks import Blocked
-from mega_deploy.exporters.ema.carry import END, carry
+from mega_deploy.exporters.ema.carry import carry
 from mega_deploy.exporters.ema.kernel import Kernel
 from mega_deploy.exporters.ema.lowering import Lowered
 from mega_deploy.exporters.ema.segments import in_segments, segment_frames
-from mega_deploy.exporters.graph import Graph, Length
+from mega_deploy.exporters.graph import END, Graph, Length
 
 ODD = 16
 """From so many blocks on there is an odd number of them where a length is filled up anyway, as GROUP of segments is."""

@@ -15,8 +15,7 @@ from onnxscript import ir
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.paper_signature import signature as whole_signature
 from mega_deploy.errors import OptionError
-from mega_deploy.exporters.ema.carry import END
-from mega_deploy.exporters.graph import Graph
+from mega_deploy.exporters.graph import END, Graph
 from mega_deploy.exporters.paper.fold import fold_stack
 from mega_deploy.exporters.paper.layer import LayerWriter
 from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
