@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from mega_deploy.config.common import Attention, Form, Output, Precision
+from mega_deploy.config.common import AttentionChoice, Form, Output, Precision
 from mega_deploy.errors import OptionError
 from mega_deploy.signature import Dim, Range
 
@@ -21,7 +21,7 @@ class ExportOptions:
 
     source: str = "auto"
     config: Mapping[str, Any] | None = None
-    attention: Attention | None = None
+    attention: AttentionChoice | None = None
     seq_len: int | None = None
     """Steps of every sequence; None for the model's own."""
     output: Output | None = None

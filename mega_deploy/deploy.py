@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mega_deploy.bundle import MANIFEST, check_target, write_json, writing
-from mega_deploy.config.common import Attention, Output, Precision
+from mega_deploy.config.common import AttentionChoice, Output, Precision
 from mega_deploy.errors import InputError, OptionError, require
 from mega_deploy.exporters import PACKAGES
 from mega_deploy.exporters.options import DEFAULT_BATCH, ExportOptions
@@ -33,7 +33,7 @@ def export(
     *,
     source: str = "auto",
     config: Mapping[str, Any] | None = None,
-    attention: Attention | None = None,
+    attention: AttentionChoice | None = None,
     seq_len: int | None = None,
     output: Output | None = None,
     seq_range: Range | str | None = None,

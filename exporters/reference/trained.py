@@ -51,7 +51,7 @@ def run(
 
     def watch(name: str) -> Callable[..., None]:
         def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            streams.setdefault(name, as_array(output))
+            streams.setdefault(name, at_least_float32(output))
 
         return keep
 
@@ -69,7 +69,7 @@ def run(
             left = {}
         result = model(**tensors)
     named = {outputs[0]: result} if isinstance(result, Tensor) else result
-    arrays = {name: as_array(named[name]) for name in outputs}
+    arrays = {name: at_least_float32(named[name]) for name in outputs}
     kept = {name: array[:, left[name]] if name in left else array for name, array in arrays.items()}
     return kept, [streams[name] for name in blocks]
 
@@ -136,6 +136,6 @@ def _as_tensor(array: Array, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def as_array(tensor: Tensor) -> Array:
+def at_least_float32(tensor: Tensor) -> Array:
     """An array of at least float32: numpy has no bfloat16."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).numpy()

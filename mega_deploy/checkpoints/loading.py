@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mega_deploy.checkpoints.reading import Checkpoint, read_checkpoint
 from mega_deploy.checkpoints.sources import paper
 from mega_deploy.checkpoints.sources.trained import weights_sha256
-from mega_deploy.config.common import Attention, Output, Source
+from mega_deploy.config.common import AttentionChoice, Output, Source
 from mega_deploy.config.edifice import USES_LAPLACE, EdificeConfig
 from mega_deploy.errors import OptionError, require
 
@@ -23,7 +23,7 @@ def load_checkpoint(
     *,
     source: str = "auto",
     config: Mapping[str, Any] | None = None,
-    attention: Attention | None = None,
+    attention: AttentionChoice | None = None,
     seq_len: int | None = None,
     output: Output | None = None,
 ) -> Mega | PaperModel:
@@ -68,7 +68,7 @@ def load_checkpoint(
 def resolve(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
-    attention: Attention | None,
+    attention: AttentionChoice | None,
     seq_len: int | None,
     output: Output | None,
 ) -> EdificeConfig:

@@ -35,7 +35,7 @@ def check_size(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise OptionError(f"{name} must be a whole number, got {value!r:.100}")
     if not 1 <= value <= MAX_DIMENSION:
-        raise OptionError(f"{name} must be between 1 and {MAX_DIMENSION}, got {printable(value)}")
+        raise OptionError(f"{name} must be between 1 and {MAX_DIMENSION}, got {number_text(value)}")
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
@@ -56,6 +56,6 @@ def check_rate(name: str, value: object) -> None:
         raise OptionError(f"{name} must be a number of at least 0 and below 1, got {type(value).__name__}")
 
 
-def printable(value: float) -> str:
+def number_text(value: float) -> str:
     """A number for a message; Python refuses to print integers of thousands of digits."""
     return f"one of {value.bit_length()} bits" if isinstance(value, int) and value.bit_length() > 64 else repr(value)

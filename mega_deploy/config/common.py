@@ -9,7 +9,7 @@ Precision = Literal["float32", "float16", "bfloat16", "int8"]
 Form = Literal["window", "stream"]
 Output = Literal["last", "sequence"]
 """The last frame's features, or those of all frames, of models that leave the choice."""
-Attention = Literal["softmax", "laplace"]
+AttentionChoice = Literal["softmax", "laplace"]
 """The attention functions that one may ask for where a checkpoint does not say which it was trained with."""
 SourceName = Literal["auto", "native", "edifice", "fairseq", "huggingface"]
 

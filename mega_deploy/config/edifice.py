@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from mega_deploy.config.attention import L1_LAPLACE, SOFTMAX, AttentionTraits
-from mega_deploy.config.checks import check_flag, check_known, check_size, printable
-from mega_deploy.config.common import Attention, Output
+from mega_deploy.config.checks import check_flag, check_known, check_size, number_text
+from mega_deploy.config.common import AttentionChoice, Output
 from mega_deploy.errors import OptionError
 
 USES_LAPLACE: Mapping[str, bool] = {"softmax": False, "laplace": True}
@@ -51,7 +51,7 @@ class EdificeConfig:
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float):
             raise OptionError(f"dropout must be a number, got {self.dropout!r}")
         if not 0.0 <= self.dropout < 1.0:
-            raise OptionError(f"dropout must be at least 0 and below 1, got {printable(self.dropout)}")
+            raise OptionError(f"dropout must be at least 0 and below 1, got {number_text(self.dropout)}")
         check_flag("laplace_attention", self.laplace_attention)
         if self.output not in get_args(Output):
             raise OptionError(f'output must be "last" or "sequence", got {self.output!r}')
@@ -62,7 +62,7 @@ class EdificeConfig:
         return self.window_size if self.seq_len is None else self.seq_len
 
     @property
-    def attention(self) -> Attention:
+    def attention(self) -> AttentionChoice:
         """The attention function by its name on the command line."""
         return "laplace" if self.laplace_attention else "softmax"
 

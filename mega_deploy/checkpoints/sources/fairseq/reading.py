@@ -71,9 +71,9 @@ def read_fairseq(args: Mapping[str, Any], tensors: Weights) -> tuple[PaperConfig
     return config, *named_as_ours(config, tensors)
 
 
-# What an option is called, which differs between the tasks. Without a default it must be there: the classifiers' differ
-# from one architecture to another, and fairseq writes them all into its checkpoints.
-_OF_CLASSIFIERS = {
+# By our option, its name in fairseq, which differs between the tasks. Without a default it must be there: the
+# classifiers' differ from one architecture to another, and fairseq writes them all into its checkpoints.
+_CLASSIFIER_NAMES = {
     "side": "encoder",
     "z_dim": "z_dim",
     "n_dim": "n_dim",
@@ -83,7 +83,7 @@ _OF_CLASSIFIERS = {
     "hidden_dropout": "act_dropout",
     "activation_dropout": "act_dropout",
 }
-_OF_DECODERS = {
+_DECODER_NAMES = {
     "side": "decoder",
     "z_dim": "decoder_z_dim",
     "n_dim": "decoder_n_dim",
@@ -93,7 +93,7 @@ _OF_DECODERS = {
     "hidden_dropout": "hidden_dropout",
     "activation_dropout": "activation_dropout",
 }
-_OF_ENCODERS = {option: name.replace("decoder", "encoder") for option, name in _OF_DECODERS.items()}
+_ENCODER_NAMES = {option: name.replace("decoder", "encoder") for option, name in _DECODER_NAMES.items()}
 _DEFAULTS: dict[str, Any] = {
     "chunk_size": -1,
     "norm": "layernorm",
@@ -105,7 +105,7 @@ _DEFAULTS: dict[str, Any] = {
 
 def _stack(
     arguments: Arguments,
-    called: Mapping[str, str],
+    names: Mapping[str, str],
     defaults: Mapping[str, Any],
     *,
     truncation: int,
@@ -113,33 +113,33 @@ def _stack(
     **options: Any,
 ) -> MegaConfig:
     """A stack of layers; `truncation` is the default of its task."""
-    side = called["side"]
+    side = names["side"]
     hidden = arguments.size(f"{side}_hidden_dim")
     ffn = arguments.size(f"{side}_ffn_embed_dim", hidden)
-    chunk = arguments.size(called["chunk_size"], defaults.get("chunk_size"))
-    norm: Any = arguments.text(called["norm"], defaults.get("norm"))
+    chunk = arguments.size(names["chunk_size"], defaults.get("chunk_size"))
+    norm: Any = arguments.text(names["norm"], defaults.get("norm"))
     attention: Any = arguments.text("attention_activation_fn", defaults.get("attention"))
     activation: Any = arguments.text("activation_fn", defaults.get("activation"))
     position: Any = arguments.text("rel_pos_bias", "simple")
     return MegaConfig(
         embed_dim=arguments.size(f"{side}_embed_dim"),
-        z_dim=arguments.size(called["z_dim"]),
+        z_dim=arguments.size(names["z_dim"]),
         hidden_dim=hidden,
         ffn_dim=ffn if ffn > 0 else None,
-        ema_dim=arguments.size(called["n_dim"]),
+        ema_dim=arguments.size(names["n_dim"]),
         num_layers=arguments.size(f"{side}_layers"),
         attention=attention,
         position=position,
         norm="batchnorm" if norm == "syncbatchnorm" else norm,
-        prenorm=arguments.flag(called["prenorm"], defaults.get("prenorm")),
+        prenorm=arguments.flag(names["prenorm"], defaults.get("prenorm")),
         chunk_size=chunk if chunk >= 0 else None,
         truncation=arguments.truncation(truncation),
         max_positions=max_positions,
         activation=activation,
         dropout=arguments.number("dropout", 0.0),
         attention_dropout=arguments.number("attention_dropout", 0.0),
-        hidden_dropout=arguments.number(called["hidden_dropout"], 0.0),
-        activation_dropout=arguments.number(called["activation_dropout"], 0.0),
+        hidden_dropout=arguments.number(names["hidden_dropout"], 0.0),
+        activation_dropout=arguments.number(names["activation_dropout"], 0.0),
         **options,
     )
 
@@ -162,7 +162,7 @@ def _classifier(arguments: Arguments, tensors: Weights) -> ClassifierConfig:
     arch = arguments.text("arch", "unnamed")
     encoder = _stack(
         arguments,
-        _OF_CLASSIFIERS,
+        _CLASSIFIER_NAMES,
         {},
         truncation=1000 if arch.startswith("mega_sc_raw") else 4096 if arch == "mega_lra_pf128" else 1024,
         max_positions=arguments.size("max_positions"),
@@ -212,7 +212,7 @@ def _below(cutoffs: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
 def _language_model(arguments: Arguments, tensors: Weights) -> LanguageModelConfig:
     decoder = _stack(
         arguments,
-        _OF_DECODERS,
+        _DECODER_NAMES,
         _DEFAULTS,
         truncation=2048,
         max_positions=arguments.size("max_target_positions", 1024),
@@ -241,11 +241,11 @@ def _language_model(arguments: Arguments, tensors: Weights) -> LanguageModelConf
 def _translation(arguments: Arguments, tensors: Weights) -> TranslationConfig:
     reach = {side: arguments.size(f"max_{side}_positions", 1024) for side in ("source", "target")}
     encoder = _stack(
-        arguments, _OF_ENCODERS, _DEFAULTS, truncation=1024, max_positions=reach["source"], bidirectional=True
+        arguments, _ENCODER_NAMES, _DEFAULTS, truncation=1024, max_positions=reach["source"], bidirectional=True
     )
     decoder = _stack(
         arguments,
-        _OF_DECODERS,
+        _DECODER_NAMES,
         _DEFAULTS,
         truncation=1024,
         max_positions=reach["target"],
