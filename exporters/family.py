@@ -124,7 +124,7 @@ class Family(Protocol):
         ...
 
     def sequences(self, length: int, most: int, *, samples: int, seed: int, precision: Precision) -> Sequences:
-        """Sequences that a stream is judged by.
+        """Sequences over which a stream is compared with the trained form.
 
         Args:
             length: see the class.

@@ -87,7 +87,7 @@ class _CachedLayer:
         p = torch.sigmoid(ema.delta)
         self.decay, self.gain = 1 - p * torch.sigmoid(ema.alpha), p * ema.beta
         self.readout = ema.gamma * ema.gamma.shape[1] ** -0.5
-        self.memory_keep = attention_mask
+        self.memory_mask = attention_mask
         if self.cross is not None and memory is not None:
             self.memory_keys = self.cross.k_proj(memory)
             self.memory_values = ACTIVATIONS[self.cross.config.activation](self.cross.v_proj(memory))
@@ -132,7 +132,7 @@ class _CachedLayer:
         n = layer.norm(x) if config.prenorm else x
         u, r, q = layer.q_proj(n).split((config.embed_dim, config.embed_dim, config.z_dim), -1)
         bias = self.cross_bias[self.steps : self.steps + 1]
-        weights = attention_weights(config.attention, q, self.memory_keys, bias, self.memory_keep, causal=False)
+        weights = attention_weights(config.attention, q, self.memory_keys, bias, self.memory_mask, causal=False)
         out = x + torch.sigmoid(u) * (act(layer.h_proj(F.silu(r) * (weights @ self.memory_values))) - x)
         return out if config.prenorm else layer.norm(out)
 

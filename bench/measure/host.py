@@ -22,7 +22,7 @@ IDENTITY = ("cpu", "platform", "memory_gb", "threads", "cores_seen", "governor",
 
 
 def describe(cores: Sequence[int], gpu: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Facts about this machine, and the fingerprint of those that must be the same for two runs to be compared."""
+    """Processor, cores, memory and versions of this machine, and a fingerprint of what two runs must have in common."""
     info = _read(Path("/proc/cpuinfo")) or ""
     model = re.search(r"^(?:model name|Hardware)\s*:\s*(.+)$", info, re.MULTILINE)
     flags = set(re.findall(r"\S+", (re.search(r"^(?:flags|Features)\s*:(.+)$", info, re.MULTILINE) or [""])[0]))

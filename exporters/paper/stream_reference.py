@@ -24,7 +24,7 @@ LARGEST_SHORT, WITHIN = 256, 64
 they stay WITHIN the first chunk, and its end is left to the long case, which crosses it as ever. Reports do not call
 that sampled: every kind of input is there."""
 LARGEST_STATE = 1 << 27
-"""Numbers of the state of streams that are judged together: 512 MB, of which a prefill holds several copies."""
+"""Numbers of the state of streams that are run together: 512 MB, of which a prefill holds several copies."""
 MOST_READ = 1 << 36
 """Numbers, weights and state, that the steps of the long sequence may read: a core takes some half a minute. Beyond it
 the first chunk is taken at once, and what follows step by step."""

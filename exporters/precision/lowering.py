@@ -61,7 +61,7 @@ class Lowered:
     float32_nodes: tuple[str, ...] = ()
     """Nodes that compute in float32, by `label`, in the graph's order."""
     advice: tuple[str, ...] = ()
-    """What `lint` found and parity is left to judge."""
+    """What `lint` found, of which parity must show whether it does harm."""
 
 
 def lower(

@@ -130,10 +130,10 @@ class _Job:
         path, signature = self.bundle.file(self.graph), self.signature
         model, called = parsed.read(path, plugin=plugin is not None)
 
-        def configured(config: Any, network: Any) -> None:
+        def configured(config: Any, parsed: Any) -> None:
             for name in self.options.flags:
                 config.set_flag(getattr(self.trt.BuilderFlag, name))
-            configure(config, network)
+            configure(config, parsed)
 
         compiled = compile_graph(
             self.trt, model, path, signature, configured, listener=self.listener, on_step=self.on_step

@@ -82,7 +82,7 @@ class Trace:
 
 
 def is_number(value: Array) -> bool:
-    """Whether a value can be judged: floating-point, masks of infinities and masked scores among them."""
+    """Whether a value can be compared: floating-point, masks of infinities and masked scores among them."""
     return value.dtype.kind == "f" and not np.isnan(value).any()
 
 

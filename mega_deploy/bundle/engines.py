@@ -1,6 +1,6 @@
 """What an engine is: the identity that its bundle's manifest holds, the header of its file, and what it needs here.
 
-An engine is judged by these before any library sees its bytes: a runtime takes what it is given.
+These are checked before any library sees an engine's bytes: a runtime takes what it is given.
 """
 
 from __future__ import annotations
