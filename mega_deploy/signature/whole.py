@@ -129,10 +129,21 @@ def _filled(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
 
 
 def _as_array(name: str, value: Any) -> Array:
+    if is_masked(value):
+        raise InputError(
+            f'input "{name}" is a masked array, whose mask no model sees; fill it first, as with .filled(0)'
+        )
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # a ragged list, or a tensor that lives elsewhere
         raise InputError(f'input "{name}" is no array: {error}') from error
+
+
+def is_masked(value: Any) -> bool:
+    """Whether a value is one of numpy's masked arrays, or a list that holds one; numpy would forget the mask."""
+    if isinstance(value, list | tuple):
+        return any(map(is_masked, value))
+    return isinstance(value, np.ma.MaskedArray)
 
 
 def _names(specs: Iterable[TensorSpec]) -> str:
