@@ -12,7 +12,7 @@ MAX_PARTS = 1_000_000
 _WHOLE_BITS = 63
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, most: int = MAX_PARTS) -> Any:
     """The value of a text, of a size that the caller has bounded.
 
     Python's own reader takes NaN and infinity, makes infinity of 1e999, keeps the last of two entries of one name, and
@@ -20,15 +20,16 @@ def parse_json(text: str | bytes) -> Any:
 
     Args:
         text: characters, or UTF-8.
+        most: values that it may have.
 
     Raises:
-        ValueError: it is no JSON, names something twice, is nested too deeply, or holds a number that is not finite or
+        ValueError: it is no JSON, names something twice, is has more values or deeper ones than are read, or holds a number that is not finite or
             takes more than 64 bits.
     """
     marks = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
     parts = sum(text.count(mark) for mark in marks)  # type: ignore[arg-type]
-    if parts > MAX_PARTS:
-        raise ValueError(f"it has {parts} parts, more than the {MAX_PARTS} that this version reads")
+    if parts > most:
+        raise ValueError(f"it has {parts} parts, more than the {most} that this version reads")
     try:
         return json.loads(
             text, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=_unique

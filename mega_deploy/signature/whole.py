@@ -41,7 +41,7 @@ class Signature:
         """
         inputs = self.named(inputs)
         given = [spec for spec in self.inputs if spec.name in inputs]
-        feeds = {spec.name: spec.check(_as_array(spec.name, inputs[spec.name])) for spec in given}
+        feeds = {spec.name: spec.check(as_array(spec.name, inputs[spec.name])) for spec in given}
         sizes = _sizes(given, feeds)
         return {spec.name: feeds[spec.name] if spec in given else _filled(spec, sizes) for spec in self.inputs}
 
@@ -128,7 +128,12 @@ def _filled(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
     return np.full([sizes[axis] for axis in spec.axes], spec.default, spec.dtype)
 
 
-def _as_array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any) -> Array:
+    """What was given for an input, as an array.
+
+    Raises:
+        InputError: it is none, or has a mask, which numpy would forget.
+    """
     if is_masked(value):
         raise InputError(
             f'input "{name}" is a masked array, whose mask no model sees; fill it first, as with .filled(0)'

@@ -10,6 +10,7 @@ from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
 from mega_deploy.runtime.streams.session import StreamSession
 from mega_deploy.signature import Signature
+from mega_deploy.signature.whole import as_array
 
 
 class ReplaySession:
@@ -45,7 +46,7 @@ class ReplaySession:
         """
         source = () if self._stream.source is None else self._stream.source.inputs
         given = Signature(self.signature.inputs + source, ()).named(inputs)
-        arrays = {name: np.asarray(array) for name, array in given.items()}
+        arrays = {name: as_array(name, array) for name, array in given.items()}
         read = {spec.name: arrays.pop(spec.name) for spec in source if spec.name in arrays}
         for spec in self.signature.inputs:
             if spec.name in arrays and (arrays[spec.name].ndim <= len(spec.dims) or 0 in arrays[spec.name].shape):

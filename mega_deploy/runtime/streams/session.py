@@ -207,11 +207,11 @@ class StreamSession:
         """Go on from a state that `state` gave, or that `save` wrote.
 
         Raises:
-            InputError: it is of another model or another batch, or the file is damaged.
+            InputError: it is of another model or another batch, holds what no stream can have, or the file is damaged.
         """
         if not isinstance(state, Mapping):
             state = state_file.read(state, self._identity, sum(buffer.nbytes for buffer in self._step.state.values()))
-        specs = Signature(tuple(spec.tensor for spec in self.signature.state), ())
+        specs = Signature(tuple(spec.loaded for spec in self.signature.state), ())
         arrays = specs.feeds(state)
         with self._lock:
             for name, array in arrays.items():
@@ -243,11 +243,12 @@ class StreamSession:
 
     def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Checked inputs by name; of one array that looks like the last one nothing but the numbers is checked anew."""
-        if isinstance(inputs, np.ndarray) and (inputs.shape, inputs.dtype) == self._known and np.isfinite(inputs).all():
+        plain = type(inputs) is np.ndarray  # and none that has a mask
+        if plain and (inputs.shape, inputs.dtype) == self._known and np.isfinite(inputs).all():
             return {self.signature.inputs[0].name: np.ascontiguousarray(inputs)}
         feeds = self.signature.feeds(inputs)
         spec, *others = self.signature.inputs
-        if isinstance(inputs, np.ndarray) and not others and spec.values is None and inputs.dtype == spec.dtype:
+        if plain and not others and spec.values is None and inputs.dtype == spec.dtype:
             self._known = inputs.shape, inputs.dtype
         return feeds
 
