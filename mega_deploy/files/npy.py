@@ -16,6 +16,7 @@ import numpy as np
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
 from mega_deploy.files.npz_check import check_unpacked, declared_array, declared_arrays, stand_ins
+from mega_deploy.files.reading import check_name
 from mega_deploy.files.writing import PartialFile, replacing
 
 # What numpy and zipfile raise for a damaged file, besides OSError; RuntimeError: an encrypted entry, and its
@@ -40,6 +41,7 @@ def load_arrays(
         InputError: the file is missing or damaged, ends otherwise, holds Python objects, or unpacks to more.
     """
     _check_ending(path)
+    check_name(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # asked before opening: opening a pipe waits for a writer
             raise InputError(f"{path} is not a regular file")

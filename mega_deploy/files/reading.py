@@ -38,3 +38,17 @@ def read_text(path: Path, limit: int) -> str:
         raise InputError(f"{path} does not exist; look for a slip in the path") from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a zero byte in the path
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_name(path: Path, refusal: type[InputError] = InputError) -> None:
+    """Refuse, as `refusal`, a path that no file system can have: with a zero byte, or with letters that have no bytes.
+
+    Raises:
+        InputError: saying which.
+    """
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise refusal(f"{path} is no name of a file: {error.reason}") from error
+    if b"\0" in raw:
+        raise refusal(f"{path} is no name of a file: it holds a zero byte")

@@ -23,8 +23,8 @@ def parse_json(text: str | bytes, most: int = MAX_PARTS) -> Any:
         most: values that it may have.
 
     Raises:
-        ValueError: it is no JSON, names something twice, is has more values or deeper ones than are read, or holds a number that is not finite or
-            takes more than 64 bits.
+        ValueError: it is no JSON, names something twice, has more values or deeper ones than are read, or holds a
+            number that is not finite or takes more than 64 bits.
     """
     marks = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
     parts = sum(text.count(mark) for mark in marks)  # type: ignore[arg-type]

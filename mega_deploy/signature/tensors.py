@@ -198,6 +198,8 @@ class StateSpec:
             raise InputError(f'the state "{tensor.name}" has a limit, but is no count of steps')
         what = f'the state "{tensor.name}"'
         initial = _as_held(value["initial"], tensor.dtype, what)
+        if np.dtype(tensor.dtype).kind == "i" and initial < 0:
+            raise InputError(f"{what} counts steps, and begins at {initial}")
         if limit is not None and (type(limit) is not int or not 0 <= initial <= limit):
             raise InputError(f"{what} begins at {initial}, and may have {limit} steps")
         return cls(tensor, value.get("output"), value["initial"], limit)

@@ -107,6 +107,8 @@ def _config(options: Mapping[str, Any], head: Head, weights: Mapping[str, Array]
     chunk = get("chunk_size", -1)
     if isinstance(chunk, bool) or not isinstance(chunk, int):
         raise OptionError(f"chunk_size must be a whole number, got {chunk!r:.100}")
+    if chunk < -1:
+        raise OptionError(f"chunk_size must be at least 1, or -1 for none, got {chunk}")
     chunked = flag("use_chunking", False)
     if chunked and chunk < 1:
         raise OptionError(f"use_chunking needs a chunk_size of at least 1, got {chunk}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -243,12 +243,11 @@ class StreamSession:
 
     def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Checked inputs by name; of one array that looks like the last one nothing but the numbers is checked anew."""
-        plain = type(inputs) is np.ndarray  # and none that has a mask
-        if plain and (inputs.shape, inputs.dtype) == self._known and np.isfinite(inputs).all():
+        if _is_plain(inputs) and (inputs.shape, inputs.dtype) == self._known and np.isfinite(inputs).all():
             return {self.signature.inputs[0].name: np.ascontiguousarray(inputs)}
         feeds = self.signature.feeds(inputs)
         spec, *others = self.signature.inputs
-        if plain and not others and spec.values is None and inputs.dtype == spec.dtype:
+        if _is_plain(inputs) and not others and spec.values is None and inputs.dtype == spec.dtype:
             self._known = inputs.shape, inputs.dtype
         return feeds
 
@@ -273,6 +272,11 @@ class StreamSession:
         _check_count(chosen, feeds, "stepped")
         self._counters.check(chosen, steps)
         return chosen, self._slots.gather(chosen, self._step.state.values())
+
+
+def _is_plain(inputs: object) -> TypeGuard[Array]:
+    """Whether they are one array, and none that has a mask."""
+    return type(inputs) is np.ndarray
 
 
 def _check_count(rows: Numbers, feeds: Mapping[str, Array], called: str) -> None:

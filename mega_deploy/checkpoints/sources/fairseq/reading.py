@@ -115,6 +115,9 @@ def _stack(
     hidden = told.size(f"{side}_hidden_dim")
     ffn = told.size(f"{side}_ffn_embed_dim", hidden)
     chunk = told.size(called["chunk_size"], defaults.get("chunk_size"))
+    for name, size, none in ((f"{side}_ffn_embed_dim", ffn, 0), (called["chunk_size"], chunk, -1)):
+        if size < none:
+            raise OptionError(f"{name} must be at least 1, or {none} for none, got {size}")
     norm: Any = told.text(called["norm"], defaults.get("norm"))
     attention: Any = told.text("attention_activation_fn", defaults.get("attention"))
     activation: Any = told.text("activation_fn", defaults.get("activation"))
