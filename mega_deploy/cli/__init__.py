@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mega_deploy.cli import bench, debug, export, run
-from mega_deploy.cli.standard_streams import USAGE, fail, open_standard_streams, silence
+from mega_deploy.cli.standard_streams import USAGE, ReaderLeftError, fail, open_standard_streams, silence
 from mega_deploy.errors import MegaDeployError
 
 # As one meets them, from a checkpoint on.
@@ -71,7 +71,7 @@ def main() -> None:
         fail(f"{message.rstrip('.')}; see --help", USAGE)
     except (typer.Abort, KeyboardInterrupt):
         fail("interrupted", 128 + signal.SIGINT)
-    except BrokenPipeError:
+    except ReaderLeftError:
         silence(sys.stdout)
         sys.exit(0)
     except MemoryError as error:

@@ -16,6 +16,10 @@ from mega_deploy.text import printable
 USAGE = 2
 
 
+class ReaderLeftError(Exception):
+    """Nobody reads on, as behind `| head`: no error, whatever a library would make of a broken pipe."""
+
+
 class StandardOutput:
     """Standard output, whose refusals are our own errors, told apart from those of other files.
 
@@ -27,7 +31,7 @@ class StandardOutput:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text; InputError where the system refuses, BrokenPipeError where nobody reads on."""
+        """Write a text; InputError where the system refuses, ReaderLeftError where nobody reads on."""
         with _refusals():
             return self._stream.write(text)
 
@@ -44,8 +48,8 @@ class StandardOutput:
 def _refusals() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        raise ReaderLeftError from error
     except OSError as error:
         raise InputError(f"standard output cannot be written: {error.strerror or error}; send it elsewhere") from error
 
@@ -66,7 +70,7 @@ def open_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot print is no reason to fail
-    sys.stdout = StandardOutput(sys.stdout)  # type: ignore[assignment]
+    sys.stdout = StandardOutput(sys.stdout)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -76,7 +80,7 @@ def fail(message: str, code: int) -> NoReturn:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
-        except (OSError, InputError):
+        except (OSError, InputError, ReaderLeftError):
             silence(stream)
     sys.exit(code)
 

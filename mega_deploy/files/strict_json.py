@@ -26,8 +26,7 @@ def parse_json(text: str | bytes, most: int = MAX_PARTS) -> Any:
         ValueError: it is no JSON, names something twice, has more values or deeper ones than are read, or holds a
             number that is not finite or takes more than 64 bits.
     """
-    marks = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
-    parts = sum(text.count(mark) for mark in marks)  # type: ignore[arg-type]
+    parts = sum(map(text.count, "[{,")) if isinstance(text, str) else sum(map(text.count, b"[{,"))
     if parts > most:
         raise ValueError(f"it has {parts} parts, more than the {most} that this version reads")
     try:

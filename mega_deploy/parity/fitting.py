@@ -13,7 +13,8 @@ from mega_deploy.signature import Range, Signature, TensorSpec
 
 # A case may name a row of its pool again and again: so many calls, and so much memory, are the most that it may take.
 # Those that an export records have some dozens of calls, of streams as many for each step, and half of the memory.
-MAX_CALLS = 1 << 22
+MAX_CALLS = 1 << 16
+MAX_STEPS = 1 << 22
 MAX_CASE_BYTES = MAX_REFERENCE_BYTES
 
 
@@ -36,8 +37,9 @@ def check_fits(reference: Reference, signature: Signature, *, stepped: bool) -> 
     calls = sum(
         len(case.rows) // case.batch * (reference.pools[case.pool].length if stepped else 1) for case in reference.cases
     )
-    if calls > MAX_CALLS:
-        raise ValueError(f"its cases ask for {calls} calls, where {MAX_CALLS} are the most")
+    most = MAX_STEPS if stepped else MAX_CALLS
+    if calls > most:
+        raise ValueError(f"its cases ask for {calls} calls, where {most} are the most")
     for case in reference.cases:
         if (size := _bytes(case, reference.pools[case.pool])) > MAX_CASE_BYTES:
             raise ValueError(f"the case {case.name!r} takes {size} bytes, where {MAX_CASE_BYTES} are the most")

@@ -199,7 +199,8 @@ class Reference:
         """Raise ValueError where cases, pools and floors do not fit together, or a floor is no limit at all."""
         if not self.cases:
             raise ValueError("it has no cases")
-        if not all(isinstance(named.name, str) for named in (*self.cases, *self.blocks)):
+        names = [*(case.name for case in self.cases), *(block.name for block in self.blocks)]
+        if not all(isinstance(name, str) for name in names):
             raise TypeError("a case or a block has no name")
         for case in self.cases:
             pool = self.pools[case.pool]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -182,6 +183,10 @@ class StateSpec:
         entry = {**self.tensor.to_json(), "initial": self.initial}
         given = {"output": self.output, "limit": self.limit}
         return entry | {name: value for name, value in given.items() if value is not None}
+
+    def nbytes(self, batch: int) -> int:
+        """What the state of so many streams takes."""
+        return math.prod(self.shape(batch)) * np.dtype(self.dtype).itemsize
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StateSpec:

@@ -15,6 +15,7 @@ import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError, OptionError
+from mega_deploy.machine.memory import refuse_beyond_memory
 from mega_deploy.runtime.model import Model
 from mega_deploy.runtime.streams import state_file
 from mega_deploy.runtime.streams.counters import Counters
@@ -43,6 +44,7 @@ class StreamSession:
 
     Raises:
         OptionError: the batch is outside the model's range.
+        InputError: the state would take more memory than there is.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class StreamSession:
                 f"batch {batch} is outside this bundle's range {range_.min}..{range_.max}; export with "
                 f"--batch-range {range_.min}:{range_.opt}:{batch}"
             )
+        refuse_beyond_memory(sum(spec.nbytes(batch) for spec in signature.state), f"the state of {batch} streams")
         self.signature, self.batch, self.backend = signature, batch, model.backend
         self._model, self._identity, self._prefill, self._encoder = model, identity, prefill, encoder
         self._lock = threading.Lock()

@@ -171,7 +171,9 @@ def _classifier(told: Arguments, tensors: Weights) -> ClassifierConfig:
     )
     words = "encoder.encoder.embed_tokens.embed.weight"
     widths = []
-    for index in range(told.size("classifier_layers", 1)):
+    if (layers := told.size("classifier_layers", 1)) < 0:
+        raise OptionError(f"classifier_layers must be 0 or more, got {layers}")
+    for index in range(layers):
         widths.append(_rows(tensors, f"classifier.{index}.0.weight"))
     first = "classifier.0.0.weight" if widths else "sentence_projection_layer.weight"
     _rows(tensors, first)
