@@ -50,7 +50,8 @@ class TensorSpec:
                 `values` or beyond the dtype.
         """
         dtype, given = np.dtype(self.dtype), array.dtype
-        self.check_kind(given)
+        if given != dtype:
+            self.check_kind(given)
         self.check_shape(array.shape)
         if dtype.kind in "iu":
             self._check_values(array)  # before they are converted, which would let a large one wrap

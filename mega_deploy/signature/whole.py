@@ -153,6 +153,8 @@ def as_array(name: str, value: Any) -> Array:
     Raises:
         InputError: it is none, or has a mask, which numpy would forget.
     """
+    if type(value) is np.ndarray:
+        return value
     if is_masked(value):
         raise InputError(
             f'input "{name}" is a masked array, whose mask no model sees; fill it first, as with .filled(0)'
