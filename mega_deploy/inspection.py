@@ -10,6 +10,7 @@ from mega_deploy.bundle.engines import FOLDER, Engine, lacks, read_header
 from mega_deploy.doctor import missing
 from mega_deploy.errors import InputError
 from mega_deploy.files.hashing import sha256_of
+from mega_deploy.files.reading import check_name
 from mega_deploy.runtime import OpenBundle, find_backend
 from mega_deploy.runtime.backends import DEFAULT
 from mega_deploy.runtime.onnxruntime.session import native_ops
@@ -25,6 +26,7 @@ def inspect(path: Path, source: str = "auto") -> dict[str, Any]:
     Raises:
         InputError: the path is none of them, or is damaged.
     """
+    check_name(path)
     try:
         path.stat()
     except OSError as error:

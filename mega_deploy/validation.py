@@ -116,7 +116,7 @@ def _fresh_stream(
         most, samples = batch.max, samples or STREAM_SAMPLES
         return record_stream(family, length, most, samples=samples, seed=seed or 0, precision=precision)
     if isinstance(inputs, str | os.PathLike):
-        inputs = load_arrays(Path(inputs))
+        inputs = load_arrays(Path(inputs), check=whole_sequences(form).look)
     return record_stream_for(family, length, whole_sequences(form).feeds(inputs), precision=precision)
 
 
@@ -142,7 +142,7 @@ def _fresh_reference(
             keep_float32=recorded.kept,
         )
     if isinstance(inputs, str | os.PathLike):
-        inputs = load_arrays(Path(inputs))
+        inputs = load_arrays(Path(inputs), check=signature.look)
     return record_for(
         family, signature, names, signature.feeds(inputs), precision=recorded.precision, keep_float32=recorded.kept
     )

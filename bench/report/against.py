@@ -12,10 +12,14 @@ from mega_deploy.bench.contenders.task import OURS
 from mega_deploy.bench.measure.host import IDENTITY
 from mega_deploy.bench.measure.statistics import change
 from mega_deploy.errors import InputError, OptionError, QualityGateError
+from mega_deploy.files.reading import read_text
+from mega_deploy.files.strict_json import parse_json
 
 # What makes two rows the same measurement.
 LIKE = ("contender", "backend", "form", "config", "batch", "seq_len", "precision", "cuda_graph")
 # What of the method must be the same.
+MAX_REPORT_BYTES = 1 << 30
+MAX_REPORT_PARTS = 50_000_000
 METHOD = ("cores", "threads", "isolation", "clock")
 
 
@@ -38,12 +42,12 @@ def read_report(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, or is no such report.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse_json(read_text(path, MAX_REPORT_BYTES), MAX_REPORT_PARTS)
         for row in value["results"]:
             row.setdefault("form", "window")  # all that an earlier version timed
         rows = [(row["samples_ms"], [row.get(name) for name in LIKE]) for row in value["results"]]
         whole = isinstance(value["machine"], dict) and isinstance(value["method"], dict) and all(rows)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: InputError, too
         raise InputError(f"{path} is no report of `bench --json-file`: {' '.join(repr(error).split()):.200}") from error
     if not whole:
         raise InputError(f"{path} is no report of `bench --json-file`")

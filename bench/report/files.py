@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.bench.report.page import PACKAGES, page
+from mega_deploy.bundle import refuse_within_bundle
 from mega_deploy.errors import InputError, require
 from mega_deploy.files.writing import write_text
 
@@ -54,6 +55,7 @@ def check_outputs(outputs: Mapping[str, Path | None]) -> None:
     for path in filter(None, outputs.values()):
         if path.is_dir() or not path.parent.is_dir():
             raise InputError(f"{path} cannot be written: it must be a file in a folder that is there")
+        refuse_within_bundle(path)
 
 
 def write(report: Report, outputs: Mapping[str, Path | None]) -> None:

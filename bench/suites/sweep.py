@@ -15,6 +15,7 @@ A file holds one value or a list for each axis; tables [[sweep]] add products of
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -26,8 +27,10 @@ from mega_deploy.bench.suites import cache
 from mega_deploy.config.common import Form
 from mega_deploy.config.edifice import USES_LAPLACE
 from mega_deploy.errors import InputError, OptionError, require
+from mega_deploy.files.reading import read_text
 
 MOST = 1000
+MAX_SWEEP_BYTES = 1 << 20
 SEED = 0
 
 
@@ -91,9 +94,10 @@ def expand(axes: Mapping[str, Any], default_batches: Sequence[int] = (1,)) -> Sw
     for batch in batches:
         if type(batch) is not int or batch < 1:
             raise OptionError(f"batch must be a whole number from 1 on, got {batch!r}")
+    combinations = math.prod(map(len, values.values())) * len(batches)
+    if combinations > MOST:
+        raise OptionError(f"a sweep of {combinations} combinations is too large; {MOST} are allowed")
     product = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
-    if len(product) * len(batches) > MOST:
-        raise OptionError(f"a sweep of {len(product) * len(batches)} combinations is too large; {MOST} are allowed")
     return Sweep(tuple(Configuration(**options) for options in product), batches)
 
 
@@ -104,9 +108,9 @@ def read(path: Path, default_batches: Sequence[int] = (1,)) -> list[Sweep]:
         InputError: it cannot be read, or a value in it is impossible.
     """
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path, MAX_SWEEP_BYTES)
         value = _parse(path, text)
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: InputError, too
         raise InputError(f"{path} cannot be read as a sweep: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold axes by name, and tables [[sweep]]")

@@ -25,6 +25,7 @@ from mega_deploy.bundle.staging import (
     check_target,
     describe_files,
     read_marker,
+    refuse_within_bundle,
     write_json,
     writing,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "check_target",
     "describe_files",
     "read_marker",
+    "refuse_within_bundle",
     "stream_signature",
     "write_json",
     "writing",

@@ -89,10 +89,18 @@ class Manifest:
             stream = StreamForm.from_json(value["stream"], signature.state) if "stream" in value else None
         except (fastjsonschema.JsonSchemaValueException, InputError) as error:
             raise BundleError(str(error)) from error
+        _check_graphs(value["files"], stream)
         entries = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
         for name in ("plugins", "engines", "float32_islands", "advice"):
             entries[name] = tuple(value.get(name, ()))
         return cls(**{**entries, "signature": signature, "stream": stream})
+
+
+def _check_graphs(names: Mapping[str, Any], stream: StreamForm | None) -> None:
+    """Refuse a stream without its graphs, and a bundle that has neither a window nor a stream."""
+    needed = [MODEL] if stream is None else [STEP] if stream.encode is None else [STEP, ENCODE]
+    if missing := [name for name in needed if name not in names]:
+        raise BundleError(f"it describes {missing[0]}, which is none of its files")
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from mega_deploy.bundle.graph_check import check_graph_file
 from mega_deploy.bundle.manifest import ENCODE, MANIFEST, MODEL, PREFILL, STEP, Manifest
 from mega_deploy.errors import BundleError
 from mega_deploy.files.hashing import sha256_of
+from mega_deploy.files.strict_json import parse_json
 from mega_deploy.signature import Signature
 from mega_deploy.signature.stream_form import StreamForm
 
@@ -57,10 +57,10 @@ class Bundle:
         if len(raw) > MAX_MANIFEST_BYTES:
             raise BundleError(f"{folder / MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
         try:
-            manifest = Manifest.from_json(json.loads(raw, parse_constant=_no_constant))
+            manifest = Manifest.from_json(parse_json(raw))
         except BundleError as error:
             raise BundleError(f"{folder / MANIFEST} cannot be used: {error}") from error
-        except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, huge integers
+        except ValueError as error:
             remedy = "copy the bundle again, or make it anew"
             raise BundleError(f"{folder / MANIFEST} is damaged: {error}; {remedy}") from error
         for name, entry in manifest.files.items():
@@ -150,7 +150,3 @@ def check_regular(path: Path) -> None:
     """Refuse links, which lead out of the bundle, and pipes, which wait for ever."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise BundleError(f"{path} is not a regular file")
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, which is no JSON")

@@ -55,6 +55,26 @@ def read_marker(path: Path) -> dict[str, Any]:
 BUNDLE = FolderKind("a bundle", "bundles", _is_bundle)
 
 
+def refuse_within_bundle(path: Path) -> None:
+    """Refuse to write into a bundle's folder, which holds its own files alone: with another one it does not open.
+
+    Args:
+        path: what is to be written; a link that has the name is replaced, and is not followed.
+
+    Raises:
+        BundleError: a folder above it is a bundle, or cannot be looked at.
+    """
+    try:
+        above = path.parent.resolve()
+        found = next((folder for folder in (above, *above.parents) if _is_bundle(folder)), None)
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle; ValueError: a zero byte
+        raise BundleError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    if found is not None:
+        raise BundleError(
+            f"{path} would lie in the bundle {found}, which holds its own files alone; name another place"
+        )
+
+
 def check_target(path: Path, *, force: bool, kind: FolderKind = BUNDLE) -> None:
     """Refuse a place where no folder of a kind can be written, before any work is done.
 
@@ -64,7 +84,7 @@ def check_target(path: Path, *, force: bool, kind: FolderKind = BUNDLE) -> None:
     try:
         parent, taken = path.resolve().parent, os.path.lexists(path)
         path.exists()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle; ValueError: a zero byte
         raise BundleError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     if taken:
         if not force:
@@ -77,6 +97,7 @@ def check_target(path: Path, *, force: bool, kind: FolderKind = BUNDLE) -> None:
             )
     elif not parent.is_dir():
         raise BundleError(f"{parent} is not a folder; make it first")
+    refuse_within_bundle(path)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mega_deploy.arrays import Array
+from mega_deploy.bundle import refuse_within_bundle
 from mega_deploy.checkpoints.sources.native import NATIVE, config_header
 from mega_deploy.checkpoints.sources.trained import weights_sha256
 from mega_deploy.config.common import Source
@@ -30,10 +31,12 @@ def save_checkpoint(model: Mega | PaperModel, path: str | os.PathLike[str]) -> N
     Raises:
         OptionError: the name ends otherwise.
         CheckpointError: the file system refuses.
+        BundleError: it would lie in a bundle.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pt"):
         raise OptionError(f"{path} must end in .safetensors or .pt")
+    refuse_within_bundle(path)
     header = config_header(model.config)
     if path.suffix == ".pt":
         torch = require("torch", "export", "saving a .pt file")

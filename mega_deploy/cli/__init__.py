@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import os
 import signal
 import sys
 from importlib import metadata
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
 from mega_deploy.cli import bench, debug, export, run
+from mega_deploy.cli.standard_streams import USAGE, ReaderLeftError, fail, open_standard_streams, silence
 from mega_deploy.errors import MegaDeployError
-from mega_deploy.text import printable
 
-USAGE = 2
 # As one meets them, from a checkpoint on.
 ORDER = ("export", "validate", "run", "inspect", "build", "bench", "plugins", "debug", "doctor", "demo")
 
@@ -62,26 +59,23 @@ def main() -> None:
     """Run the command line; errors raised on purpose become one line and their exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot print is no reason to fail
+    open_standard_streams()
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except MegaDeployError as error:
-        _fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code)
     except typer.TyperException as error:  # usage: an unknown option, a missing argument
         message = " ".join(error.format_message().replace("Value error, ", "").split())
-        _fail(f"{message.rstrip('.')}; see --help", USAGE)
+        fail(f"{message.rstrip('.')}; see --help", USAGE)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 128 + signal.SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+        fail("interrupted", 128 + signal.SIGINT)
+    except ReaderLeftError:
+        silence(sys.stdout)
         sys.exit(0)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {printable(message)}", file=sys.stderr)
-    sys.exit(code)
+    except MemoryError as error:
+        fail(f"this machine has not enough memory for that: {error}; give less at once", USAGE)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:

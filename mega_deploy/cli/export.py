@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,9 +12,12 @@ from mega_deploy.cli import tables
 from mega_deploy.cli.shared import BundlePath, Json, print_report
 from mega_deploy.config.common import Precision, SourceName
 from mega_deploy.errors import InputError
+from mega_deploy.files.reading import read_text
+from mega_deploy.files.strict_json import parse_json
 
 app = typer.Typer()
 
+MAX_CONFIG_BYTES = 16 << 20
 PluginTarget = Literal["onnxruntime", "tensorrt"]
 
 
@@ -99,9 +101,9 @@ def export(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
+        value = parse_json(read_text(path, MAX_CONFIG_BYTES))
+    except ValueError as error:  # InputError, too
+        reason = str(error).removeprefix(f"{path} cannot be read: ")
         raise InputError(
             f"{path} cannot be read as JSON: {reason}; --config takes one object of options by name"
         ) from error

@@ -34,12 +34,15 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a bundle on arrays in a file."""
+    from mega_deploy.bundle import refuse_within_bundle
     from mega_deploy.files.npy import check_target, load_arrays, save_arrays
     from mega_deploy.runtime import OpenBundle
+    from mega_deploy.runtime.streams.replay import ReplaySession
 
     check_target(out)
+    refuse_within_bundle(out)
     session = OpenBundle.open(bundle).runner(form, backend, threads=threads)
-    inputs = load_arrays(file)
+    inputs = load_arrays(file, check=session.look if isinstance(session, ReplaySession) else session.signature.look)
     started = time.perf_counter()
     outputs = session.run_named(inputs)
     seconds = time.perf_counter() - started

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
+from mega_deploy.files.npz_check import check_unpacked, declared_array, declared_arrays, stand_ins
+from mega_deploy.files.reading import check_name
 from mega_deploy.files.writing import PartialFile, replacing
 
 # What numpy and zipfile raise for a damaged file, besides OSError; RuntimeError: an encrypted entry, and its
@@ -21,43 +24,63 @@ from mega_deploy.files.writing import PartialFile, replacing
 DAMAGED = (ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
-def load_arrays(path: Path, limit: int | None = None) -> Array | dict[str, Array]:
+def load_arrays(
+    path: Path,
+    limit: int | None = None,
+    check: Callable[[Array | Mapping[str, Array]], object] | None = None,
+) -> Array | dict[str, Array]:
     """The array of an .npy file, or the arrays of an .npz file by name.
 
     Args:
         path: ends in .npy or .npz.
         limit: bytes that an .npz may unpack to, where that is known.
+        check: called before any number is read, with arrays of the types and shapes that the file says, whose numbers
+            are all 0; it raises what is to be raised.
 
     Raises:
         InputError: the file is missing or damaged, ends otherwise, holds Python objects, or unpacks to more.
     """
     _check_ending(path)
+    check_name(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # asked before opening: opening a pipe waits for a writer
             raise InputError(f"{path} is not a regular file")
-        if limit is not None and zipfile.is_zipfile(path):
-            _check_unpacked(path, limit)
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as file:
+            declared = _declared(file, path, limit)
+            if check is not None:
+                check(declared)
+            file.seek(0)
+            if not isinstance(declared, dict):
+                return np.asarray(np.load(file, allow_pickle=False))
+            with np.load(file, allow_pickle=False) as loaded:
+                return {name: loaded[name] for name in declared}
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or 'it is damaged'}") from error
+    except MemoryError as error:
+        raise InputError(f"{path} holds more than this machine has memory for: {error}") from error
     except DAMAGED as error:
         # numpy's own words would advise to allow pickles.
         raise InputError(f"{path} is not a whole file of plain arrays that numpy.save or numpy.savez wrote") from error
 
 
-def _check_unpacked(path: Path, limit: int) -> None:
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > limit:
-        raise InputError(f"{path} unpacks to {unpacked} bytes, where {limit} are the most that it may hold")
+def _declared(file: IO[bytes], path: Path, limit: int | None) -> Array | dict[str, Array]:
+    """Stand-ins for what a file says that it holds, whatever its name: numpy goes by the first bytes, too."""
+    head = file.read(4)
+    file.seek(0)
+    if not head.startswith(b"PK"):
+        declared = declared_array(file, os.fstat(file.fileno()).st_size)
+        return stand_ins({"": declared})[""]
+    with zipfile.ZipFile(file) as archive:
+        try:
+            if limit is not None:
+                check_unpacked(archive, limit)
+        except ValueError as error:
+            raise InputError(f"{path} {error}") from error
+        return stand_ins(declared_arrays(archive))
 
 
 def check_target(path: Path) -> None:
@@ -111,6 +134,8 @@ def write_npz(file: PartialFile, arrays: Mapping[str, Any], *, compressed: bool 
 
 def _write_array(file: Any, name: str, value: Any) -> None:
     array = np.asanyarray(value)
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(f"the array {name} is masked, which no file of arrays can hold; fill it first")
     if array.dtype.hasobject:
         raise InputError(f"the array {name} holds Python objects, which no file of arrays can; give it plain numbers")
     np.lib.format.write_array(file, array, allow_pickle=False)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mega_deploy.errors import InputError
+from mega_deploy.files.reading import check_name
 
 Content = bytes | bytearray | memoryview
 
@@ -78,6 +79,7 @@ def replacing(path: Path, refusal: type[InputError] = InputError) -> Iterator[Pa
     Raises:
         InputError: the file system refuses, as `refusal`, in one line with what to do.
     """
+    check_name(path, refusal)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with new_file(partial) as file:

@@ -17,6 +17,8 @@ from mega_deploy.arrays import Array
 from mega_deploy.config.common import Precision
 from mega_deploy.errors import BundleError
 from mega_deploy.files.npy import DAMAGED, write_npz
+from mega_deploy.files.npz_check import check_unpacked, declared_arrays
+from mega_deploy.files.strict_json import parse_json
 from mega_deploy.files.writing import replacing
 from mega_deploy.parity.error import ILL_CONDITIONED, Error, measure, worst
 
@@ -24,6 +26,8 @@ from mega_deploy.parity.error import ILL_CONDITIONED, Error, measure, worst
 MAX_REFERENCE_BYTES = 1 << 30
 # The most steps of a stream's sequence that are taken one by one where the others are taken at once.
 STEPPED = 16
+# A row of a case is a number of its description, and a small model's batch may have a million.
+MAX_ABOUT_PARTS = 4_000_000
 
 
 def batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -161,11 +165,11 @@ class Reference:
         """
         try:
             with zipfile.ZipFile(path) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > MAX_REFERENCE_BYTES:
-                    raise ValueError(f"it unpacks to more than {MAX_REFERENCE_BYTES} bytes")
+                check_unpacked(archive, MAX_REFERENCE_BYTES, packed=True)
+                declared_arrays(archive)
             with np.load(path, allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files}
-            about = json.loads(str(arrays.pop("about")))
+            about = parse_json(str(arrays.pop("about")), MAX_ABOUT_PARTS)
             cases = tuple(
                 Case(c["name"], c["pool"], tuple(c["rows"]), c["batch"], Error(**c["floor"]), c.get("prefilled", 0))
                 for c in about["cases"]
@@ -195,6 +199,9 @@ class Reference:
         """Raise ValueError where cases, pools and floors do not fit together, or a floor is no limit at all."""
         if not self.cases:
             raise ValueError("it has no cases")
+        names = [*(case.name for case in self.cases), *(block.name for block in self.blocks)]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a case or a block has no name")
         for case in self.cases:
             pool = self.pools[case.pool]
             sizes = {len(array) for array in (*pool.inputs.values(), *pool.outputs.values())}
@@ -202,7 +209,7 @@ class Reference:
                 raise ValueError(
                     f"the case {case.name!r} has no inputs, no outputs, or not as many of one as of the other"
                 )
-            if not isinstance(case.batch, int) or not case.batch >= 1 or not case.rows or len(case.rows) % case.batch:
+            if type(case.batch) is not int or not case.batch >= 1 or not case.rows or len(case.rows) % case.batch:
                 raise ValueError(f"the case {case.name!r} has no whole batches")
             if not all(isinstance(row, int) and row in range(*sizes) for row in case.rows):
                 raise ValueError(f"the case {case.name!r} has rows beyond its pool")
@@ -210,13 +217,17 @@ class Reference:
                 raise ValueError(f"the case {case.name!r} has outputs at other steps than it says")
             if case.prefilled and not (isinstance(case.prefilled, int) and 0 < case.prefilled < pool.length):
                 raise ValueError(f"the case {case.name!r} has not so many steps as are taken at once")
-        largest = ILL_CONDITIONED[self.precision]
-        for floor in [*(case.floor for case in self.cases), *(block.floor for block in self.blocks)]:
-            if not 0 <= floor.relative_l2 <= largest or not np.isfinite(floor.max_over_rms):
-                raise ValueError(f"a floor of {floor} is no limit")
+        self._check_floors()
         for block in self.blocks:
             if (self.block_outputs or {})[block.name].ndim != 3:
                 raise ValueError(f"the block {block.name!r} has no frames")
+
+    def _check_floors(self) -> None:
+        largest = ILL_CONDITIONED[self.precision]
+        for floor in [*(case.floor for case in self.cases), *(block.floor for block in self.blocks)]:
+            fits = 0 <= floor.relative_l2 <= largest and floor.max_over_rms >= 0 and floor.max_abs >= 0
+            if not fits or not np.isfinite(floor.max_over_rms):
+                raise ValueError(f"a floor of {floor} is no limit")
 
 
 def _are_kept(pool: Pool, name: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.config.common import Precision
+from mega_deploy.errors import BundleError
 from mega_deploy.parity import Case, CaseResult, Error, Reference, Report, handover, measure
 from mega_deploy.runtime.model import Model
 from mega_deploy.runtime.onnxruntime.emulation import emulated
@@ -99,6 +100,16 @@ def compare_blocks(model: Path, signature: Signature, reference: Reference) -> t
 
 
 def block_error(got: Array, want: Array) -> Error:
-    """The error of a residual stream [batch * frames, features] against its last frames, want [batch, n, features]."""
+    """The error of a residual stream [batch * frames, features] against its last frames, want [batch, n, features].
+
+    Raises:
+        BundleError: it has other features, or fewer frames.
+    """
     batch, frames, features = want.shape
+    rest = batch * features
+    if got.shape[-1:] != (features,) or got.size % rest or got.size // rest < frames:
+        raise BundleError(
+            f"the model gives a block as {list(got.shape)}, where its parity reference has {list(want.shape)}; export "
+            "it anew"
+        )
     return measure(np.reshape(got, (batch, -1, features))[:, -frames:], want)

@@ -10,10 +10,12 @@ from mega_deploy.bundle import ENCODE, MODEL, PREFILL, REFERENCE, STEP, STREAM_R
 from mega_deploy.config.common import Form
 from mega_deploy.errors import BundleError, MissingComponentError, OptionError
 from mega_deploy.parity import Reference
+from mega_deploy.parity.fitting import check_fits
 from mega_deploy.runtime.backends import DEFAULT, Backend, find_backend
 from mega_deploy.runtime.model import Model
 from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.runtime.streams.loading import load_stream
+from mega_deploy.runtime.streams.prefill import replayed
 from mega_deploy.runtime.streams.replay import ReplaySession
 from mega_deploy.runtime.streams.session import StreamSession
 from mega_deploy.signature.stream_form import StreamForm
@@ -162,14 +164,20 @@ class OpenBundle(Bundle):
         """The parity reference that was recorded at export for a form.
 
         Raises:
-            BundleError: it is damaged, or is of another precision than the bundle.
+            BundleError: it is damaged, of another precision than the bundle, or of another model.
         """
-        reference = Reference.load(self.file(REFERENCE if form == "window" else STREAM_REFERENCE))
+        file = self.file(REFERENCE if form == "window" else STREAM_REFERENCE)
+        reference = Reference.load(file)
         if reference.precision != self.manifest.precision:
             raise BundleError(
                 f"{self.path} is in {self.manifest.precision}, but its parity reference is for {reference.precision}; "
                 "export the bundle anew"
             )
+        signature = self.signature(MODEL) if form == "window" else replayed(self.stream_form)
+        try:
+            check_fits(reference, signature, stepped=form == "stream")
+        except ValueError as error:
+            raise BundleError(f"{file} is the parity reference of another model: {error}; export it anew") from error
         return reference
 
     def _load_stream(

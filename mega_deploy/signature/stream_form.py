@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 from mega_deploy.errors import InputError
-from mega_deploy.signature import Signature, StateSpec, TensorSpec
+from mega_deploy.signature import Range, Signature, StateSpec, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,12 @@ class Encoding:
         """The object from what `to_json` gave, and the state."""
         inputs = Signature.from_json({**value, "outputs": ()}).inputs
         outputs = tuple(spec.tensor for spec in state if spec.output is None)
-        if not any(spec.name == value["seen"] and spec.dtype == "bool" for spec in outputs):
+        seen = next((spec for spec in outputs if spec.name == value["seen"]), None)
+        if seen is None or seen.dtype != "bool" or len(seen.dims) != 2:
             raise InputError(f'there is no state "{value["seen"]}" of bool that no step changes')
+        for spec in inputs:
+            if not spec.dims or not isinstance(spec.dims[0], Range):
+                raise InputError(f'the source "{spec.name}" must have a range for its batch')
         return cls(Signature(inputs, outputs), value["seen"])
 
 
@@ -74,8 +79,25 @@ class StreamForm:
         """The object from what `to_json` gave, and the state."""
         step = replace(Signature.from_json(value), state=state)
         prefill = replace(step, inputs=tuple(map(TensorSpec.from_json, value["prefill"]["inputs"])))
+        _check_alike(step, prefill)
         names = ("window", "moving_average", "flops", "parity")
         encode = Encoding.from_json(value["encode"], state) if "encode" in value else None
         if encode is None and any(spec.output is None for spec in state):
             raise InputError("no step changes a part of the state, and nothing tells where it comes from")
         return cls(step=step, prefill=prefill, encode=encode, **{name: value[name] for name in names})
+
+
+def _check_alike(step: Signature, prefill: Signature) -> None:
+    """Refuse a step that is no batch of single frames, and many steps whose frames are not the step's.
+
+    Raises:
+        InputError: naming the tensor.
+    """
+    for spec in (*step.inputs, *step.outputs):
+        if not spec.dims or not isinstance(spec.dims[0], Range) or any(isinstance(d, Range) for d in spec.dims[1:]):
+            raise InputError(f'"{spec.name}" of a step must have a range for its batch, and fixed sizes behind it')
+    for one, many in zip_longest(step.inputs, prefill.inputs):
+        if one is None or many is None or (one.name, one.dtype) != (many.name, many.dtype):
+            raise InputError("many steps at once must take what a step takes")
+        if many.dims[2:] != one.dims[1:] or not all(isinstance(dim, Range) for dim in many.dims[:2]):
+            raise InputError(f'"{many.name}" of many steps must be a step\'s, with an axis of steps behind the batch')

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
-from mega_deploy.signature.ranges import Dim, Range
+from mega_deploy.signature.ranges import LARGEST_SIZE, Dim, Range
 
 # Axis of a stream's source.
 SOURCE_AXIS = "source_len"
@@ -49,9 +50,8 @@ class TensorSpec:
                 `values` or beyond the dtype.
         """
         dtype, given = np.dtype(self.dtype), array.dtype
-        if given.kind not in _TAKEN.get(dtype.kind, dtype.kind):
-            remedy = f'; convert it with .astype("{self.dtype}")' if given.kind in "biuf" else ""
-            raise InputError(f'input "{self.name}" must be {self.dtype}, got {given}{remedy}')
+        if given != dtype:
+            self.check_kind(given)
         self.check_shape(array.shape)
         if dtype.kind in "iu":
             self._check_values(array)  # before they are converted, which would let a large one wrap
@@ -64,6 +64,13 @@ class TensorSpec:
             first = [int(index) for index in np.argwhere(bad)[0]]
             raise InputError(f'input "{self.name}" holds {int(bad.sum())} NaN or infinite values, the first at {first}')
         return array
+
+    def check_kind(self, given: np.dtype[Any]) -> None:
+        """Raise InputError where arrays of a dtype are not taken."""
+        kind = np.dtype(self.dtype).kind
+        if given.kind not in _TAKEN.get(kind, kind):
+            remedy = f'; convert it with .astype("{self.dtype}")' if given.kind in "biuf" else ""
+            raise InputError(f'input "{self.name}" must be {self.dtype}, got {given}{remedy}')
 
     def _check_values(self, array: Array) -> None:
         if not array.size or (self.values is None and array.dtype == self.dtype):
@@ -118,7 +125,22 @@ class TensorSpec:
             raise InputError(f'tensor "{value["name"]}" has {len(dims)} dims and {len(axes)} axes')
         low_and_high = value.get("values")
         values = None if low_and_high is None else (low_and_high[0], low_and_high[1])
-        return cls(value["name"], value["dtype"], dims, axes, values, value.get("default"))
+        spec = cls(value["name"], value["dtype"], dims, axes, values, value.get("default"))
+        spec._check_itself()
+        return spec
+
+    def _check_itself(self) -> None:
+        """Raise InputError where no tensor can be as a manifest says; JSON's whole numbers may have a point."""
+        what = f'tensor "{self.name}"'
+        for dim in self.dims:
+            if not isinstance(dim, Range) and (type(dim) is not int or not 0 <= dim <= LARGEST_SIZE):
+                raise InputError(f"{what} has an axis of {dim}; sizes are whole numbers up to {LARGEST_SIZE}")
+        if self.values is not None:
+            low, high = (_as_held(value, self.dtype, what) for value in self.values)
+            if low > high:
+                raise InputError(f"{what} has values from {low} to {high}, which are none")
+        if self.default is not None:
+            _as_held(self.default, self.dtype, what)
 
 
 @dataclass(frozen=True)
@@ -134,6 +156,14 @@ class StateSpec:
     """The value of every element before the first step."""
     limit: int | None = None
     """The most steps of a stream before it is reset, for a state [batch] that counts them; None: any number."""
+
+    @property
+    def loaded(self) -> TensorSpec:
+        """The tensor as a saved state may have it: what counts steps is neither negative nor beyond its limit."""
+        if np.dtype(self.dtype).kind not in "iu":
+            return self.tensor
+        most = int(np.iinfo(self.dtype).max) // 2 if self.limit is None else self.limit
+        return replace(self.tensor, values=(int(self.initial), most))
 
     @property
     def name(self) -> str:
@@ -155,6 +185,10 @@ class StateSpec:
         given = {"output": self.output, "limit": self.limit}
         return entry | {name: value for name, value in given.items() if value is not None}
 
+    def nbytes(self, batch: int) -> int:
+        """What the state of so many streams takes."""
+        return math.prod(self.shape(batch)) * np.dtype(self.dtype).itemsize
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StateSpec:
         """The object from what `to_json` gave."""
@@ -168,4 +202,28 @@ class StateSpec:
         limit = value.get("limit")
         if limit is not None and (tensor.dims[1:] or np.dtype(tensor.dtype).kind != "i"):
             raise InputError(f'the state "{tensor.name}" has a limit, but is no count of steps')
+        what = f'the state "{tensor.name}"'
+        initial = _as_held(value["initial"], tensor.dtype, what)
+        if np.dtype(tensor.dtype).kind == "i" and initial < 0:
+            raise InputError(f"{what} counts steps, and begins at {initial}")
+        if limit is not None and (type(limit) is not int or not 0 <= initial <= limit):
+            raise InputError(f"{what} begins at {initial}, and may have {limit} steps")
         return cls(tensor, value.get("output"), value["initial"], limit)
+
+
+def _as_held(value: Any, dtype: str, what: str) -> Any:
+    """A number of a manifest, which a tensor of the dtype holds.
+
+    Raises:
+        InputError: it does not: it is too large, or not whole where the dtype's numbers are.
+    """
+    kind = np.dtype(dtype)
+    if kind.kind == "b":
+        fits = value in (0, 1)
+    elif kind.kind in "iu":
+        fits = type(value) is int and int(np.iinfo(kind).min) <= value <= int(np.iinfo(kind).max)
+    else:
+        fits = abs(value) <= float(np.finfo(kind).max)
+    if not fits:
+        raise InputError(f"{what} is of {dtype}, which cannot hold {value!r:.40}")
+    return value

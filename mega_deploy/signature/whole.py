@@ -13,6 +13,9 @@ from mega_deploy.errors import InputError
 from mega_deploy.signature.ranges import Dim
 from mega_deploy.signature.tensors import StateSpec, TensorSpec
 
+# Of an array of numpy's; deeper lists make none.
+_MAX_AXES = 64
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -41,9 +44,25 @@ class Signature:
         """
         inputs = self.named(inputs)
         given = [spec for spec in self.inputs if spec.name in inputs]
-        feeds = {spec.name: spec.check(_as_array(spec.name, inputs[spec.name])) for spec in given}
+        feeds = {spec.name: spec.check(as_array(spec.name, inputs[spec.name])) for spec in given}
         sizes = _sizes(given, feeds)
         return {spec.name: feeds[spec.name] if spec in given else _filled(spec, sizes) for spec in self.inputs}
+
+    def look(self, inputs: Any) -> None:
+        """Refuse, before their numbers are read, what `feeds` would refuse for its names, types and shapes.
+
+        Args:
+            inputs: as for `feeds`; their numbers are not looked at.
+
+        Raises:
+            InputError: a name is missing or unknown, or an array does not fit.
+        """
+        given = self.named(inputs)
+        for spec in self.inputs:
+            if spec.name in given:
+                array = as_array(spec.name, given[spec.name])
+                spec.check_kind(array.dtype)
+                spec.check_shape(array.shape)
 
     def named(self, inputs: Any) -> Mapping[str, Any]:
         """Inputs by name: every one that must be there, and no unknown one.
@@ -128,11 +147,29 @@ def _filled(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
     return np.full([sizes[axis] for axis in spec.axes], spec.default, spec.dtype)
 
 
-def _as_array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any) -> Array:
+    """What was given for an input, as an array.
+
+    Raises:
+        InputError: it is none, or has a mask, which numpy would forget.
+    """
+    if type(value) is np.ndarray:
+        return value
+    if is_masked(value):
+        raise InputError(
+            f'input "{name}" is a masked array, whose mask no model sees; fill it first, as with .filled(0)'
+        )
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # a ragged list, or a tensor that lives elsewhere
         raise InputError(f'input "{name}" is no array: {error}') from error
+
+
+def is_masked(value: Any, depth: int = 0) -> bool:
+    """Whether a value is one of numpy's masked arrays, or a list that holds one; numpy would forget the mask."""
+    if isinstance(value, list | tuple):
+        return depth < _MAX_AXES and any(is_masked(part, depth + 1) for part in value)
+    return isinstance(value, np.ma.MaskedArray)
 
 
 def _names(specs: Iterable[TensorSpec]) -> str:

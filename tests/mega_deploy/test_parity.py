@@ -21,6 +21,7 @@ from mega_deploy.exporters.edifice import family
 from mega_deploy.exporters.edifice.fold import fold
 from mega_deploy.models.edifice import Mega
 from mega_deploy.parity import LIMIT_FACTOR, SMALLEST_FLOOR, Error, Reference, limit_for, measure
+from mega_deploy.parity.fitting import check_fits
 
 
 def test_measures_are_what_they_say():
@@ -234,6 +235,91 @@ def test_a_reference_that_proves_nothing_is_refused(bundle, change):
     change(md.open_bundle(bundle).reference()).save(bundle / REFERENCE)
     replace_file(bundle, REFERENCE, (bundle / REFERENCE).read_bytes())
     with pytest.raises(BundleError, match="parity reference"):
+        md.validate(bundle)
+
+
+def every(change):
+    """The change to all arrays of outputs."""
+
+    def changed(reference):
+        pools = {
+            name: dataclasses.replace(pool, outputs={"features": change(pool.outputs["features"])})
+            for name, pool in reference.pools.items()
+        }
+        return dataclasses.replace(reference, pools=pools)
+
+    return changed
+
+
+def with_blocks(change):
+    def changed(reference):
+        outputs = {name: change(array) for name, array in reference.block_outputs.items()}
+        return dataclasses.replace(reference, block_outputs=outputs)
+
+    return changed
+
+
+def renamed(reference):
+    pool = reference.pools["random"]
+    return with_outputs(reference, {"other": pool.outputs["features"]})
+
+
+def with_inputs(change):
+    def changed(reference):
+        pool = reference.pools["random"]
+        pool = dataclasses.replace(pool, inputs={"frames": change(pool.inputs["frames"])})
+        return dataclasses.replace(reference, pools={**reference.pools, "random": pool})
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "tells"),
+    [
+        (every(lambda array: np.repeat(array, 2, axis=-1)), r"'features' is .\d+, 32., where the bundle has"),
+        (every(lambda array: array[..., None]), "'features' is"),
+        (every(lambda array: array.astype("U5")), "not of numbers"),
+        (every(lambda array: array.astype(complex)), "not of numbers"),
+        (renamed, "no 'other'"),
+        (with_inputs(lambda array: array[..., :-1]), "'frames' is"),
+        (with_inputs(lambda array: array[:, :-1]), "'frames' is"),
+        (with_blocks(lambda array: np.repeat(array, 2, axis=-1)), "gives a block as"),
+        (with_blocks(lambda array: np.repeat(array, 99, axis=1)), "gives a block as"),
+        (with_blocks(lambda array: np.repeat(array, 3, axis=0)), "gives a block as"),
+        (with_blocks(lambda array: array.astype("U5")), "not of numbers"),
+        (lambda r: spoil(r, rows=(0,) * 2_400_000, batch=2_400_000), "bytes, where"),
+        (lambda r: spoil(r, rows=(0,) * 100_000), "100\\d+ calls, where 65536"),
+        (lambda r: spoil(r, name=5), "no name"),
+        (lambda r: spoil(r, batch=True), "whole batches"),
+        (lambda r: spoil(r, floor=Error(1e-6, -1, 0)), "no limit"),
+    ],
+)
+def test_a_reference_of_another_model_or_of_endless_work_is_one_line(bundle, change, tells):
+    change(md.open_bundle(bundle).reference()).save(bundle / REFERENCE)
+    replace_file(bundle, REFERENCE, (bundle / REFERENCE).read_bytes())
+    with pytest.raises(BundleError, match=tells) as caught:
+        md.validate(bundle)
+    assert str(caught.value).isprintable()
+
+
+def test_calls_are_counted_step_by_step_where_each_step_is_one(pristine):
+    bundle = md.open_bundle(pristine)
+    reference, signature = bundle.reference(), bundle.manifest.signature
+    long = every(lambda array: np.zeros((len(array), 1000, 16)))(spoil(reference, rows=(0,) * 8_000, batch=1))
+    (features,) = signature.outputs
+    output = dataclasses.replace(features, dims=(features.dims[0], 1000, 16), axes=())
+    signature = dataclasses.replace(signature, outputs=(output,))
+    check_fits(long, signature, stepped=False)
+    with pytest.raises(ValueError, match="calls"):
+        check_fits(long, signature, stepped=True)
+
+
+def test_a_reference_that_was_packed_too_well_is_refused(bundle):
+    with np.load(bundle / REFERENCE) as loaded:
+        arrays = dict(loaded)
+    np.savez_compressed(bundle / REFERENCE, **arrays, **{"input/x/y": np.zeros(90_000_000, np.int8)})
+    replace_file(bundle, REFERENCE, (bundle / REFERENCE).read_bytes())
+    with pytest.raises(BundleError, match="unpacks to"):
         md.validate(bundle)
 
 

@@ -105,6 +105,8 @@ class _Options:
         chunk = self.get("chunk_size", -1)
         if isinstance(chunk, bool) or not isinstance(chunk, int):
             raise OptionError(f"chunk_size must be a whole number, got {chunk!r:.100}")
+        if chunk < -1:
+            raise OptionError(f"chunk_size must be at least 1, or -1 for none, got {chunk}")
         if self.flag("use_chunking", False) and chunk < 1:
             raise OptionError(f"use_chunking needs a chunk_size of at least 1, got {chunk}")
         return chunk

@@ -19,6 +19,7 @@ from mega_deploy.runtime.generation.sampling import Sampling, log_softmax
 from mega_deploy.runtime.streams.session import StreamSession
 from mega_deploy.runtime.streams.slots import Rows
 from mega_deploy.signature import LARGEST_SIZE, Range, TensorSpec
+from mega_deploy.signature.whole import is_masked
 
 Prompts = Sequence[Sequence[int] | Array] | Array
 SCORES = ("logits", "log_probs")
@@ -188,6 +189,8 @@ def _tokens_of(stream: StreamSession) -> TensorSpec:
 
 def _checked(prompt: Any, index: int, tokens: TensorSpec) -> Array:
     """[steps] int64."""
+    if is_masked(prompt):
+        raise InputError(f"prompt {index} is a masked array; leave out what is masked")
     try:
         array = np.asarray(prompt)
     except ValueError:  # lists of different lengths

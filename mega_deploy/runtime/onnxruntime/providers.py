@@ -30,6 +30,7 @@ from mega_deploy.files.hashing import sha256_of
 from mega_deploy.machine.gpu import REMEDY, Machine, look
 from mega_deploy.plugins.cache import home
 from mega_deploy.plugins.private import NotPrivateError, make_folder
+from mega_deploy.runtime.onnxruntime.calls import call_error
 from mega_deploy.runtime.onnxruntime.session import CPU, Session
 from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.signature import Range, Signature, TensorSpec
@@ -117,13 +118,17 @@ class ProviderSession(Session):
         return tuple(name for name in self._session.get_providers() if name in self.placement.served)
 
     def _configure(self, settings: Any) -> None:
+        settings.log_severity_level = 3  # why a provider cannot be set up, its log alone says
         settings.enable_profiling = True
         settings.profile_file_prefix = str(self._profile)
 
     def _place(self) -> Placement:
         """Run once, on zeros of the usual shapes, and read who served."""
         feeds = {spec.name: np.zeros(_sizes(spec, "opt"), spec.dtype) for spec in self.signature.inputs}
-        self._session.run(self._outputs, feeds)
+        try:
+            self._session.run(self._outputs, feeds)
+        except Exception as error:
+            raise call_error(error, feeds) from error
         return Placement.read(json.loads(Path(self._session.end_profiling()).read_text("utf-8")))
 
 

@@ -16,10 +16,12 @@ from mega_deploy.machine.cores import cores_for
 from mega_deploy.plugins.cache import Unusable
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 from mega_deploy.plugins.onnxruntime.cache import RECIPE
+from mega_deploy.runtime.onnxruntime.calls import call_error
 from mega_deploy.runtime.onnxruntime.splitting import Split, rows_are_apart
 from mega_deploy.runtime.onnxruntime.step import OrtStep
 from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.signature import Signature, TensorSpec
+from mega_deploy.signature.outputs import OutputCheck
 from mega_deploy.text import logger
 
 CPU = "CPUExecutionProvider"
@@ -78,7 +80,9 @@ class Session:
         self._session = self._load(ort, options.threads)
         _check_names(signature.outputs, self._session.get_outputs())
         _check_names(signature.inputs, self._session.get_inputs())
-        _check_inputs(signature.inputs, self._session.get_inputs())
+        _check_tensors("takes", signature.inputs, self._session.get_inputs())
+        _check_tensors("gives", [spec for spec in signature.outputs if spec.dims], self._session.get_outputs())
+        self._check_outputs = OutputCheck(signature)
         self._outputs = [spec.name for spec in signature.outputs]
         self._split: Split | None = None
         many = options.threads or len(cores_for(None))
@@ -95,7 +99,7 @@ class Session:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = threads or 0
         settings.enable_cpu_mem_arena = options.memory_arena
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4  # what fails, the error says: no second line on stderr
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
         if options.native_ops:
             self._native_ops = _register(ort, settings, self._plugins)
@@ -138,7 +142,9 @@ class Session:
             One array where the model has one output, or a dict by name.
 
         Raises:
-            InputError: an input does not fit; the message names it, the axis, the size and what is allowed.
+            InputError: an input does not fit; the message names it, the axis, the size and what is allowed. Or there is
+                not enough memory for so many rows.
+            BundleError: the model fails on them, or gives what its signature does not say.
         """
         outputs = self.run_named(inputs)
         return outputs[self._outputs[0]] if len(self._outputs) == 1 else outputs
@@ -146,10 +152,15 @@ class Session:
     def run_named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """As `run`, but always a dict by name."""
         feeds = self.signature.feeds(inputs)
-        results = self._split.run(self._outputs, feeds) if self._split else None
-        if results is None:
-            results = self._session.run(self._outputs, feeds)
-        return {name: np.asarray(value) for name, value in zip(self._outputs, results, strict=True)}
+        try:
+            results = self._split.run(self._outputs, feeds) if self._split else None
+            if results is None:
+                results = self._session.run(self._outputs, feeds)
+        except Exception as error:
+            raise call_error(error, feeds) from error
+        outputs = {name: np.asarray(value) for name, value in zip(self._outputs, results, strict=True)}
+        self._check_outputs(feeds, outputs)
+        return outputs
 
     def step(self, signature: Signature, batch: int) -> OrtStep:
         """Steps of `batch` streams on this graph, loaded with `signature.with_state`."""
@@ -206,8 +217,8 @@ def _check_names(ours: Sequence[TensorSpec], theirs: Sequence[Any]) -> None:
         raise BundleError(f"the model has no {', '.join(sorted(unknown))}, which its signature names; export it anew")
 
 
-def _check_inputs(ours: Sequence[TensorSpec], theirs: Sequence[Any]) -> None:
-    """Refuse a signature whose inputs have other types or sizes than the model's."""
+def _check_tensors(does: str, ours: Sequence[TensorSpec], theirs: Sequence[Any]) -> None:
+    """Refuse a signature whose inputs, or outputs, have other types or sizes than the model declares."""
     found = {value.name: value for value in theirs}
     for spec in ours:
         value = found[spec.name]
@@ -216,6 +227,6 @@ def _check_inputs(ours: Sequence[TensorSpec], theirs: Sequence[Any]) -> None:
         )
         if value.type != _TYPES.get(spec.dtype) or not fits:
             raise BundleError(
-                f'the model takes "{spec.name}" as {value.type} {value.shape}, but its signature says '
+                f'the model {does} "{spec.name}" as {value.type} {value.shape}, but its signature says '
                 f"{spec.dtype} {spec}; export it anew"
             )

@@ -10,6 +10,7 @@ import numpy as np
 from mega_deploy.arrays import Array
 from mega_deploy.runtime.model import Model
 from mega_deploy.runtime.onnxruntime.buffers import Buffer
+from mega_deploy.runtime.onnxruntime.calls import call_error
 from mega_deploy.signature import Signature
 
 # onnxruntime multiplies by weights in blocks as 8-bit integers only where it is told to: exporters.precision.quantise.
@@ -108,7 +109,10 @@ class _Binding:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         for name, array in feeds.items():
             self._inputs[name][...] = array
-        self._run(self._binding)
+        try:
+            self._run(self._binding)
+        except Exception as error:
+            raise call_error(error, feeds) from error
         return self._outputs
 
 

@@ -50,6 +50,22 @@ def whole_sequences(form: StreamForm) -> Signature:
     return frames if form.encode is None else replace(frames, inputs=frames.inputs + form.encode.signature.inputs)
 
 
+def replayed(form: StreamForm) -> Signature:
+    """What a stream takes and gives over whole sequences: the outputs of every frame, [batch, frames, ...]."""
+    taken = whole_sequences(form)
+    frames = taken.inputs[0]
+    axes = (frames.axes[1],) if frames.axes else ()
+    outputs = (
+        replace(
+            spec,
+            dims=(spec.dims[0], frames.dims[1], *spec.dims[1:]),
+            axes=spec.axes and (spec.axes[0], *axes, *spec.axes[1:]),
+        )
+        for spec in form.step.outputs
+    )
+    return Signature(taken.inputs, tuple(outputs))
+
+
 def any_number_of_frames(signature: Signature) -> Signature:
     """The inputs and outputs of a graph for many frames, without the limit of one call."""
     inputs = (

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError, OptionError
+from mega_deploy.machine.memory import refuse_beyond_memory
 from mega_deploy.runtime.model import Model
 from mega_deploy.runtime.streams import state_file
 from mega_deploy.runtime.streams.counters import Counters
@@ -43,6 +44,7 @@ class StreamSession:
 
     Raises:
         OptionError: the batch is outside the model's range.
+        InputError: the state would take more memory than there is.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class StreamSession:
                 f"batch {batch} is outside this bundle's range {range_.min}..{range_.max}; export with "
                 f"--batch-range {range_.min}:{range_.opt}:{batch}"
             )
+        refuse_beyond_memory(sum(spec.nbytes(batch) for spec in signature.state), f"the state of {batch} streams")
         self.signature, self.batch, self.backend = signature, batch, model.backend
         self._model, self._identity, self._prefill, self._encoder = model, identity, prefill, encoder
         self._lock = threading.Lock()
@@ -207,11 +210,11 @@ class StreamSession:
         """Go on from a state that `state` gave, or that `save` wrote.
 
         Raises:
-            InputError: it is of another model or another batch, or the file is damaged.
+            InputError: it is of another model or another batch, holds what no stream can have, or the file is damaged.
         """
         if not isinstance(state, Mapping):
             state = state_file.read(state, self._identity, sum(buffer.nbytes for buffer in self._step.state.values()))
-        specs = Signature(tuple(spec.tensor for spec in self.signature.state), ())
+        specs = Signature(tuple(spec.loaded for spec in self.signature.state), ())
         arrays = specs.feeds(state)
         with self._lock:
             for name, array in arrays.items():
@@ -243,11 +246,11 @@ class StreamSession:
 
     def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Checked inputs by name; of one array that looks like the last one nothing but the numbers is checked anew."""
-        if isinstance(inputs, np.ndarray) and (inputs.shape, inputs.dtype) == self._known and np.isfinite(inputs).all():
+        if _is_plain(inputs) and (inputs.shape, inputs.dtype) == self._known and np.isfinite(inputs).all():
             return {self.signature.inputs[0].name: np.ascontiguousarray(inputs)}
         feeds = self.signature.feeds(inputs)
         spec, *others = self.signature.inputs
-        if isinstance(inputs, np.ndarray) and not others and spec.values is None and inputs.dtype == spec.dtype:
+        if _is_plain(inputs) and not others and spec.values is None and inputs.dtype == spec.dtype:
             self._known = inputs.shape, inputs.dtype
         return feeds
 
@@ -272,6 +275,11 @@ class StreamSession:
         _check_count(chosen, feeds, "stepped")
         self._counters.check(chosen, steps)
         return chosen, self._slots.gather(chosen, self._step.state.values())
+
+
+def _is_plain(inputs: object) -> TypeGuard[Array]:
+    """Whether they are one array, and none that has a mask."""
+    return type(inputs) is np.ndarray
 
 
 def _check_count(rows: Numbers, feeds: Mapping[str, Array], called: str) -> None:

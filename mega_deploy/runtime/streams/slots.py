@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
 from mega_deploy.runtime.model import StateBuffer
+from mega_deploy.signature.whole import is_masked
 
 Numbers = npt.NDArray[np.intp]
 Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -89,6 +90,8 @@ class Slots:
 
 
 def _array(rows: Rows) -> Array:
+    if is_masked(rows):
+        raise InputError("rows must be a list of the streams' numbers, got a masked array; leave out what is masked")
     try:
         return np.asarray(rows)
     except ValueError as error:  # lists of several lengths

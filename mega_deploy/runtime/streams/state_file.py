@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from mega_deploy.arrays import Array
+from mega_deploy.bundle import refuse_within_bundle
 from mega_deploy.errors import InputError
 from mega_deploy.files.npy import load_arrays, save_arrays
+from mega_deploy.files.strict_json import parse_json
 
 ABOUT = "about"
 VERSION = 1
@@ -34,6 +36,7 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Array], model: str) 
     place = Path(path)
     if place.suffix != ".npz":
         raise InputError(f"{place} must end in .npz: a state is several arrays by name")
+    refuse_within_bundle(place)
     about = {"version": VERSION, "model": model, "sha256": {name: _digest(array) for name, array in state.items()}}
     save_arrays(place, {**state, ABOUT: np.array(json.dumps(about))})
 
@@ -54,9 +57,9 @@ def read(path: str | os.PathLike[str], model: str, nbytes: int) -> dict[str, Arr
     try:
         if not isinstance(arrays, dict):
             raise KeyError(ABOUT)
-        about = json.loads(str(arrays.pop(ABOUT)))
+        about = parse_json(str(arrays.pop(ABOUT)))
         version, owner, digests = about["version"], about["model"], dict(about["sha256"])
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{place} is not the state of a stream; StreamSession.save writes one") from error
     if version != VERSION:
         raise InputError(f"{place} is a state of version {version!r:.20}, this mega-deploy reads {VERSION}")

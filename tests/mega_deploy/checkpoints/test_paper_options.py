@@ -176,6 +176,39 @@ def test_an_argument_that_older_runs_lack_has_the_official_default(case, lags, t
         assert {stack.truncation for stack in stacks(config)} == {expected}
 
 
+@pytest.mark.parametrize(
+    ("case", "argument", "value"),
+    [
+        ("model_lm_enwik8", "decoder_chunk_size", -5),
+        ("model_lm_enwik8", "decoder_chunk_size", 0),
+        ("model_lm_enwik8", "decoder_ffn_embed_dim", -1),
+        ("model_nmt_wmt_base", "encoder_chunk_size", -2),
+        ("model_lra_listops_mp", "chunk_size", -(1 << 40)),
+        ("model_lra_listops_mp", "encoder_ffn_embed_dim", -7),
+        ("model_lra_listops_mp", "classifier_layers", -1),
+        ("model_lra_listops_mp", "max_positions", -1),
+        ("model_lra_listops_mp", "n_dim", -1),
+        ("model_lra_listops_mp", "encoder_layers", 1 << 40),
+    ],
+)
+def test_a_size_that_is_none_is_refused(case, argument, value, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(with_args(case, **{argument: value})())
+    with pytest.raises(CheckpointError, match=f"must be.* got {value}"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("option", ["chunk_size", "truncation", "max_positions", "nffn_hidden_size", "vocab_size"])
+@pytest.mark.parametrize("value", [-5, 0, 1 << 40])
+def test_a_size_that_is_none_in_a_folders_config_is_refused(option, value, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(HUGGING_FACE / "qa", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, option: value}))
+    with pytest.raises(CheckpointError, match=f"(must be|needs).* got {value}"):
+        read_checkpoint(folder)
+
+
 def test_a_language_model_without_the_optional_arguments_is_the_plain_one(tmp_path):
     names = ["activation_dropout", "adaptive_softmax_cutoff", "tie_adaptive_weights", "normalize_embedding"]
     names += ["adaptive_input", "decoder_input_dim", "feature_dropout", "no_scale_embedding", "activation_fn"]

@@ -117,6 +117,9 @@ def _stack(
     hidden = arguments.size(f"{side}_hidden_dim")
     ffn = arguments.size(f"{side}_ffn_embed_dim", hidden)
     chunk = arguments.size(names["chunk_size"], defaults.get("chunk_size"))
+    for name, size, none in ((f"{side}_ffn_embed_dim", ffn, 0), (names["chunk_size"], chunk, -1)):
+        if size < none:
+            raise OptionError(f"{name} must be at least 1, or {none} for none, got {size}")
     norm: Any = arguments.text(names["norm"], defaults.get("norm"))
     attention: Any = arguments.text("attention_activation_fn", defaults.get("attention"))
     activation: Any = arguments.text("activation_fn", defaults.get("activation"))
@@ -170,7 +173,9 @@ def _classifier(arguments: Arguments, tensors: Weights) -> ClassifierConfig:
     )
     words = "encoder.encoder.embed_tokens.embed.weight"
     widths = []
-    for index in range(arguments.size("classifier_layers", 1)):
+    if (layers := arguments.size("classifier_layers", 1)) < 0:
+        raise OptionError(f"classifier_layers must be 0 or more, got {layers}")
+    for index in range(layers):
         widths.append(_rows(tensors, f"classifier.{index}.0.weight"))
     first = "classifier.0.0.weight" if widths else "sentence_projection_layer.weight"
     _rows(tensors, first)

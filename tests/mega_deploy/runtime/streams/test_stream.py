@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from commands import within
 
 import mega_deploy as md
 from mega_deploy.bundle import MANIFEST, STEP, STREAM_REFERENCE, describe_files, write_json
 from mega_deploy.errors import BundleError, InputError, OptionError
 from mega_deploy.files.npy import load_arrays, save_arrays
 from mega_deploy.models.edifice import Mega
+from mega_deploy.runtime.streams import state_file
 
 WINDOW, FEATURES, HIDDEN = 8, 6, 16
 
@@ -150,6 +153,60 @@ def test_a_state_that_is_not_whole_or_not_of_this_model_is_refused_and_changes_n
     with pytest.raises(InputError, match=r"must end in \.npz"):
         stream.save(tmp_path / "state.bin")
     assert all((stream.state[name] == array).all() for name, array in kept.items())
+
+
+@pytest.mark.parametrize("value", [-1, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("by_file", [False, True], ids=["memory", "file"])
+def test_a_count_that_no_stream_can_have_is_refused_and_changes_nothing(both, sequences, tmp_path, value, by_file):
+    stream = md.open_bundle(both).stream(batch=3)
+    through(stream, sequences[:, :4])
+    before, state = stream.state, stream.state
+    state["frames_seen"][1] = value
+    if by_file:
+        state_file.write(tmp_path / "x.npz", state, md.open_bundle(both).manifest.files[STEP]["sha256"])
+    with pytest.raises(InputError, match=f'"frames_seen" holds {value} at .1.'):
+        stream.load(tmp_path / "x.npz" if by_file else state)
+    assert all(np.array_equal(before[name], array) for name, array in stream.state.items())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_state_that_is_no_number_is_refused(both, sequences, value):
+    stream = md.open_bundle(both).stream(batch=3)
+    state = stream.state
+    state["blocks.0.frames"][2, 3, 4] = value
+    with pytest.raises(InputError, match="NaN or infinite"):
+        stream.load(state)
+    through(stream, sequences[:, :2])
+
+
+def test_a_masked_array_is_refused_wherever_a_stream_takes_one(both, sequences):
+    stream = md.open_bundle(both).stream(batch=3)
+    frames = sequences[:, 0]
+    stream.step(frames)  # which the next one looks like
+    masked = np.ma.array(frames, mask=frames > 0)
+    for call in (
+        lambda: stream.step(masked),
+        lambda: stream.step({"frames": list(masked)}),
+        lambda: stream.step(frames, rows=np.ma.array([0, 1, 2], mask=[0, 0, 1])),
+        lambda: stream.prefill(np.ma.array(sequences, mask=False)),
+        lambda: stream.load({**stream.state, "frames_seen": np.ma.array(stream.state["frames_seen"])}),
+        lambda: md.open_bundle(both).runner("stream").run_named(np.ma.array(sequences, mask=False)),
+        lambda: md.open_bundle(both).session().run(np.ma.array(sequences[:, :WINDOW], mask=False)),
+    ):
+        with pytest.raises(InputError, match="masked"):
+            call()
+
+
+def test_a_file_is_looked_at_before_its_numbers_are_read(both, tmp_path):
+    """Of gigabytes that the signature has no place for, the head alone is read."""
+    for shape in ((1, WINDOW, 1 << 33), (1 << 33, WINDOW, FEATURES), (3, (1 << 20) + 1, FEATURES)):
+        path = tmp_path / "x.npy"
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            file.truncate(file.tell() + 4 * math.prod(shape))
+        for form in ("window", "stream"):
+            done = within("run", both, path, "-o", tmp_path / "y.npy", "--form", form)
+            assert done.returncode == 2 and done.stderr.count("\n") == 1 and '"frames"' in done.stderr, done.stderr
 
 
 def test_threads_with_streams_of_their_own_share_a_model(both, sequences):
