@@ -101,7 +101,7 @@ def export(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        value = parse_json(read_text(path, MAX_CONFIG_BYTES))
+        value = parse_json(read_text(path, MAX_CONFIG_BYTES), finite=False)
     except ValueError as error:  # InputError, too
         reason = str(error).removeprefix(f"{path} cannot be read: ")
         raise InputError(

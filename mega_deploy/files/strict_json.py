@@ -12,7 +12,7 @@ MAX_PARTS = 1_000_000
 _WHOLE_BITS = 63
 
 
-def parse_json(text: str | bytes, most: int = MAX_PARTS) -> Any:
+def parse_json(text: str | bytes, most: int = MAX_PARTS, *, finite: bool = True) -> Any:
     """The value of a text, of a size that the caller has bounded.
 
     Python's own reader takes NaN and infinity, makes infinity of 1e999, keeps the last of two entries of one name, and
@@ -21,6 +21,7 @@ def parse_json(text: str | bytes, most: int = MAX_PARTS) -> Any:
     Args:
         text: characters, or UTF-8.
         most: values that it may have.
+        finite: whether numbers must be finite; otherwise whoever takes them looks, and can say what they are of.
 
     Raises:
         ValueError: it is no JSON, names something twice, has more values or deeper ones than are read, or holds a
@@ -29,10 +30,9 @@ def parse_json(text: str | bytes, most: int = MAX_PARTS) -> Any:
     parts = sum(map(text.count, "[{,")) if isinstance(text, str) else sum(map(text.count, b"[{,"))
     if parts > most:
         raise ValueError(f"it has {parts} parts, more than the {most} that this version reads")
+    numbers = {"parse_constant": _no_constant, "parse_float": _finite} if finite else {}
     try:
-        return json.loads(
-            text, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=_unique
-        )
+        return json.loads(text, parse_int=_whole, object_pairs_hook=_unique, **numbers)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
