@@ -124,13 +124,21 @@ def _no_exchange(seeds: Seeds) -> None:
 
 
 def _engine(seeds: Seeds, folder: Path) -> None:
+    add_engine(folder / "x.mega", "tensorrt-rtx")
+
+
+def add_engine(place: Path, target: str) -> None:
+    """What `build` does once an engine is built."""
+    bundle = Bundle.open(place)
+    signature = bundle.manifest.to_json()["signature"]
+    options = {"strongly_typed": True, "tf32": False, "version_compatible": False, "hardware_compatibility": "none"}
     engine = {
-        "target": "tensorrt-rtx", "file": "engines/tensorrt-rtx.engine", "library_version": "1.7.1.116",
-        "compute_capabilities": ["8.9"], "precision": "float32", "driver": None, "gpu": None, "inputs": [],
-        "outputs": [], "layers": 1, "options": {}, "platform": "linux-x86_64", "plugins": [], "profiles": [],
-        "seconds": 1.0, "source": {"model": "12" * 32, "checkpoint": "12" * 32},
+        "target": target, "file": f"engines/{target}.engine", "library_version": "1.7.1.116",
+        "compute_capabilities": ["8.9"], "precision": "float32", "driver": None, "gpu": None, "layers": 1,
+        "inputs": signature["inputs"], "outputs": signature["outputs"], "options": options, "platform": "linux-x86_64",
+        "plugins": [], "profiles": [{}], "seconds": 1.0, "source": {"model": "12" * 32, "checkpoint": "12" * 32},
     }  # fmt: skip
-    add_engines(Bundle.open(folder / "x.mega"), [(engine, b"a plan" * 5000)])
+    add_engines(bundle, [(engine, b"a plan" * 5000)])
 
 
 def _bench(seeds: Seeds, folder: Path) -> None:

@@ -14,12 +14,13 @@ import ctypes
 import importlib
 import json
 import mmap
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from operations import OPERATIONS, Operation, Seeds, leftovers, visible
@@ -45,12 +46,28 @@ class Trials:
         """The exit code, negative for a signal, and what was said on stderr."""
         child = os.fork()
         if not child:
-            os._exit(self._child(act, mode, at, lasting))
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status), self.said.read_text("utf-8", "replace")
+            os._exit(self._child(act, self.said, mode, at, lasting))
+        return self._end(child, self.said)
 
-    def _child(self, act: Callable[[], None], mode: str, at: int, lasting: bool) -> int:
-        said = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    def race(self, acts: Sequence[Callable[[], None]]) -> list[tuple[int, str]]:
+        """As `fork`, for several children that begin at the same time."""
+        barrier = multiprocessing.get_context("fork").Barrier(len(acts))
+        children = []
+        for number, act in enumerate(acts):
+            said = self.said.with_name(f"said{number}")
+            if not (child := os.fork()):
+                barrier.wait()
+                os._exit(self._child(act, said))
+            children.append((child, said))
+        return [self._end(child, said) for child, said in children]
+
+    @staticmethod
+    def _end(child: int, said: Path) -> tuple[int, str]:
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status), said.read_text("utf-8", "replace")
+
+    def _child(self, act: Callable[[], None], place: Path, mode: str = "", at: int = 0, lasting: bool = False) -> int:
+        said = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
