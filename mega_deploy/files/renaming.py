@@ -26,23 +26,33 @@ def alone(path: Path) -> Iterator[None]:
     Whoever replaces one holds its lock; the next one finds another folder then, and waits for that. Where a file system
     has no locks, or one is held for longer than any renaming takes, it goes on all the same.
     """
-    deadline, handle = time.monotonic() + PATIENCE, None
+    deadline, held = time.monotonic() + PATIENCE, None
+    while sys.platform != "win32" and held is None and time.monotonic() < deadline:
+        try:
+            held = _locked(path)
+        except BlockingIOError:
+            time.sleep(0.005)
+        except OSError:
+            break
     try:
-        while sys.platform != "win32" and time.monotonic() < deadline:
-            try:
-                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(handle), path.stat()):
-                    break
-            except BlockingIOError:
-                time.sleep(0.005)
-            except OSError:
-                break
-            os.close(handle)
-            handle = None
         yield
     finally:
-        if handle is not None:
+        if held is not None:
+            os.close(held)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds the lock of the folder at `path`; None where that is another folder by now."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    held = None
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), path.stat()):
+            held = handle
+        return held
+    finally:
+        if held is None:
             os.close(handle)
 
 
