@@ -117,6 +117,10 @@ def _export(*options: str) -> Callable[[Seeds, Path], None]:
     return act
 
 
+def _whole_export(seeds: Seeds, folder: Path) -> None:
+    _export("--seq-len", "8")(seeds, folder)
+
+
 def _no_exchange(seeds: Seeds) -> None:
     """A file system that cannot swap two names."""
     _ready_assembly(seeds)
@@ -222,6 +226,7 @@ OPERATIONS: dict[str, Operation] = {
     "plugins build anew": Operation(_damaged_cache, _plugins, _warm_plugins, _library),
     "build": Operation(_old_bundle, _engine),
     "export": Operation(_temporary, _export(), _ready_assembly),
+    "export, every part of it": Operation(_temporary, _whole_export),
     "export --force": Operation(_old_bundle, _export("--force"), _ready_assembly),
     "export --force, without swaps": Operation(_old_bundle, _export("--force"), _no_exchange),
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """Runs an operation many times, each time in a child whose files fail at another call; prints a line of JSON for each.
 
-    LD_PRELOAD=shim.so python trials.py SHIM FOLDER SEEDS OPERATION [AT_MOST]
+    LD_PRELOAD=shim.so python trials.py SHIM FOLDER SEEDS OPERATION AT_MOST
 
-AT_MOST calls of each kind of fault are tried, by default all.
+AT_MOST calls of each kind of fault are tried, other ones of each kind.
 
 What all trials need is imported once; a trial is a fork.
 """
@@ -28,8 +28,13 @@ from operations import OPERATIONS, Operation, Seeds, leftovers, visible
 from mega_deploy.errors import MegaDeployError
 
 MODES = {"full": 1, "broken": 2, "short": 3, "killed": 4}
-LASTING = {"full": (True, False), "broken": (False, True), "short": (True, False), "killed": (False,)}
+KINDS = (
+    ("short", True), ("full", True), ("broken", False), ("full", False), ("broken", True), ("short", False),
+    ("killed", False),
+)  # fmt: skip
 """Whether all later calls fail, too; a cut write alone is no error, and the rest must follow."""
+FEW = 10
+"""Where so few calls are tried, another try follows on those alone that left or wrote something."""
 
 
 class Trials:
@@ -112,23 +117,22 @@ class Trials:
     def state(self) -> object:
         return (self.operation.state or visible)(self.folder)
 
-    def run(self, most: int | None) -> Iterator[dict[str, object]]:
-        """Every call of the operation in turn, or as many of them as `most`, from the first to the last."""
+    def run(self, most: int) -> Iterator[dict[str, object]]:
+        """Every call of the operation in turn, or as many of them as `most`."""
         self.begin()
         old = self.state()
         code, said = self.act()
         new = self.state()
         if code or new == old:
             raise RuntimeError(f"it does not work without faults: {code} {said}")
-        for mode, lastings in LASTING.items():
+        for kind, (mode, lasting) in enumerate(KINDS):
             total = self.count(mode)
-            for lasting in lastings if most is None else lastings[:2] if mode != "full" else lastings[:1]:
-                for at in _some(total, most or total):
-                    found = {"mode": mode, "at": at, "of": total, "lasting": lasting}
-                    found |= self.trial(mode, at, lasting, old, new)
-                    if most is None or found["left"] or found["state"] != "old":
-                        found |= self.again(old, new)
-                    yield found
+            for at in _some(total, most, (kind + 0.5) / len(KINDS)):
+                found = {"mode": mode, "at": at, "of": total, "lasting": lasting}
+                found |= self.trial(mode, at, lasting, old, new)
+                if most > FEW or found["left"] or found["state"] != "old":
+                    found |= self.again(old, new)
+                yield found
 
     def count(self, mode: str) -> int:
         """How many calls of an operation a mode may let fail."""
@@ -163,21 +167,22 @@ def _name(found: object, old: object, new: object) -> str:
     return f"neither: {found}"
 
 
-def _some(total: int, most: int) -> list[int]:
-    if total <= most:
-        return list(range(1, total + 1))
-    return sorted({1 + round(index * (total - 1) / (most - 1)) for index in range(most)})
+def _some(total: int, most: int, shift: float) -> list[int]:
+    """Some of the numbers from 1 to `total`, evenly spread; where the first of them lies, `shift` says."""
+    return sorted(
+        {1 + int((index + shift) / most * total) for index in range(most)} if total > most else range(1, total + 1)
+    )
 
 
 def main() -> None:
-    shim, folder, seeds, name, *most = sys.argv[1:]
+    shim, folder, seeds, name, most = sys.argv[1:]
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     given = Seeds(*(Path(seeds) / part for part in ("seed.mega", "seed.safetensors", "frames.npy")))
     operation = OPERATIONS[name]
     operation.warm(given)
     trials = Trials(shim, Path(folder), given, operation)
     trials.warm()
-    for trial in trials.run(int(most[0]) if most else None):
+    for trial in trials.run(int(most)):
         print(json.dumps(trial), flush=True)
 
 
