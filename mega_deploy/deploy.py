@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from mega_deploy.config.common import AttentionChoice, Output, Precision
 from mega_deploy.errors import InputError, OptionError, require
 from mega_deploy.exporters import PACKAGES
 from mega_deploy.exporters.options import DEFAULT_BATCH, ExportOptions
+from mega_deploy.files.leftovers import Naming, claimed_folder
 from mega_deploy.files.writing import put_copy
 from mega_deploy.runtime import OpenBundle, open_bundle
 from mega_deploy.signature import Range
@@ -173,19 +172,15 @@ def _own_model(model: Model, options: ExportOptions) -> Model:
 def _workspace() -> Iterator[Path]:
     """A folder for files on their way into a bundle, elsewhere than its place: a killed export leaves nothing there.
 
-    Named before it is made, unlike tempfile's, which a signal right behind the making would leave to nobody.
+    What killed exports have left where it lies is removed.
     """
     folder = None
     try:
-        folder = Path(tempfile.gettempdir()) / f"mega-deploy-{uuid.uuid4().hex}"
-        folder.mkdir(mode=0o700)
-        yield folder
+        with claimed_folder(Naming(Path(tempfile.gettempdir()), "mega-deploy-", ""), 0o700) as folder:
+            yield folder
     except (OSError, InputError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError) or (error is not cause and str(folder) not in str(error)):
             raise
         where = tempfile.tempdir or "no folder for temporary files"
         raise InputError(f"{where} cannot hold the bundle on its way: {cause}; name another place in TMPDIR") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)

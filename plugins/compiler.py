@@ -7,13 +7,13 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mega_deploy.errors import InputError, MegaDeployError, MissingComponentError
+from mega_deploy.errors import InputError, MissingComponentError
 from mega_deploy.files.hashing import sha256_of
+from mega_deploy.files.leftovers import Naming, claimed_folder
 from mega_deploy.files.writing import put_bytes, settle_file, settle_folder
 from mega_deploy.plugins.cache import RECORD, Library, Recipe, Unusable
 from mega_deploy.plugins.private import NotPrivateError, make_folder
@@ -71,22 +71,21 @@ def build_into(recipe: Recipe, version: str, make: Callable[[Path], Mapping[str,
         make: writes library.so into the empty folder that it is given, and returns what the record is to say of it.
 
     Raises:
-        InputError: the cache cannot be written, or is another user's.
+        InputError: the cache cannot be written or read back, or is another user's.
         MissingComponentError: this user has no cache.
-        MegaDeployError: the library is gone as soon as it is built.
     """
     target = recipe.folder(version)
     try:
         make_folder(target.parent, target.name)
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=target) as work:
-            _publish(Path(work), target, make(Path(work)))
+        with claimed_folder(Naming(target, ".", ".partial"), 0o700) as work:
+            _publish(work, target, make(work))
     except NotPrivateError as error:
         raise InputError(f"{error}, so nothing is put there; name a cache of your own in XDG_CACHE_HOME") from error
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error}; name another cache in XDG_CACHE_HOME") from error
     built = recipe.find(version)
     if isinstance(built, Unusable):
-        raise MegaDeployError(built.reason)
+        raise InputError(built.reason)
     return built
 
 

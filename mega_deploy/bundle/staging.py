@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
-import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +17,9 @@ from mega_deploy.bundle.manifest import MANIFEST, MODEL, STEP
 from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, check_regular
 from mega_deploy.errors import BundleError
 from mega_deploy.files.hashing import sha256_of
-from mega_deploy.files.writing import put_bytes, put_copy, refused, settle_folder, settle_tree, write_text
+from mega_deploy.files.leftovers import Naming, claimed_folder
+from mega_deploy.files.renaming import alone, exchange, take_free
+from mega_deploy.files.writing import put_bytes, put_copy, refused, settle_folder, settle_tree
 
 
 @dataclass(frozen=True)
@@ -101,27 +100,40 @@ def check_target(path: Path, *, force: bool, kind: FolderKind = BUNDLE) -> None:
 
 
 @contextmanager
-def writing(path: Path, *, force: bool = False, kind: FolderKind = BUNDLE) -> Iterator[Path]:
+def writing(
+    path: Path, *, force: bool = False, kind: FolderKind = BUNDLE, still: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """A temporary sibling folder to put a folder's files in, which takes the name `path` when the block ends well.
 
-    On any error the folder is removed and what was at `path` stays.
+    On any error the folder is removed and what was at `path` stays. What writers of `path` that were killed have left
+    beside it is removed first.
+
+    Args:
+        path: of the folder.
+        force: replace one that is there.
+        kind: of the folder.
+        still: called right before what is there is replaced, while nobody else replaces it; what it raises stops that.
 
     Raises:
         BundleError: `path` is taken, or the file system refuses (no space, no permission).
     """
     check_target(path, force=force, kind=kind)
     path = path.resolve()
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    staging, placed = None, False
     try:
-        staging.mkdir()
-        yield staging
-        settle_tree(staging)
-        _replace(path, staging)
-        settle_folder(path.parent)
+        with claimed_folder(Naming.beside(path)) as staging:
+            yield staging
+            settle_tree(staging)
+            if force:
+                with alone(path):
+                    still()
+                    _replace(path, staging)
+            else:
+                _take(path, staging)
+            placed = True
+            settle_folder(path.parent)
     except OSError as error:
-        raise BundleError(refused(path, error)) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        raise BundleError(refused(path, error, staging, placed=placed)) from error
 
 
 def add_engines(bundle: Bundle, engines: Sequence[tuple[Mapping[str, Any], bytes]]) -> None:
@@ -139,7 +151,12 @@ def add_engines(bundle: Bundle, engines: Sequence[tuple[Mapping[str, Any], bytes
     others = [entry for entry in manifest.engines if entry["target"] not in targets]
     old = {entry["file"] for entry in manifest.engines if entry["target"] in targets}
     kept = {name: entry for name, entry in manifest.files.items() if name not in old}
-    with writing(bundle.path, force=True) as staging:
+
+    def unchanged() -> None:
+        if type(bundle).open(bundle.path).manifest != manifest:
+            raise BundleError(f"{bundle.path} has changed while an engine was built for it; build it again")
+
+    with writing(bundle.path, force=True, still=unchanged) as staging:
         for name in kept:
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             _share(bundle.path / name, staging / name)
@@ -152,8 +169,6 @@ def add_engines(bundle: Bundle, engines: Sequence[tuple[Mapping[str, Any], bytes
         entries = (*others, *(engine for engine, _ in engines))
         changed = dataclasses.replace(manifest, engines=entries, files={**kept, **added})
         write_json(staging / MANIFEST, changed.to_json())
-        if type(bundle).open(bundle.path).manifest != manifest:
-            raise BundleError(f"{bundle.path} has changed while an engine was built for it; build it again")
 
 
 def _share(source: Path, target: Path) -> None:
@@ -164,14 +179,29 @@ def _share(source: Path, target: Path) -> None:
         put_copy(source, target)
 
 
+def _take(path: Path, staging: Path) -> None:
+    """Let `staging` take the name `path`, which nothing has.
+
+    Raises:
+        BundleError: something has it by now.
+        OSError: the file system refuses.
+    """
+    if take_free(staging, path):
+        return
+    if os.path.lexists(path):
+        check_target(path, force=False)
+    staging.rename(path)  # what came meanwhile is no empty folder, and others cannot be replaced
+
+
 def _replace(path: Path, staging: Path) -> None:
     """Let `staging` take the name `path`; what had it before comes back if that fails."""
     if not path.exists():
         staging.rename(path)
         return
-    if _exchange(path, staging):
+    if exchange(path, staging):
         return
-    before = path.with_name(staging.name.replace(".partial", ".before"))
+    aside = Naming.beside(path, ".before")
+    before = aside.new()
     path.rename(before)
     try:
         staging.rename(path)
@@ -179,19 +209,7 @@ def _replace(path: Path, staging: Path) -> None:
         before.rename(path)
         raise
     shutil.rmtree(before, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step, so that nobody ever finds neither, not even behind a SIGKILL; whether it worked.
-
-    Linux can, on most of its file systems.
-    """
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    names = (os.fsencode(one), os.fsencode(other))
-    return renameat2 is not None and renameat2(current_folder, names[0], current_folder, names[1], exchange) == 0
+    aside.clear()  # of processes that were killed between the two renames
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -204,5 +222,5 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Indented JSON with a closing newline; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """A new file of indented JSON with a closing newline; NaN and infinity are refused, OSError where the disk does."""
+    put_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

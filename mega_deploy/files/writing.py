@@ -12,11 +12,11 @@ import errno
 import io
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from mega_deploy.errors import InputError
+from mega_deploy.files.leftovers import Naming, claim, release
 from mega_deploy.files.reading import check_name
 
 Content = bytes | bytearray | memoryview
@@ -72,6 +72,8 @@ class PartialFile:
 def replacing(path: Path, refusal: type[InputError] = InputError) -> Iterator[PartialFile]:
     """A file to write beside `path`, which takes its name at the end; on any error it is deleted and `path` stays.
 
+    What writers of `path` that were killed have left is removed first.
+
     Args:
         path: what the file is to be called; what has that name is replaced.
         refusal: the error to raise.
@@ -80,17 +82,30 @@ def replacing(path: Path, refusal: type[InputError] = InputError) -> Iterator[Pa
         InputError: the file system refuses, as `refusal`, in one line with what to do.
     """
     check_name(path, refusal)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    naming, placed = Naming.beside(path), False
+    naming.clear()
+    partial, held = naming.new(), None
     try:
-        with new_file(partial) as file:
-            yield file
-        partial.replace(path)
-        settle_folder(path.parent)
+        try:
+            while held is None:
+                partial = naming.new()
+                raw = partial.open("xb")
+                held = claim(raw.fileno())
+                if held is None:
+                    raw.close()
+            with raw:
+                file = PartialFile(raw)
+                yield file
+                file.settle()
+            partial.replace(path)
+            placed = True
+            settle_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            release(held)
     except OSError as error:
-        raise refusal(refused(path, error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        raise refusal(refused(path, error, partial, placed=placed)) from error
 
 
 @contextlib.contextmanager
@@ -173,8 +188,15 @@ def settle_tree(folder: Path) -> None:
     settle_folder(folder)
 
 
-def refused(path: Path, error: OSError) -> str:
-    """The line that says that `path` cannot be written, and what to do about it."""
+def refused(path: Path, error: OSError, partial: Path | None, *, placed: bool = False) -> str:
+    """The line that says that `path` cannot be written, and what to do about it.
+
+    Args:
+        path: what was to be written.
+        error: of the file system.
+        partial: what it was under way, if it came so far; it has been removed, if that could be done.
+        placed: whether it has its name already, and only the flush of the folder failed.
+    """
     remedy = "look at the place that you named"
     if error.errno in _NO_ROOM:
         remedy = "make room there, or name another place"
@@ -182,4 +204,10 @@ def refused(path: Path, error: OSError) -> str:
         remedy = "name a place that you may write to"
     elif error.errno == errno.EIO:
         remedy = "look at the disk, or name another place"
-    return f"{path} cannot be written: {error.strerror or error}; {remedy}; nothing was left behind"
+    what = error.strerror or error
+    if placed:
+        return f"{path} is written, but may not outlast a power failure: {what}; {remedy}, and write it again"
+    left = "nothing was left behind"
+    if partial is not None and os.path.lexists(partial):
+        left = f"{partial.name} beside it is removed by the next try"
+    return f"{path} cannot be written: {what}; {remedy}; {left}"

@@ -201,7 +201,7 @@ def test_a_signal_between_the_two_renames_brings_the_old_bundle_back(bundle, tmp
         return rename(path, target)
 
     # A file system that cannot swap.
-    monkeypatch.setattr("mega_deploy.bundle.staging._exchange", lambda one, other: False)
+    monkeypatch.setattr("mega_deploy.bundle.staging.exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(SystemExit), writing(bundle, force=True) as staging:
         (staging / "manifest.json").write_bytes(b"{}")

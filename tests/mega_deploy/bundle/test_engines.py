@@ -260,7 +260,7 @@ def test_a_bundle_that_changed_meanwhile_is_left_alone(engine):
 @pytest.mark.parametrize("links", [True, False], ids=["hard-links", "copies"])
 def test_an_engine_replaces_the_one_before_it_on_every_file_system(engine, monkeypatch, swaps, links):
     if not swaps:
-        monkeypatch.setattr("mega_deploy.bundle.staging._exchange", lambda one, other: False)
+        monkeypatch.setattr("mega_deploy.bundle.staging.exchange", lambda one, other: False)
     if not links:
         monkeypatch.setattr("pathlib.Path.hardlink_to", _refuse)
     put(engine, file="engines/other.engine")
