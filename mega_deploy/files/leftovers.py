@@ -26,7 +26,7 @@ _LOOK = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0
 
 @dataclass(frozen=True)
 class Naming:
-    """Names of what is under way in a folder: with eight digits or more between what they begin and end with."""
+    """Names of what is under way in a folder: with eight hexadecimal digits between what they begin and end with."""
 
     folder: Path
     prefix: str
@@ -42,8 +42,11 @@ class Naming:
         return self.folder / f"{self.prefix}{uuid.uuid4().hex[:8]}{self.suffix}"
 
     def clear(self) -> None:
-        """Remove what has such a name and no process holds; what cannot be removed stays."""
-        form = re.compile(re.escape(self.prefix) + "[0-9a-f]{8,32}" + re.escape(self.suffix))
+        """Remove what has such a name and no process holds; what cannot be removed stays.
+
+        Earlier versions held no locks; the folders that they worked in had 32 digits, and stay.
+        """
+        form = re.compile(re.escape(self.prefix) + "[0-9a-f]{8}" + re.escape(self.suffix))
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
                 if form.fullmatch(entry.name):
