@@ -30,9 +30,11 @@ def parse_json(text: str | bytes, most: int = MAX_PARTS, *, finite: bool = True)
     parts = sum(map(text.count, "[{,")) if isinstance(text, str) else sum(map(text.count, b"[{,"))
     if parts > most:
         raise ValueError(f"it has {parts} parts, more than the {most} that this version reads")
-    numbers = {"parse_constant": _no_constant, "parse_float": _finite} if finite else {}
+    constant, number = (_no_constant, _finite) if finite else (float, float)
     try:
-        return json.loads(text, parse_int=_whole, object_pairs_hook=_unique, **numbers)
+        return json.loads(
+            text, parse_constant=constant, parse_float=number, parse_int=_whole, object_pairs_hook=_unique
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
