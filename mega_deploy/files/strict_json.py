@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 MAX_PARTS = 1_000_000
@@ -30,7 +31,8 @@ def parse_json(text: str | bytes, most: int = MAX_PARTS, *, finite: bool = True)
     parts = sum(map(text.count, "[{,")) if isinstance(text, str) else sum(map(text.count, b"[{,"))
     if parts > most:
         raise ValueError(f"it has {parts} parts, more than the {most} that this version reads")
-    constant, number = (_no_constant, _finite) if finite else (float, float)
+    constant: Callable[[str], float] = _no_constant if finite else float
+    number: Callable[[str], float] = _finite if finite else float
     try:
         return json.loads(
             text, parse_constant=constant, parse_float=number, parse_int=_whole, object_pairs_hook=_unique
