@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from onnxscript import ir
 
+from mega_deploy.bundle import Loadable
 from mega_deploy.errors import MegaDeployError
 from mega_deploy.files.writing import put_bytes, settle_file
 
@@ -37,6 +38,18 @@ def save(model: ir.Model, path: Path) -> onnx.ModelProto:
         put_bytes(path, ir.to_proto(model).SerializeToString(deterministic=True))
     check(path)
     return onnx.load(path, load_external_data=False)
+
+
+def load_whole(graph: Loadable) -> onnx.ModelProto:
+    """A graph with all its weights, those of an external file too.
+
+    Raises:
+        BundleError: a file has changed since the bundle was opened.
+    """
+    with graph.opened() as opened:
+        model = onnx.load_model_from_string(opened.data)
+        onnx.load_external_data_for_model(model, str(opened.place.parent))
+    return model
 
 
 def _settle(path: Path) -> None:

@@ -7,7 +7,9 @@ of ours: it keeps its traceback and exits with 1.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from mega_deploy.text import printable
 
@@ -44,6 +46,17 @@ class QualityGateError(MegaDeployError):
     """The numbers are not good enough: parity with the trained form failed, or a regression was found."""
 
     exit_code = 3
+
+
+class NonFiniteError(QualityGateError):
+    """An output is NaN or infinite: the model overflowed on these inputs, or had done so before."""
+
+    def __init__(self, message: str, rows: tuple[int, ...], outputs: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.rows = rows
+        """Rows of the outputs that are not finite; of streams their numbers."""
+        self.outputs = outputs
+        """All outputs of the call by name, as they would have been returned."""
 
 
 class MissingComponentError(MegaDeployError):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mega_deploy.arrays import Array
-from mega_deploy.bundle import MODEL, TRAINED
+from mega_deploy.bundle import MODEL
 from mega_deploy.errors import OptionError, require
 from mega_deploy.files.npy import load_arrays
 from mega_deploy.parity import Reference, Report
@@ -76,7 +76,7 @@ def validate(
         session = bundle.parity_session(backend, native_ops=native_ops)
         report = compare(session, reference, precision, on_case)
         if find_backend(backend).shows_blocks:  # of the others, and of streams, bisection finds what is wrong
-            blocks = compare_blocks(bundle.file(MODEL), bundle.manifest.signature, reference)
+            blocks = compare_blocks(bundle.graph(MODEL), bundle.manifest.signature, reference)
             report = dataclasses.replace(report, blocks=blocks)
         reports.append(report)
     return reports[0] if len(reports) == 1 else _together(*reports)
@@ -104,12 +104,12 @@ def _check_choice(inputs: object, samples: int | None, seed: int | None) -> None
 def _fresh_stream(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
-    from mega_deploy.checkpoints import load_checkpoint
+    from mega_deploy.checkpoints.bundled import load_trained
     from mega_deploy.exporters.families import family_of
     from mega_deploy.exporters.reference.streams import STREAM_SAMPLES, record_stream, record_stream_for
 
     form, precision = bundle.stream_form, bundle.manifest.precision
-    family, length = family_of(load_checkpoint(bundle.file(TRAINED))), form.length
+    family, length = family_of(load_trained(bundle)), form.length
     if inputs is None:
         batch = form.step.inputs[0].dims[0]
         assert isinstance(batch, Range)
@@ -123,12 +123,12 @@ def _fresh_stream(
 def _fresh_reference(
     bundle: OpenBundle, inputs: PathLike | Array | Mapping[str, Array] | None, samples: int | None, seed: int | None
 ) -> Reference:
-    from mega_deploy.checkpoints import load_checkpoint
+    from mega_deploy.checkpoints.bundled import load_trained
     from mega_deploy.exporters.families import family_of
     from mega_deploy.exporters.reference.recorder import SAMPLES, record, record_for
 
     signature = bundle.manifest.signature
-    family = family_of(load_checkpoint(bundle.file(TRAINED)))
+    family = family_of(load_trained(bundle))
     recorded = bundle.reference()
     names = [block.name for block in recorded.blocks]
     if inputs is None:

@@ -21,7 +21,6 @@ from mega_deploy.arrays import Array
 from mega_deploy.bench.contenders.replay import Replay, along, frame_by_frame, parted
 from mega_deploy.bench.contenders.task import CACHED, ENCODE, OURS, PREFILL, WINDOW, Task
 from mega_deploy.bench.measure.contender import Contender, Outputs
-from mega_deploy.bundle import TRAINED
 from mega_deploy.errors import require
 from mega_deploy.runtime import OpenBundle, StreamSession, find_backend
 
@@ -83,11 +82,11 @@ def _cached(task: Task, sequences: Mapping[str, Array]) -> Contender:
     torch.set_num_threads(task.threads)
     from mega_deploy.bench.contenders.torch_decoder import CachedDecoder
     from mega_deploy.bench.contenders.torch_stream import CachedMega
-    from mega_deploy.checkpoints import load_checkpoint
+    from mega_deploy.checkpoints.bundled import load_trained
     from mega_deploy.models.edifice import Mega
 
     bundle = OpenBundle.open(task.bundle)
-    form, model = bundle.stream_form, load_checkpoint(bundle.file(TRAINED))
+    form, model = bundle.stream_form, load_trained(bundle)
     own, source = parted(form.step, sequences)
     tensors = {name: torch.from_numpy(array) for name, array in source.items()}
     with torch.inference_mode():

@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.bundle import TRAINED
 from mega_deploy.errors import require
 from mega_deploy.runtime import OpenBundle
 
 
 def load_trained(bundle: OpenBundle) -> Any:
     """The trained model that a bundle carries, in eval mode."""
-    from mega_deploy.checkpoints import load_checkpoint
+    from mega_deploy.checkpoints import bundled
 
-    return load_checkpoint(bundle.file(TRAINED))
+    return bundled.load_trained(bundle)
 
 
 def run_trained(bundle: OpenBundle, batch: int, seq_len: int) -> dict[str, Array]:

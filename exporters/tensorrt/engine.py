@@ -127,17 +127,18 @@ class _Job:
             plugin: that serves LaplaceAttention, where there is one, as the manifest has it.
         """
         self.on_step("read the graph")
-        path, signature = self.bundle.file(self.graph), self.signature
-        model, called = parsed.read(path, plugin=plugin is not None)
+        signature = self.signature
 
         def configured(config: Any, parsed: Any) -> None:
             for name in self.options.flags:
                 config.set_flag(getattr(self.trt.BuilderFlag, name))
             configure(config, parsed)
 
-        compiled = compile_graph(
-            self.trt, model, path, signature, configured, listener=self.listener, on_step=self.on_step
-        )
+        with self.bundle.graph(self.graph).opened() as opened:
+            model, called = parsed.read(opened.data, plugin=plugin is not None)
+            compiled = compile_graph(
+                self.trt, model, opened.place, signature, configured, listener=self.listener, on_step=self.on_step
+            )
         return _Built(compiled, (plugin,) if plugin and called else ())
 
     def engine(self, built: _Built, capabilities: tuple[str, ...], gpu: str | None) -> Engine:

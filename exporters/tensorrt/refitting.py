@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import onnx
 
 from mega_deploy.bundle import Bundle
 from mega_deploy.bundle.engines import TARGETS, Engine, refuse
 from mega_deploy.errors import BundleError, OptionError
+from mega_deploy.exporters.save_graph import load_whole
 from mega_deploy.exporters.tensorrt import network
 from mega_deploy.exporters.tensorrt.library import Listener, OnStep
 from mega_deploy.runtime.tensorrt.library import engines_of, find_engine, here, load, load_plugins
@@ -44,7 +44,7 @@ def _refit(new: Bundle, engine: Engine, old: Bundle, on_step: OnStep) -> tuple[E
             f"mega-deploy build {old.path} --target {target} --refit"
         )
     on_step("compare the graphs")
-    if difference := next(differences(old.file(graph), new.file(graph)), None):
+    if difference := next(differences(*map(load_whole, (old.graph(graph), new.graph(graph)))), None):
         raise BundleError(
             f"{new.path} has another graph than {old.path}: {difference}; build an engine of its own: "
             f"mega-deploy build {new.path} --target {target} --refit"
@@ -59,11 +59,11 @@ def _refit(new: Bundle, engine: Engine, old: Bundle, on_step: OnStep) -> tuple[E
     runtime = trt.Runtime(listener.logger)
     if engine.host_code:
         runtime.engine_host_code_allowed = True
-    loaded = runtime.deserialize_cuda_engine(old.file(engine.file).read_bytes())
+    loaded = runtime.deserialize_cuda_engine(old.read(engine.file))
     if loaded is None:
         raise BundleError(f"{old.path / engine.file} does not load: {listener.reason()}; build it anew")
     on_step("replace the weights")
-    fill(trt, loaded, listener.logger, new.file(graph), plugin=bool(engine.plugins))
+    fill(trt, loaded, listener.logger, new.graph(graph), plugin=bool(engine.plugins))
     config = loaded.create_serialization_config()
     flag = trt.SerializationFlag.EXCLUDE_WEIGHTS
     (config.set_flag if engine.options["stripped"] else config.clear_flag)(flag)
@@ -81,9 +81,8 @@ def _refit(new: Bundle, engine: Engine, old: Bundle, on_step: OnStep) -> tuple[E
     return refitted, plan
 
 
-def differences(old: Path, new: Path) -> Iterator[str]:
+def differences(one: onnx.ModelProto, other: onnx.ModelProto) -> Iterator[str]:
     """In what two graphs differ besides the numbers of their weights; nothing where one engine may serve both."""
-    one, other = (onnx.load(path) for path in (old, new))
     for side in ("input", "output"):
         if list(getattr(one.graph, side)) != list(getattr(other.graph, side)):
             yield f"its {side}s are others"

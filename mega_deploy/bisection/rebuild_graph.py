@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnxscript import ir
 
-from mega_deploy.bundle import TRAINED, Bundle
-from mega_deploy.checkpoints import load_checkpoint
+from mega_deploy.bundle import Bundle
+from mega_deploy.checkpoints.bundled import load_trained
 from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.precision.lowering import lower
 from mega_deploy.signature import Signature
@@ -53,7 +53,7 @@ def rebuild_graph(bundle: Bundle, keep_float32: tuple[str, ...]) -> Rebuilt:
         keep_float32: names of layers that its export was asked to keep in float32.
     """
     manifest = bundle.manifest
-    family, half_io = family_of(load_checkpoint(bundle.file(TRAINED))), _is_half(manifest.signature)
+    family, half_io = family_of(load_trained(bundle)), _is_half(manifest.signature)
     signature = manifest.signature.in_float32() if half_io else manifest.signature
     exact, single = (
         family.graph(signature, manifest.ema["lowering"], dtype) for dtype in (ir.DataType.DOUBLE, ir.DataType.FLOAT)

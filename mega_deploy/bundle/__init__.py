@@ -19,6 +19,7 @@ from mega_deploy.bundle.manifest import (
     Manifest,
 )
 from mega_deploy.bundle.opening import MAX_MANIFEST_BYTES, Bundle, stream_signature
+from mega_deploy.bundle.reading import ChangedError, GraphFile, Loadable, OpenGraph
 from mega_deploy.bundle.staging import (
     FolderKind,
     add_engines,
@@ -44,8 +45,12 @@ __all__ = [
     "STREAM_REFERENCE",
     "TRAINED",
     "Bundle",
+    "ChangedError",
     "FolderKind",
+    "GraphFile",
+    "Loadable",
     "Manifest",
+    "OpenGraph",
     "add_engines",
     "check_target",
     "describe_files",

@@ -73,8 +73,8 @@ def check_graph_file(path: Path, files: Files) -> None:
         raise BundleError(f"{path} cannot be read: {error.strerror}; copy the bundle again") from error
 
 
-def check_graph(data: bytes | mmap.mmap, place: Path, files: Files) -> None:
-    """The same for the bytes of a file.
+def check_graph(data: bytes | mmap.mmap, place: Path, files: Files) -> frozenset[str]:
+    """The same for the bytes of a file; the files of the bundle that its weights lie in.
 
     Args:
         data: of the file, all of it.
@@ -85,7 +85,7 @@ def check_graph(data: bytes | mmap.mmap, place: Path, files: Files) -> None:
         BundleError: naming the file, what it holds, and what to do.
     """
     try:
-        _Reader(data, files).check()
+        return _Reader(data, files).check()
     except GraphError as error:
         raise BundleError(
             f"{place} is not loaded: {error}; export the model anew, from a checkpoint that you trust"
@@ -95,9 +95,10 @@ def check_graph(data: bytes | mmap.mmap, place: Path, files: Files) -> None:
 class _Reader:
     def __init__(self, data: bytes | mmap.mmap, files: Files) -> None:
         self._wire, self._files = Wire(data), files
+        self._locations: set[str] = set()
 
-    def check(self) -> None:
-        """Read the model; raise GraphError where it holds what it may not."""
+    def check(self) -> frozenset[str]:
+        """Read the model, and tell in which files constants lie; GraphError where it holds what it may not."""
         graph: _Body | None = None
         functions: dict[tuple[str, str], list[_Body]] = {}
         seen: set[tuple[str, str, str]] = set()
@@ -116,6 +117,7 @@ class _Reader:
             raise GraphError("it holds no graph")
         if (nodes := inlined_nodes(graph, functions)) > MAX_NODES:
             raise GraphError(f"with its functions inlined it has over {MAX_NODES} nodes ({float(nodes):.3g})")
+        return frozenset(self._locations)
 
     def _graph(self, graph: Field) -> _Body:
         def nodes() -> Iterator[Field]:
@@ -198,6 +200,7 @@ class _Reader:
             raise GraphError(f"a constant lies at {numbers[0]!r:.40}, of {numbers[1]!r:.40} bytes, in {location}")
         if sum(map(int, numbers)) > self._files[location]["bytes"]:
             raise GraphError(f"a constant lies beyond the end of {location}")
+        self._locations.add(location)
 
     def _texts(self, message: str, of: Field) -> dict[str, str]:
         """The strings in a small message, by the names of their fields."""

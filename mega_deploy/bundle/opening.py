@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from mega_deploy.bundle.graph_check import check_graph_file
+from mega_deploy.bundle.graph_check import check_graph, check_graph_file
 from mega_deploy.bundle.manifest import ENCODE, MANIFEST, MODEL, PREFILL, STEP, Manifest
+from mega_deploy.bundle.reading import GraphFile, copies, copy_verified, read_verified
 from mega_deploy.errors import BundleError
 from mega_deploy.files.hashing import sha256_of
 from mega_deploy.files.strict_json import parse_json
@@ -100,14 +102,50 @@ class Bundle:
         raise BundleError(f"{self.path} holds no {graph}; export the model anew")
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest names.
+        """The path of a file that the manifest names, for messages and for other programs; `read` gives what is in it.
 
         Raises:
             BundleError: the bundle does not hold it.
         """
+        self._entry(name)
+        return self.path / name
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file, which are held against the manifest that was read when the bundle was opened.
+
+        Raises:
+            BundleError: the bundle does not hold it, or the file has changed since.
+        """
+        data = read_verified(self.path, name, self._entry(name))
+        if name.endswith(GRAPH):
+            check_graph(data, self.path / name, self.manifest.files)
+        return data
+
+    def graph(self, name: str) -> GraphFile:
+        """One of its graphs, to be loaded: it is held against the manifest whenever it is opened.
+
+        Raises:
+            BundleError: the bundle does not hold it.
+        """
+        self._entry(name)
+        return GraphFile(self.path, name, self.manifest.files)
+
+    def copy(self, name: str, target: Path) -> None:
+        """Copy a file to a new path, held against the manifest; errors as of `read`."""
+        copy_verified(self.path, name, self._entry(name), target)
+
+    @contextmanager
+    def copied(self, name: str) -> Iterator[Path]:
+        """A copy of a file, held against the manifest, that is gone at the end; errors as of `read`."""
+        self._entry(name)
+        with copies(self.path, (name,), self.manifest.files) as private:
+            yield private / name
+
+    def _entry(self, name: str) -> Mapping[str, Any]:
+        """What the manifest says of a file."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.path} holds no {name}; export the model anew")
-        return self.path / name
+        return self.manifest.files[name]
 
 
 def stream_signature(form: StreamForm, graph: str) -> Signature:

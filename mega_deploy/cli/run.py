@@ -31,9 +31,16 @@ def run(
         Form | None,
         typer.Option(help="stream: feed [batch, steps, ...] step by step; default: window, where the bundle has it."),
     ] = None,
+    check_outputs: Annotated[
+        bool,
+        typer.Option("--check-outputs/--no-check-outputs", help="Whether NaN or infinite outputs are an error (3)."),
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Run a bundle on arrays in a file."""
+    """Run a bundle on arrays in a file.
+
+    Exit code 3 where an output is NaN or infinite; nothing is written then.
+    """
     from mega_deploy.bundle import refuse_within_bundle
     from mega_deploy.files.npy import check_target, load_arrays, save_arrays
     from mega_deploy.runtime import OpenBundle
@@ -41,7 +48,7 @@ def run(
 
     check_target(out)
     refuse_within_bundle(out)
-    session = OpenBundle.open(bundle).runner(form, backend, threads=threads)
+    session = OpenBundle.open(bundle).runner(form, backend, threads=threads, check_outputs=check_outputs)
     inputs = load_arrays(file, check=session.look if isinstance(session, ReplaySession) else session.signature.look)
     started = time.perf_counter()
     outputs = session.run_named(inputs)

@@ -21,7 +21,7 @@ from mega_deploy.config.common import Form
 from mega_deploy.debugging import scripts
 from mega_deploy.debugging.cases import WrittenCase, write_stream_case, write_window_case
 from mega_deploy.errors import BundleError, InputError, MissingComponentError, require
-from mega_deploy.files.writing import put_bytes, put_copy, write_text
+from mega_deploy.files.writing import put_bytes, write_text
 from mega_deploy.runtime import OpenBundle, find_backend, open_bundle
 from mega_deploy.runtime.backends import DEFAULT
 from mega_deploy.runtime.tensorrt.library import engines_of
@@ -138,14 +138,14 @@ def _write_graph(bundle: OpenBundle, root: Path, form: Form) -> scripts.Graph:
 
     from mega_deploy.runtime.tensorrt import parsed
 
-    if not onnx.load(bundle.file(file), load_external_data=False).functions:
+    if not onnx.load_model_from_string(bundle.read(file)).functions:
         return graph
     weights = f"{file}.data"
     if weights in bundle.manifest.files:
-        put_copy(bundle.file(weights), root / form / weights)
+        bundle.copy(weights, root / form / weights)
     inlined = f"{form}/inlined.onnx"
-    put_bytes(root / inlined, parsed.read(bundle.file(file))[0].SerializeToString())
-    model, called = parsed.read(bundle.file(file), plugin=True)
+    put_bytes(root / inlined, parsed.read(bundle.read(file))[0].SerializeToString())
+    model, called = parsed.read(bundle.read(file), plugin=True)
     plugin = f"{form}/plugin.onnx" if called else None
     if plugin:
         put_bytes(root / plugin, model.SerializeToString())

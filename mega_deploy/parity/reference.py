@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections import defaultdict
@@ -157,18 +158,23 @@ class Reference:
             write_npz(file, {"about": np.array(json.dumps(about)), **arrays}, compressed=True)
 
     @classmethod
-    def load(cls, path: Path) -> Reference:
+    def load(cls, path: Path, data: bytes | None = None) -> Reference:
         """Read what `save` wrote.
+
+        Args:
+            path: of the file.
+            data: its bytes, where they were read already: the path is for messages then.
 
         Raises:
             BundleError: the file is damaged or of another version.
         """
+        file = path if data is None else io.BytesIO(data)
         try:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(file) as archive:
                 check_unpacked(archive, MAX_REFERENCE_BYTES, packed=True)
                 declared_arrays(archive)
-            with np.load(path, allow_pickle=False) as data:
-                arrays = {name: data[name] for name in data.files}
+            with np.load(file, allow_pickle=False) as read:
+                arrays = {name: read[name] for name in read.files}
             about = parse_json(str(arrays.pop("about")), MAX_ABOUT_PARTS)
             cases = tuple(
                 Case(c["name"], c["pool"], tuple(c["rows"]), c["batch"], Error(**c["floor"]), c.get("prefilled", 0))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mega_deploy.arrays import Array
+from mega_deploy.bundle import Loadable
 from mega_deploy.config.common import Precision
 from mega_deploy.errors import BundleError
 from mega_deploy.parity import Case, CaseResult, Error, Reference, Report, handover, measure
 from mega_deploy.runtime.model import Model
-from mega_deploy.runtime.onnxruntime.emulation import emulated
+from mega_deploy.runtime.onnxruntime.emulation import ChangedGraph, emulated
+from mega_deploy.runtime.onnxruntime.native import loadable
 from mega_deploy.runtime.onnxruntime.session import Session
 from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.runtime.streams.replay import ReplaySession
@@ -69,7 +72,7 @@ def compare_stream(
     return Report(session.backend, precision, tuple(results), left_out=reference.left_out, sampled=reference.sampled)
 
 
-def compare_blocks(model: Path, signature: Signature, reference: Reference) -> tuple[CaseResult, ...]:
+def compare_blocks(model: Path | Loadable, signature: Signature, reference: Reference) -> tuple[CaseResult, ...]:
     """The error of the residual stream behind each block, for the first batch of the reference's first case.
 
     The graph is run with its inner values as outputs, for which the `onnx` package must be there; without it, or where
@@ -83,13 +86,15 @@ def compare_blocks(model: Path, signature: Signature, reference: Reference) -> t
         return ()
     names = [block.name for block in reference.blocks]
     inner = Signature(signature.inputs, tuple(TensorSpec(name, "float32", ()) for name in names))
-    options = SessionOptions(config={"session.model_external_initializers_file_folder_path": str(model.parent)})
-    proto = onnx.load(model, load_external_data=False)
-    if reference.precision == "bfloat16":
-        proto = emulated(proto)
-    for name in names:
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = Session(proto.SerializeToString(), inner, options)
+
+    def with_blocks(proto: Any) -> Any:
+        if reference.precision == "bfloat16":
+            proto = emulated(proto)
+        for name in names:
+            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        return proto
+
+    session = Session(ChangedGraph(loadable(model), with_blocks), inner, SessionOptions(check_outputs=False))
     outputs = session.run_named(next(reference.feeds(reference.cases[0])))
     results = []
     for block in reference.blocks:

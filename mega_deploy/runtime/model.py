@@ -66,12 +66,16 @@ class StateBuffer(Protocol):
     def write(self, array: Array, rows: Where) -> None:
         """Put an array, or one value, into rows of the tensor."""
 
-    def swap(self, some: npt.NDArray[np.intp], others: npt.NDArray[np.intp]) -> None:
-        """Let rows trade places, each with the one that stands against it."""
+    def take(self, rows: npt.NDArray[np.intp]) -> Array:
+        """A copy of rows."""
 
 
 class Step(Protocol):
     """Steps of `batch` streams, with their state where the model runs."""
+
+    changed: bool
+    """Set before a call begins to change the state; the caller puts it back. While it is False the state is, whatever
+    happened, what it was."""
 
     @property
     def state(self) -> Mapping[str, StateBuffer]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from mega_deploy.bundle import ENCODE, MODEL, PREFILL, REFERENCE, STEP, STREAM_REFERENCE, Bundle
@@ -37,6 +38,7 @@ class OpenBundle(Bundle):
         memory_arena: bool = True,
         native_ops: bool = True,
         split_batches: bool = True,
+        check_outputs: bool = True,
         config: Mapping[str, str] | None = None,
         plugin_library: str | os.PathLike[str] | None = None,
         engine_code: bool | None = None,
@@ -51,6 +53,7 @@ class OpenBundle(Bundle):
             memory_arena: whether memory is kept between calls.
             native_ops: whether native kernels serve our operators where they were built.
             split_batches: whether batches are run in parts, one a thread, for which the model is loaded twice.
+            check_outputs: whether outputs that are NaN or infinite are an error; of any backend.
             config: further entries of onnxruntime's session configuration.
             plugin_library: for an engine, the library of its plugin, instead of the one in this user's cache.
             engine_code: for an engine, whether code that it holds may run on the host, see EngineTrust.
@@ -69,6 +72,7 @@ class OpenBundle(Bundle):
             memory_arena=memory_arena,
             native_ops=native_ops,
             split_batches=split_batches,
+            check_outputs=check_outputs,
             config=dict(config or {}),
             plugin_library=plugin_library,
             engine_code=engine_code,
@@ -84,6 +88,7 @@ class OpenBundle(Bundle):
         threads: int | None = None,
         spinning: bool = True,
         memory_arena: bool = True,
+        check_outputs: bool = True,
         config: Mapping[str, str] | None = None,
         plugin_library: str | os.PathLike[str] | None = None,
         engine_code: bool | None = None,
@@ -97,6 +102,8 @@ class OpenBundle(Bundle):
             threads: as the rest: see SessionOptions.
             spinning: whether idle threads spin.
             memory_arena: whether memory is kept between calls.
+            check_outputs: whether outputs that are NaN or infinite are an error, and their streams broken from then
+                on; of any backend.
             config: further entries of onnxruntime's session configuration.
             plugin_library: for an engine, the library of its plugin, instead of the one in this user's cache.
             engine_code: for an engine, whether code that it holds may run on the host, see EngineTrust.
@@ -112,6 +119,7 @@ class OpenBundle(Bundle):
             threads=threads,
             spinning=spinning,
             memory_arena=memory_arena,
+            check_outputs=check_outputs,
             config=dict(config or {}),
             plugin_library=plugin_library,
             engine_code=engine_code,
@@ -119,11 +127,13 @@ class OpenBundle(Bundle):
         self._check_options(found, options)
         return self._load_stream(found, form, partial(found.load, self), options, batch)
 
-    def runner(self, form: Form | None, backend: str = DEFAULT, *, threads: int | None = None) -> Model | ReplaySession:
+    def runner(
+        self, form: Form | None, backend: str = DEFAULT, *, threads: int | None = None, check_outputs: bool = True
+    ) -> Model | ReplaySession:
         """What `run` runs: a session, or a stream that takes whole sequences; by default the first of `forms`."""
         if (form or self.forms[0]) == "window":
-            return self.session(backend, threads=threads)
-        return ReplaySession(self.stream(backend=backend, threads=threads))
+            return self.session(backend, threads=threads, check_outputs=check_outputs)
+        return ReplaySession(self.stream(backend=backend, threads=threads, check_outputs=check_outputs))
 
     @property
     def stream_form(self) -> StreamForm:
@@ -146,13 +156,14 @@ class OpenBundle(Bundle):
         """The session whose numbers parity judges: `session`, or an emulation where the backend lacks the precision."""
         found = find_backend(backend)
         self._check_window()
-        return (found.load_for_parity or found.load)(self, MODEL, SessionOptions(native_ops=native_ops))
+        options = SessionOptions(native_ops=native_ops, check_outputs=False)  # parity says what is wrong with them
+        return (found.load_for_parity or found.load)(self, MODEL, options)
 
     def parity_stream(self, backend: str = DEFAULT) -> ReplaySession:
         """The stream whose numbers parity judges: an emulation where the backend lacks the precision."""
         found = find_backend(backend)
         load = partial(found.load_for_parity or found.load, self)
-        return ReplaySession(self._load_stream(found, self.stream_form, load, SessionOptions()))
+        return ReplaySession(self._load_stream(found, self.stream_form, load, SessionOptions(check_outputs=False)))
 
     def forms_on(self, backend: str) -> tuple[Form, ...]:
         """The forms that a backend serves: of a bundle's engines those that it holds, as earlier releases built one."""
@@ -166,8 +177,9 @@ class OpenBundle(Bundle):
         Raises:
             BundleError: it is damaged, of another precision than the bundle, or of another model.
         """
-        file = self.file(REFERENCE if form == "window" else STREAM_REFERENCE)
-        reference = Reference.load(file)
+        name = REFERENCE if form == "window" else STREAM_REFERENCE
+        file = self.file(name)
+        reference = Reference.load(file, self.read(name))
         if reference.precision != self.manifest.precision:
             raise BundleError(
                 f"{self.path} is in {self.manifest.precision}, but its parity reference is for {reference.precision}; "
@@ -192,7 +204,15 @@ class OpenBundle(Bundle):
             backend.check(self, ENCODE, options)  # it is loaded when the first source comes
         prefills = PREFILL in backend.graphs(self)
         identity = self.manifest.files[STEP]["sha256"]
-        return load_stream(lambda graph: load(graph, options), form, batch, identity, prefills=prefills)
+        of_graphs = replace(options, check_outputs=False)  # the stream itself checks, for it knows whose they are
+        return load_stream(
+            lambda graph: load(graph, of_graphs),
+            form,
+            batch,
+            identity,
+            prefills=prefills,
+            check_outputs=options.check_outputs,
+        )
 
     def _check_window(self) -> None:
         if self.manifest.stream and MODEL not in self.manifest.files:
@@ -203,8 +223,9 @@ class OpenBundle(Bundle):
 
     def _check_options(self, backend: Backend, options: SessionOptions) -> None:
         """Refuse options that a backend does not take, and a bundle that it cannot run."""
-        engines = SessionOptions(plugin_library=options.plugin_library, engine_code=options.engine_code)
-        if not backend.needs_engine and engines != SessionOptions():
+        any_backend = SessionOptions(check_outputs=options.check_outputs)
+        engines = replace(any_backend, plugin_library=options.plugin_library, engine_code=options.engine_code)
+        if not backend.needs_engine and engines != any_backend:
             raise OptionError(f"plugin_library and engine_code are for engines; {backend.name} takes none")
         if not backend.takes_options and options != engines:
             raise OptionError(

@@ -27,6 +27,8 @@ class SessionOptions:
     split_batches: bool = True
     """Whether a batch that is large enough runs in parts, one a thread: faster, above all on busy cores. The model is
     loaded a second time when the first such batch comes, and stays in memory twice from then on."""
+    check_outputs: bool = True
+    """Whether outputs that are NaN or infinite are a NonFiniteError: on any backend, of what lies on the host."""
     config: Mapping[str, str] = field(default_factory=dict)
     """Further entries of onnxruntime's session configuration, such as {"session.set_denormal_as_zero": "1"}."""
     profile: Path | None = None
@@ -37,8 +39,9 @@ class SessionOptions:
     """Whether code that an engine holds may run on the host, as EngineTrust takes it."""
 
     def __post_init__(self) -> None:
-        if not all(isinstance(value, bool) for value in (self.spinning, self.memory_arena, self.split_batches)):
-            raise OptionError("spinning, memory_arena and split_batches must be True or False")
+        switches = self.spinning, self.memory_arena, self.split_batches, self.check_outputs
+        if not all(isinstance(value, bool) for value in switches):
+            raise OptionError("spinning, memory_arena, split_batches and check_outputs must be True or False")
         if not all(isinstance(text, str) for entry in self.config.items() for text in entry):
             raise OptionError("config must map names to values, both strings")
         threads = self.threads

@@ -58,15 +58,15 @@ def profile(
     if form == "stream":
         stream, batch = bundle.stream_form, len(next(iter(inputs.values())))
         options = SessionOptions(threads=threads, profile=folder, config=STEP_CONFIG)
-        session = Session(bundle.file(STEP), stream.step.with_state, options)
+        session = Session(bundle.graph(STEP), stream.step.with_state, options)
         encoder = None
         if stream.encode is not None:
             source = stream.encode.signature
-            encoder = Encoder(lambda: Session(bundle.file(ENCODE), source), stream.encode)
+            encoder = Encoder(lambda: Session(bundle.graph(ENCODE), source), stream.encode)
         call = along(StreamSession(session, stream.step, batch, encoder=encoder), inputs).call
     else:
         options = SessionOptions(threads=threads, profile=folder)
-        session = Session(bundle.file(MODEL), bundle.manifest.signature, options, bundle.plugins)
+        session = Session(bundle.graph(MODEL), bundle.manifest.signature, options, bundle.plugins)
 
         def call() -> object:
             return session.run_named(inputs)

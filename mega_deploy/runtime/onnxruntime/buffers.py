@@ -45,13 +45,9 @@ class Buffer:
         self.read()[rows] = array
         self._send()
 
-    def swap(self, some: npt.NDArray[np.intp], others: npt.NDArray[np.intp]) -> None:
-        """Let rows trade places, each with the one that stands against it."""
-        array = self.read()
-        kept = array[some]
-        array[some] = array[others]
-        array[others] = kept
-        self._send()
+    def take(self, rows: npt.NDArray[np.intp]) -> Array:
+        """A copy of rows."""
+        return self.read()[rows]
 
     def _send(self) -> None:
         if self._value is not None:

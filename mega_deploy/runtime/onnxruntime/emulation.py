@@ -6,10 +6,15 @@ it is slower than float32, and no way to serve a model.
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from mega_deploy.bundle import Loadable, OpenGraph
 from mega_deploy.errors import require
+from mega_deploy.runtime.onnxruntime.native import loadable
 from mega_deploy.runtime.onnxruntime.session import Session
 from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.signature import Signature
@@ -21,7 +26,7 @@ class EmulatedSession(Session):
     """A session on a bfloat16 model.
 
     Args:
-        model: path of the ONNX file.
+        model: a bundle's graph, or the path of an ONNX file.
         signature: what it takes and gives.
 
     Raises:
@@ -31,11 +36,30 @@ class EmulatedSession(Session):
 
     backend = BACKEND
 
-    def __init__(self, model: Path, signature: Signature) -> None:
-        onnx = require("onnx", "export", "emulating bfloat16")
-        proto = emulated(onnx.load(model, load_external_data=False))
-        options = SessionOptions(config={"session.model_external_initializers_file_folder_path": str(model.parent)})
-        super().__init__(proto.SerializeToString(), signature, options)
+    def __init__(self, model: str | os.PathLike[str] | Loadable, signature: Signature) -> None:
+        require("onnx", "export", "emulating bfloat16")
+        super().__init__(ChangedGraph(loadable(model), emulated), signature, SessionOptions(check_outputs=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangedGraph:
+    """A graph that is changed whenever it is loaded."""
+
+    graph: Loadable
+    change: Callable[[Any], Any]
+    """Gives another onnx.ModelProto for one without the weights of external files."""
+
+    @contextmanager
+    def opened(self) -> Iterator[OpenGraph]:
+        """The changed graph, with the weights of the one that it is made from beside it."""
+        import onnx
+
+        with self.graph.opened() as opened:
+            model = self.change(onnx.load_model_from_string(opened.data))
+            yield dataclasses.replace(opened, data=model.SerializeToString())
+
+    def __str__(self) -> str:
+        return str(self.graph)
 
 
 def emulated(model: Any) -> Any:

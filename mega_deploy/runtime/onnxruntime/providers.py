@@ -25,12 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from mega_deploy.errors import InputError, MissingComponentError, require
-from mega_deploy.files.hashing import sha256_of
+from mega_deploy.bundle import GraphFile
+from mega_deploy.errors import InputError, MegaDeployError, MissingComponentError, require
 from mega_deploy.machine.gpu import REMEDY, Machine, look
 from mega_deploy.plugins.cache import home
 from mega_deploy.plugins.private import NotPrivateError, make_folder
+from mega_deploy.runtime.forking import ON_GPU
 from mega_deploy.runtime.onnxruntime.calls import call_error
+from mega_deploy.runtime.onnxruntime.native import Source
 from mega_deploy.runtime.onnxruntime.session import CPU, Session
 from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.signature import Range, Signature, TensorSpec
@@ -78,7 +80,7 @@ class ProviderSession(Session):
 
     Args:
         backend: a key of PROVIDERS.
-        model: path of the ONNX file, or its bytes.
+        model: a bundle's graph, the path of an ONNX file, or its bytes.
         signature: what it takes and gives.
         options: how it uses the machine.
 
@@ -91,7 +93,7 @@ class ProviderSession(Session):
     state_device = "cuda"
 
     def __init__(
-        self, backend: str, model: Path | bytes, signature: Signature, options: SessionOptions | None = None
+        self, backend: str, model: Source, signature: Signature, options: SessionOptions | None = None
     ) -> None:
         ort = require("onnxruntime", "gpu", f"the {backend} backend")
         provider = PROVIDERS[backend]
@@ -115,7 +117,14 @@ class ProviderSession(Session):
     @property
     def providers(self) -> tuple[str, ...]:
         """The providers that served nodes of a call, in onnxruntime's order."""
-        return tuple(name for name in self._session.get_providers() if name in self.placement.served)
+        return tuple(name for name in self.native.get_providers() if name in self.placement.served)
+
+    @property
+    def native(self) -> Any:
+        """Onnxruntime's own session; there is none in a process that was forked."""
+        if self._session is None:
+            raise MegaDeployError(ON_GPU)
+        return self._session
 
     def _configure(self, settings: Any) -> None:
         settings.log_severity_level = 3  # why a provider cannot be set up, its log alone says
@@ -192,7 +201,7 @@ def lacks(provider: Provider, available: Sequence[str], machine: Machine) -> str
 
 
 def provider_options(
-    provider: Provider, model: Path | bytes, signature: Signature, version: str, machine: Machine
+    provider: Provider, model: Source, signature: Signature, version: str, machine: Machine
 ) -> list[tuple[str, dict[str, str]]]:
     """What onnxruntime is given: the provider and, behind TensorRT's, CUDA's for what TensorRT leaves.
 
@@ -208,8 +217,8 @@ def provider_options(
         for kind in ("min", "opt", "max"):
             shapes = (f"{spec.name}:{'x'.join(map(str, _sizes(spec, kind)))}" for spec in dynamic)
             options[f"trt_profile_{kind}_shapes"] = ",".join(shapes)
-    if isinstance(model, Path):
-        folder = str(engine_cache(model, version, machine))
+    if isinstance(model, GraphFile):
+        folder = str(engine_cache(model.sha256, version, machine))
         options |= {
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": folder,
@@ -219,13 +228,18 @@ def provider_options(
     return [(TENSORRT.name, options), cuda]
 
 
-def engine_cache(model: Path, version: str, machine: Machine) -> Path:
+def engine_cache(model: str, version: str, machine: Machine) -> Path:
     """A folder of this user's for the engines that the TensorRT provider builds from one model on one machine.
 
     onnxruntime names an engine by the names in its graph and not by its weights, so that two models of one architecture
     would take each other's: the model's hash is part of the folder's name.
+
+    Args:
+        model: SHA-256 of its file, in hex.
+        version: of onnxruntime.
+        machine: that it runs on.
     """
-    key = f"{version}-{machine.gpus[0].name}-{machine.driver}-{sha256_of(model)[:16]}"
+    key = f"{version}-{machine.gpus[0].name}-{machine.driver}-{model[:16]}"
     try:
         return make_folder(home(), "onnxruntime-tensorrt", re.sub(r"[^A-Za-z0-9.-]+", "_", key))
     except NotPrivateError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,17 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
+from mega_deploy.bundle import ChangedError
 from mega_deploy.errors import BundleError, require
 from mega_deploy.machine.cores import cores_for
 from mega_deploy.plugins.cache import Unusable
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 from mega_deploy.plugins.onnxruntime.cache import RECIPE
+from mega_deploy.runtime import forking
+from mega_deploy.runtime.finite import WINDOW_REMEDY, check_finite
+from mega_deploy.runtime.onnxruntime import native
 from mega_deploy.runtime.onnxruntime.calls import call_error
+from mega_deploy.runtime.onnxruntime.native import Source, loadable
 from mega_deploy.runtime.onnxruntime.splitting import Split, rows_are_apart
 from mega_deploy.runtime.onnxruntime.step import OrtStep
 from mega_deploy.runtime.options import SessionOptions
@@ -40,10 +46,11 @@ _TYPES = {
 class Session:
     """A model that is ready to run on onnxruntime, here on its CPU provider.
 
-    `run` may be called from many threads at once: it keeps no state, and onnxruntime's sessions are made for it.
+    `run` may be called from many threads at once: it keeps no state, and onnxruntime's sessions are made for it. In a
+    process that was forked the first call loads the model anew, for onnxruntime's threads stay with the parent.
 
     Args:
-        model: path of an ONNX file, or its bytes.
+        model: a bundle's graph, the path of an ONNX file, or its bytes.
         signature: what it takes and gives.
         options: how it uses the machine.
         plugins: names of the operators in it that a native kernel may serve, as the bundle's manifest has them.
@@ -64,7 +71,7 @@ class Session:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | bytes,
+        model: Source,
         signature: Signature,
         options: SessionOptions | None = None,
         plugins: Sequence[str] = (),
@@ -74,24 +81,24 @@ class Session:
         self.signature = signature
         self.options = options = options or SessionOptions()
         self._native_ops: tuple[str, ...] = ()
-        self._source = model if isinstance(model, bytes) else os.fspath(model)
+        self._source = loadable(model)
         self._plugins = plugins
-        loaded = _stamp(self._source)
-        self._session = self._load(ort, options.threads)
-        _check_names(signature.outputs, self._session.get_outputs())
-        _check_names(signature.inputs, self._session.get_inputs())
-        _check_tensors("takes", signature.inputs, self._session.get_inputs())
-        _check_tensors("gives", [spec for spec in signature.outputs if spec.dims], self._session.get_outputs())
+        self._lock = threading.Lock()
+        """Held while the model is loaded in a process that was forked."""
+        loaded = self._load(ort, options.threads)
+        self._session: Any = loaded
+        """Onnxruntime's own; None in a process that was forked, until the first call."""
+        _check_names(signature.outputs, loaded.get_outputs())
+        _check_names(signature.inputs, loaded.get_inputs())
+        _check_tensors("takes", signature.inputs, loaded.get_inputs())
+        _check_tensors("gives", [spec for spec in signature.outputs if spec.dims], loaded.get_outputs())
         self._check_outputs = OutputCheck(signature)
         self._outputs = [spec.name for spec in signature.outputs]
         self._split: Split | None = None
         many = options.threads or len(cores_for(None))
         if work and many > 1 and options.split_batches and rows_are_apart(signature):
-
-            def load_again() -> Any:  # unless another model is in the file's place by then
-                return self._load(ort, 1) if _stamp(self._source) == loaded else None
-
-            self._split = Split(load_again, many, work)
+            self._split = Split(self._load_again, many, work)
+        forking.watch(self)
 
     def _load(self, ort: Any, threads: int | None) -> Any:
         """onnxruntime's session, with so many threads for each node."""
@@ -111,13 +118,35 @@ class Session:
                 settings.profile_file_prefix = os.fspath(options.profile / "nodes")
                 settings.optimized_model_filepath = os.fspath(options.profile / OPTIMISED)
             self._configure(settings)
-            # Without its fallback onnxruntime says that a provider fails, instead of trying another one.
-            providers = list(self._providers)
-            return ort.InferenceSession(self._source, settings, providers=providers, enable_fallback=False)
         except Exception as error:  # onnxruntime's own classes have no base of theirs
-            named = "the model" if isinstance(self._source, bytes) else self._source
-            reason = " ".join(str(error).split())
-            raise BundleError(f"onnxruntime {ort.__version__} cannot load {named}: {reason:.400}") from error
+            raise native.refused(ort, self._source, error) from error
+        return native.load(ort, self._source, settings, list(self._providers))
+
+    def _load_again(self) -> Any:
+        """The model for batches in parts; None where another one is in the file's place by now."""
+        try:
+            return self._load(require("onnxruntime", "cpu", "the onnxruntime backend"), 1)
+        except ChangedError:
+            return None
+
+    @property
+    def native(self) -> Any:
+        """Onnxruntime's own session, of this very process.
+
+        Raises:
+            BundleError: the process was forked, and the file has changed since.
+        """
+        if self._session is None:
+            with self._lock:
+                if self._session is None:
+                    ort = require("onnxruntime", "cpu", "the onnxruntime backend")
+                    self._session = self._load(ort, self.options.threads)
+        return self._session
+
+    def after_fork(self) -> None:
+        """Let go of the parent's session: its threads are not in this process, and a lock of its may be held."""
+        forking.keep(self._session)
+        self._session, self._lock = None, threading.Lock()
 
     def _configure(self, settings: Any) -> None:
         """Settings of a kind of session."""
@@ -125,7 +154,7 @@ class Session:
     @property
     def providers(self) -> tuple[str, ...]:
         """The execution providers that serve, in onnxruntime's order."""
-        return tuple(self._session.get_providers())
+        return tuple(self.native.get_providers())
 
     @property
     def native_ops(self) -> tuple[str, ...]:
@@ -145,17 +174,29 @@ class Session:
             InputError: an input does not fit; the message names it, the axis, the size and what is allowed. Or there is
                 not enough memory for so many rows.
             BundleError: the model fails on them, or gives what its signature does not say.
+            NonFiniteError: an output is NaN or infinite, and the options check that.
         """
         outputs = self.run_named(inputs)
         return outputs[self._outputs[0]] if len(self._outputs) == 1 else outputs
 
     def run_named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """As `run`, but always a dict by name."""
-        feeds = self.signature.feeds(inputs)
+        outputs = self.run_feeds(self.signature.feeds(inputs))
+        if self.options.check_outputs:
+            check_finite(outputs, WINDOW_REMEDY)
+        return outputs
+
+    def run_feeds(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs by name for inputs that were checked, held against the signature.
+
+        Raises:
+            InputError: there is not enough memory for so many rows.
+            BundleError: the model fails on them, or gives what its signature does not say.
+        """
         try:
             results = self._split.run(self._outputs, feeds) if self._split else None
             if results is None:
-                results = self._session.run(self._outputs, feeds)
+                results = self.native.run(self._outputs, feeds)
         except Exception as error:
             raise call_error(error, feeds) from error
         outputs = {name: np.asarray(value) for name, value in zip(self._outputs, results, strict=True)}
@@ -164,11 +205,11 @@ class Session:
 
     def step(self, signature: Signature, batch: int) -> OrtStep:
         """Steps of `batch` streams on this graph, loaded with `signature.with_state`."""
-        return OrtStep(self._session, signature, batch, self.state_device, in_place=self.writes_in_place)
+        return OrtStep(self, signature, batch, self.state_device, in_place=self.writes_in_place)
 
     def stop_profiling(self) -> Path:
         """The file of onnxruntime's trace, for a session with `SessionOptions.profile`."""
-        return Path(self._session.end_profiling())
+        return Path(self.native.end_profiling())
 
 
 def native_ops(plugins: Sequence[str], onnxruntime_version: str) -> tuple[tuple[str, ...], str | None]:
@@ -194,17 +235,6 @@ def _register(ort: Any, settings: Any, plugins: Sequence[str]) -> tuple[str, ...
         _warn_once(f"{LAPLACE} runs as its function body, which is slower: {library.path} does not load: {error}")
         return ()
     return (LAPLACE,)
-
-
-def _stamp(source: str | bytes) -> object:
-    """What tells whether a file is still the one that it was."""
-    if isinstance(source, bytes):
-        return source
-    try:
-        stat = Path(source).stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @functools.cache

@@ -7,7 +7,6 @@ it need none of that. The parts run in one session of one thread: its weights ar
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mega_deploy.arrays import Array
+from mega_deploy.runtime import forking
 from mega_deploy.signature import Signature
 
 # Share of the threads' time that must be work: batches that split less evenly are left to onnxruntime.
@@ -35,17 +35,27 @@ class Split:
     """
 
     def __init__(self, load: Callable[[], Any], threads: int, work: int) -> None:
-        self._threads, self._work = threads, work
+        self._threads, self._work, self._load = threads, work, load
         self._lock = threading.Lock()
-        self._load = functools.cache(load)
+        self._loaded: list[Any] = []
+        """What was loaded; empty before."""
         self._pool = ThreadPoolExecutor(threads - 1, "mega-deploy")
+        forking.watch(self)
+
+    def after_fork(self) -> None:
+        """Begin anew: the pool's threads are not in this process."""
+        forking.keep(self._pool, self._loaded)
+        self._lock, self._loaded = threading.Lock(), []
+        self._pool = ThreadPoolExecutor(self._threads - 1, "mega-deploy")
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array] | None:
         """The outputs, in their order, for inputs whose first axis is the batch; None where it better stays whole."""
         if not self._pays(len(next(iter(feeds.values())))):
             return None
         with self._lock:
-            session = self._load()
+            if not self._loaded:
+                self._loaded = [self._load()]
+            (session,) = self._loaded
         if session is None:
             return None
         pieces = {name: np.array_split(array, self._threads) for name, array in feeds.items()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from mega_deploy.arrays import Array
+from mega_deploy.errors import MegaDeployError
+from mega_deploy.runtime import forking
 from mega_deploy.runtime.model import Model
 from mega_deploy.runtime.onnxruntime.buffers import Buffer
 from mega_deploy.runtime.onnxruntime.calls import call_error
@@ -15,6 +17,18 @@ from mega_deploy.signature import Signature
 
 # onnxruntime multiplies by weights in blocks as 8-bit integers only where it is told to: exporters.precision.quantise.
 STEP_CONFIG = {"session.qdq_matmulnbits_accuracy_level": "4"}
+
+
+@runtime_checkable
+class Native(Protocol):
+    """A model on onnxruntime."""
+
+    @property
+    def native(self) -> Any:
+        """Onnxruntime's own session, of this very process."""
+
+    def run_feeds(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs by name for inputs that were checked."""
 
 
 class OrtStep:
@@ -26,15 +40,16 @@ class OrtStep:
     where inputs do: there each state has two buffers, which take turns.
 
     Args:
-        inference: onnxruntime's own session on the step's graph.
+        session: on the step's graph.
         signature: of one step.
         batch: streams.
         device: "cpu" or "cuda", where the state lies.
         in_place: whether an output may lie where an input does.
     """
 
-    def __init__(self, inference: Any, signature: Signature, batch: int, device: str, *, in_place: bool) -> None:
-        self._inference, self._signature, self._batch = inference, signature, batch
+    def __init__(self, session: Native, signature: Signature, batch: int, device: str, *, in_place: bool) -> None:
+        self._session, self._signature, self._batch, self._device = session, signature, batch, device
+        self.changed = False
         state = {spec.name: Buffer(spec.shape(batch), spec.dtype, device) for spec in signature.state}
         self._sides = [state]
         if not in_place:
@@ -42,10 +57,20 @@ class OrtStep:
             self._sides.append(state | {spec.name: Buffer(spec.shape(batch), spec.dtype, device) for spec in changing})
         self._now = 0
         self._bindings: dict[tuple[int, int], _Binding] = {}
+        self._lost = False
+        forking.watch(self)
+
+    def after_fork(self) -> None:
+        """Bind anew, to the session of this process; state on a GPU is lost."""
+        forking.keep(self._bindings)
+        self._bindings = {}
+        self._lost = self._device != "cpu"
 
     @property
     def state(self) -> Mapping[str, Buffer]:
         """What the next step reads, by name."""
+        if self._lost:
+            raise MegaDeployError(forking.ON_GPU)
         return self._sides[self._now]
 
     def run(self, count: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -56,7 +81,8 @@ class OrtStep:
         key = count, self._now
         after = (self._now + 1) % len(self._sides)
         if key not in self._bindings:
-            self._bindings[key] = _Binding(self._inference, self._signature, self.state, self._sides[after], count)
+            self._bindings[key] = _Binding(self._session.native, self._signature, self.state, self._sides[after], count)
+        self.changed = True
         outputs = self._bindings[key].run(feeds)
         if count == self._batch:
             self._now = after
@@ -70,16 +96,18 @@ class OrtStep:
         """Many steps of the first `count` streams: inputs [count, steps, ...] by name, outputs of the last one.
 
         Args:
-            model: on the graph that takes them, loaded as the step's.
+            model: on the graph that takes them, on onnxruntime like the step's.
             count: streams.
             parts: the inputs, as many as it takes at once each.
         """
+        assert isinstance(model, Native)
         state = {name: buffer.read()[:count] for name, buffer in self.state.items()}
         changing = {spec.name: spec.output for spec in self._signature.state if spec.output is not None}
         outputs: dict[str, Array] = {}
         for part in parts:
-            outputs = model.run_named({**part, **state})
+            outputs = model.run_feeds({**part, **state})
             state |= {name: outputs.pop(output) for name, output in changing.items()}
+        self.changed = True
         for name in changing:
             self.state[name].write(state[name], slice(0, count))
         return outputs

@@ -7,6 +7,7 @@ So no step waits for a copy from the device other than its outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,14 @@ from mega_deploy.errors import InputError
 from mega_deploy.runtime.streams.slots import Numbers
 from mega_deploy.signature import StateSpec
 from mega_deploy.signature.stream_form import Encoding
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What streams have had at some time, by their numbers."""
+
+    had: Mapping[str, Array]
+    has_source: Array
 
 
 class Counters:
@@ -74,6 +83,14 @@ class Counters:
         """Stream i goes on from what stream `rows[i]` was."""
         for had in (*self._had.values(), self._has_source):
             had[...] = had[rows]
+
+    def kept(self) -> Counts:
+        """A copy of what they have had, for `restore`."""
+        return Counts({name: had.copy() for name, had in self._had.items()}, self._has_source.copy())
+
+    def restore(self, counts: Counts) -> None:
+        """Go back to what they had."""
+        self._had, self._has_source = dict(counts.had), counts.has_source
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Streams go on from a state by name, [batch, ...]."""

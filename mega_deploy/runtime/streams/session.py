@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from mega_deploy.arrays import Array
-from mega_deploy.errors import InputError, OptionError
+from mega_deploy.errors import InputError, MegaDeployError, OptionError
 from mega_deploy.machine.memory import refuse_beyond_memory
+from mega_deploy.runtime import forking
+from mega_deploy.runtime.finite import all_finite, failure
 from mega_deploy.runtime.model import Model
 from mega_deploy.runtime.streams import state_file
 from mega_deploy.runtime.streams.counters import Counters
 from mega_deploy.runtime.streams.encoder import Encoder
 from mega_deploy.runtime.streams.prefill import Prefill
+from mega_deploy.runtime.streams.recovery import INTERRUPTED, POISONED, Broken, Undo, with_these, without
 from mega_deploy.runtime.streams.slots import Numbers, Order, Rows, Slots, as_asked, in_order
 from mega_deploy.signature import Range, Signature
+
+STREAM_REMEDY = (
+    "reset them or load a state, and scale the input to what the model was trained on; with check_outputs=False "
+    "outputs are taken as they are"
+)
+SOURCE_REMEDY = "no stream was begun; give them another source, or pass check_outputs=False to take it as it is"
 
 
 class StreamSession:
@@ -34,6 +43,10 @@ class StreamSession:
     Calls from several threads are served one after the other; whose frame comes first is up to the callers. For work
     at the same time give each thread a session: `another` makes one that shares the loaded model.
 
+    A call that does not end, because a signal's handler raises or the backend fails, leaves its own streams broken
+    where their state may have changed, and all others as they were. Streams whose outputs are NaN or infinite are
+    broken, too. What is broken is refused until it is reset, given a source or loaded; the others go on.
+
     Args:
         model: the step's graph, loaded with `signature.with_state`, or an engine of it.
         signature: of one step.
@@ -41,6 +54,7 @@ class StreamSession:
         identity: of the model, in hex: a saved state is for this one alone.
         prefill: takes many frames in one call, where the bundle can.
         encoder: takes the source of a stream, where the model reads one.
+        check_outputs: whether outputs that are NaN or infinite are an error, and their streams broken from then on.
 
     Raises:
         OptionError: the batch is outside the model's range.
@@ -56,6 +70,7 @@ class StreamSession:
         prefill: Prefill | None = None,
         *,
         encoder: Encoder | None = None,
+        check_outputs: bool = True,
     ) -> None:
         range_ = signature.inputs[0].dims[0]
         if type(batch) is not int or batch < 1:
@@ -68,13 +83,24 @@ class StreamSession:
         refuse_beyond_memory(sum(spec.nbytes(batch) for spec in signature.state), f"the state of {batch} streams")
         self.signature, self.batch, self.backend = signature, batch, model.backend
         self._model, self._identity, self._prefill, self._encoder = model, identity, prefill, encoder
+        self._check_outputs = check_outputs
         self._lock = threading.Lock()
         self._step = model.step(signature, batch)
         self._slots = Slots(batch)
         self._counters = Counters(signature.state, None if encoder is None else encoder.encoding, batch)
         self._known: tuple[tuple[int, ...], np.dtype[Any]] | None = None
         """Shape and type of the last array that was found to fit."""
+        self._broken: Broken = {}
+        self._busy: Numbers | None = None
+        """Streams of a call under way: they are broken if it does not end, once the step's `changed` is set."""
+        self._undo: Undo | None = None
+        """What a call under way has moved."""
+        forking.watch(self)
         self.reset()
+
+    def after_fork(self) -> None:
+        """Take a lock of this process's own; a call of another thread's that was under way does not end here."""
+        self._lock = threading.Lock()
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -105,6 +131,7 @@ class StreamSession:
 
         Raises:
             InputError: an input does not fit, or the model reads no source.
+            NonFiniteError: what the model makes of a source is NaN or infinite; no stream has begun anew then.
         """
         if self._encoder is None:
             raise InputError("this bundle's streams read no source; step through them without one")
@@ -112,9 +139,11 @@ class StreamSession:
         chosen = self._slots.rows(rows)
         _check_count(chosen, feeds, "begun")
         given = self._encoder.run(feeds)
+        if self._check_outputs and not all(map(all_finite, given.values())):
+            raise failure(given, SOURCE_REMEDY, chosen)
         with self._lock:
+            self._settle()
             self._begin(chosen, given)
-            self._counters.begin(chosen, given)
 
     def step(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
         """The outputs for the next frame of each stream.
@@ -128,7 +157,8 @@ class StreamSession:
             One array where the model has one output, or a dict by name; in the order of the frames.
 
         Raises:
-            InputError: an input does not fit.
+            InputError: an input does not fit, or a stream is broken.
+            NonFiniteError: an output is NaN or infinite; the error holds all of them, and whose they are.
         """
         outputs = self.step_named(inputs, rows)
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
@@ -137,10 +167,12 @@ class StreamSession:
         """As `step`, but always a dict by name."""
         feeds = self._feeds(inputs)
         with self._lock:
+            self._settle()
             chosen, order = self._gather(rows, feeds, 1)
+            self._step.changed = False
+            self._busy = chosen
             outputs = self._step.run(len(chosen), in_order(feeds, order))
-            self._counters.step(chosen, 1)
-            return as_asked(outputs, order)
+            return self._taken(chosen, 1, as_asked(outputs, order))
 
     def prefill(self, inputs: Array | Mapping[str, Array], rows: Rows | None = None) -> Any:
         """Take many frames in one call, which leaves the state that stepping through them would, to rounding.
@@ -155,7 +187,8 @@ class StreamSession:
             The outputs for the last frame, as `step` would return them.
 
         Raises:
-            InputError: an input does not fit, or there is no frame.
+            InputError: an input does not fit, there is no frame, or a stream is broken.
+            NonFiniteError: as of `step`.
         """
         outputs = self.prefill_named(inputs, rows)
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
@@ -166,27 +199,31 @@ class StreamSession:
             raise InputError("this stream has no graph that takes many frames at once; step through them")
         feeds = self._prefill.signature.feeds(inputs)
         with self._lock:
+            self._settle()
             steps = next(iter(feeds.values())).shape[1]
             chosen, order = self._gather(rows, feeds, steps)
+            self._step.changed = False
+            self._busy = chosen
             try:
                 outputs = self._prefill.run(in_order(feeds, order), self._step, len(chosen))
-            except BaseException:
+            except MegaDeployError:
                 # An engine may have taken the first of them; how many, the state tells.
                 self._counters.load(self._state())
+                self._busy = None
                 raise
-            self._counters.step(chosen, steps)
-        return as_asked(outputs, order)
+            return self._taken(chosen, steps, as_asked(outputs, order))
 
     def reset(self, rows: Rows | None = None) -> None:
         """Let streams begin anew: those of `rows`, or all; where they read a source, they need another one then."""
         chosen = self._slots.rows(rows)
         with self._lock:
-            self._begin(chosen, {})
-            self._counters.begin(chosen)
+            self._settle()
+            self._begin(chosen)
 
     def room(self, rows: Rows | None = None) -> Array | None:
         """The steps that streams can have before they are reset, [rows]: of `rows`, or all; None where none ends."""
         with self._lock:
+            self._settle()
             return self._counters.room(self._slots.rows(rows))
 
     def reorder(self, rows: Rows) -> None:
@@ -195,15 +232,23 @@ class StreamSession:
         if len(chosen) != self.batch:
             raise InputError(f"reorder takes a row for each of the {self.batch} streams, got {len(chosen)}")
         with self._lock:
-            old, new = self._slots.of(chosen), self._slots.of(self._slots.rows(None))
-            for buffer in self._step.state.values():
-                buffer.write(buffer.read()[old], new)
+            self._settle()
+            self._replace(self._slots.of(self._slots.rows(None)), lambda _, array: array[chosen])
             self._counters.follow(chosen)
+            broken = self._broken
+            self._broken = {new: broken[old] for new, old in enumerate(chosen.tolist()) if old in broken}
+            self._undo = None
 
     @property
     def state(self) -> dict[str, Array]:
-        """A copy of the state by name, [batch, ...] in the order of the streams, for `load`."""
+        """A copy of the state by name, [batch, ...] in the order of the streams, for `load`.
+
+        Raises:
+            InputError: a stream is broken.
+        """
         with self._lock:
+            self._settle()
+            self._check_whole(self._slots.rows(None))
             return self._state()
 
     def load(self, state: Mapping[str, Array] | str | os.PathLike[str]) -> None:
@@ -216,20 +261,21 @@ class StreamSession:
             state = state_file.read(state, self._identity, sum(buffer.nbytes for buffer in self._step.state.values()))
         specs = Signature(tuple(spec.loaded for spec in self.signature.state), ())
         arrays = specs.feeds(state)
+        for name, array in arrays.items():
+            if len(array) != self.batch:
+                raise InputError(f'the state "{name}" is of {len(array)} streams, this session has {self.batch}')
         with self._lock:
-            for name, array in arrays.items():
-                if len(array) != self.batch:
-                    raise InputError(f'the state "{name}" is of {len(array)} streams, this session has {self.batch}')
-            slots = self._slots.of(self._slots.rows(None))
-            for name, array in arrays.items():
-                self._step.state[name].write(array, slots)
+            self._settle()
+            self._replace(self._slots.of(self._slots.rows(None)), lambda name, _: arrays[name])
             self._counters.load(arrays)
+            self._broken = {}
+            self._undo = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file (.npz) that tells whose it is, with the hashes of all that it holds.
 
         Raises:
-            InputError: the name does not end in .npz, or the file system refuses.
+            InputError: the name does not end in .npz, a stream is broken, or the file system refuses.
         """
         state_file.write(path, self.state, self._identity)
 
@@ -242,11 +288,12 @@ class StreamSession:
             self._identity,
             self._prefill,
             encoder=self._encoder,
+            check_outputs=self._check_outputs,
         )
 
     def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Checked inputs by name; of one array that looks like the last one nothing but the numbers is checked anew."""
-        if _is_plain(inputs) and (inputs.shape, inputs.dtype) == self._known and np.isfinite(inputs).all():
+        if _is_plain(inputs) and (inputs.shape, inputs.dtype) == self._known and all_finite(inputs):
             return {self.signature.inputs[0].name: np.ascontiguousarray(inputs)}
         feeds = self.signature.feeds(inputs)
         spec, *others = self.signature.inputs
@@ -258,23 +305,85 @@ class StreamSession:
         slots = self._slots.of(self._slots.rows(None))
         return {name: buffer.read()[slots] for name, buffer in self._step.state.items()}
 
-    def _begin(self, rows: Numbers, given: Mapping[str, Array]) -> None:
+    def _begin(self, rows: Numbers, given: Mapping[str, Array] | None = None) -> None:
         """Put the state of a stream's beginning in place, of which an encode graph may have given a part."""
+        self._step.changed = True
+        self._busy = rows
         slots = self._slots.of(rows)
         for spec in self.signature.state:
-            new = given.get(spec.name, np.asarray(spec.initial, spec.dtype))
+            new = (given or {}).get(spec.name, np.asarray(spec.initial, spec.dtype))
             self._step.state[spec.name].write(new, slots)
+        self._counters.begin(rows, given)
+        self._broken = without(self._broken, rows)
+        self._busy = None
 
     def _gather(self, rows: Rows | None, feeds: Mapping[str, Array], steps: int) -> tuple[Numbers, Order]:
         """The streams of `rows`, brought to the front of the buffers, and whose frame each slot takes.
 
         Raises:
-            InputError: the inputs are not one for each, or a stream cannot have so many steps.
+            InputError: the inputs are not one for each, or a stream is broken, or cannot have so many steps.
         """
         chosen = self._slots.stepped(rows)
         _check_count(chosen, feeds, "stepped")
+        self._check_whole(chosen)
         self._counters.check(chosen, steps)
-        return chosen, self._slots.gather(chosen, self._step.state.values())
+        if chosen is not self._slots.seating.front:
+            seating, free, old = self._slots.gathered(chosen)
+            if len(free):
+                traded = np.roll(np.arange(2 * len(free)), len(free))
+                self._replace(np.concatenate([free, old]), lambda _, array: array[traded])
+            self._slots.seating = seating
+            self._undo = None
+        return chosen, self._slots.seating.order
+
+    def _replace(self, slots: Numbers, new: Callable[[str, Array], Array]) -> None:
+        """Put other rows into slots of every state; it is taken back unless the caller sets `_undo` to None at the end.
+
+        Args:
+            slots: whose rows.
+            new: gives them by the name of the state and what they were, [slots, ...] each.
+        """
+        kept = {name: buffer.take(slots) for name, buffer in self._step.state.items()}
+        self._undo = Undo(slots, kept, self._slots.seating, self._counters.kept(), self._broken)
+        for name, array in kept.items():
+            self._step.state[name].write(new(name, array), slots)
+
+    def _taken(self, rows: Numbers, steps: int, outputs: dict[str, Array]) -> dict[str, Array]:
+        """What a call gives for streams that took so many steps.
+
+        Raises:
+            NonFiniteError: an output is NaN or infinite; its streams are broken from now on.
+        """
+        self._counters.step(rows, steps)
+        if self._check_outputs:
+            for array in outputs.values():
+                if not all_finite(array):
+                    error = failure(outputs, STREAM_REMEDY, rows)
+                    self._broken = with_these(self._broken, np.array(error.rows), POISONED)
+                    self._busy = None
+                    raise error
+        self._busy = None
+        return outputs
+
+    def _settle(self) -> None:
+        """Take back what an interrupted call moved, and mark as broken the streams whose state it may have changed."""
+        if (undo := self._undo) is not None:
+            for name, array in undo.rows.items():
+                self._step.state[name].write(array, undo.slots)
+            self._slots.seating, self._broken = undo.seating, undo.broken
+            self._counters.restore(undo.counts)
+            self._undo = None
+        if (busy := self._busy) is not None:
+            if self._step.changed:
+                self._broken = with_these(self._broken, busy, INTERRUPTED)
+            self._busy = None
+
+    def _check_whole(self, rows: Numbers) -> None:
+        """Refuse streams that are broken."""
+        for row in rows.tolist() if self._broken else ():
+            if row in self._broken:
+                anew = f"reset it (rows=[{row}])" if self._encoder is None else f"give it a source anew (rows=[{row}])"
+                raise InputError(f"stream {row} {self._broken[row]}; {anew}, or load a state; the others can go on")
 
 
 def _is_plain(inputs: object) -> TypeGuard[Array]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,23 @@ import numpy.typing as npt
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import InputError
-from mega_deploy.runtime.model import StateBuffer
 from mega_deploy.signature.whole import is_masked
 
 Numbers = npt.NDArray[np.intp]
 Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
 Order = Numbers | None
 """For each slot at the front whose frame it takes; None where the frames come in the order of the slots."""
+
+
+@dataclass(frozen=True)
+class Seating:
+    """Who lies where."""
+
+    slot_of: Numbers
+    """The slot of each stream."""
+    front: Numbers
+    """The streams that were stepped last, as the caller named them."""
+    order: Order
 
 
 class Slots:
@@ -32,9 +43,8 @@ class Slots:
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self._everyone = np.arange(batch)
-        self._slot_of = self._everyone.copy()
-        self._front = self._everyone
-        self._order: Order = None
+        self.seating = Seating(self._everyone, self._everyone, None)
+        """Replaced as a whole, so that whoever is interrupted leaves the old one or the new one."""
 
     def rows(self, rows: Rows | None, *, distinct: bool = True) -> Numbers:
         """Numbers of streams, all by default.
@@ -58,35 +68,34 @@ class Slots:
         if rows is None:
             return self._everyone
         chosen = _array(rows)
-        same = chosen.dtype.kind in "iu" and np.array_equal(chosen, self._front)
-        return self._front if same else self.rows(rows)
+        same = chosen.dtype.kind in "iu" and np.array_equal(chosen, self.seating.front)
+        return self.seating.front if same else self.rows(rows)
 
     def of(self, rows: Numbers) -> Numbers:
         """The slots that streams lie in."""
-        return self._slot_of[rows]
+        return self.seating.slot_of[rows]
 
-    def gather(self, rows: Numbers, buffers: Iterable[StateBuffer]) -> Order:
-        """Let streams trade slots with those that lie at the front and rest, and tell in which order they lie there.
+    def gathered(self, rows: Numbers) -> tuple[Seating, Numbers, Numbers]:
+        """How streams lie once they are at the front, and slots that trade their rows for that, each with its partner.
 
         Args:
             rows: as `stepped` gave them.
-            buffers: that follow.
+
+        Returns:
+            The seating, the slots at the front that others rest in now, and those that come there: [n] each.
         """
-        if rows is self._front:
-            return self._order
-        count, slots = len(rows), self._slot_of[rows]
-        free = np.setdiff1d(np.arange(count), slots)  # those at the front whose streams rest
+        slot_of = self.seating.slot_of
+        count, slots = len(rows), slot_of[rows]
+        free = np.setdiff1d(np.arange(count), slots)
         behind = rows[slots >= count]
+        old = slot_of[behind]
         if len(free):
-            resting = np.array([np.flatnonzero(self._slot_of == slot)[0] for slot in free])
-            old = self._slot_of[behind]
-            for buffer in buffers:
-                buffer.swap(free, old)
-            self._slot_of[behind], self._slot_of[resting] = free, old
-            slots = self._slot_of[rows]
+            resting = np.array([np.flatnonzero(slot_of == slot)[0] for slot in free])
+            slot_of = slot_of.copy()
+            slot_of[behind], slot_of[resting] = free, old
+            slots = slot_of[rows]
         order = np.argsort(slots)
-        self._front, self._order = rows, None if (order[1:] > order[:-1]).all() else order
-        return self._order
+        return Seating(slot_of, rows, None if (order[1:] > order[:-1]).all() else order), free, old
 
 
 def _array(rows: Rows) -> Array:

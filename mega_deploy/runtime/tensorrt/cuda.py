@@ -8,6 +8,7 @@ from typing import Any
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import MegaDeployError, MissingComponentError
+from mega_deploy.runtime.forking import ON_GPU
 
 BUS_BYTES = 32
 INSTALL = "pip install cuda-bindings"
@@ -51,6 +52,8 @@ class Device:
 
     def __init__(self) -> None:
         self._cuda = bindings()
+        self.lost = False
+        """Whether the process was forked since: the driver knows no context of the parent's."""
         self._call("cuInit", 0)
         self._device = self._call("cuDeviceGet", 0)
         # The context that CUDA's runtime, and so TensorRT, uses as well.
@@ -60,7 +63,13 @@ class Device:
         """The stream's handle."""
 
     def activate(self) -> None:
-        """Let the calling thread work on this GPU."""
+        """Let the calling thread work on this GPU.
+
+        Raises:
+            CudaError: the process was forked since the device was opened.
+        """
+        if self.lost:
+            raise CudaError(ON_GPU)
         self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size: int) -> int:
@@ -73,6 +82,8 @@ class Device:
 
     def free(self, address: int) -> None:
         """Give memory back, from whichever thread."""
+        if self.lost:
+            return
         self.activate()
         self._call("cuMemFree", address)
 
@@ -131,11 +142,15 @@ class Device:
 
     def forget(self, graph: int) -> None:
         """Give a graph back, from whichever thread."""
+        if self.lost:
+            return
         self.activate()
         self._call("cuGraphExecDestroy", graph)
 
     def close(self) -> None:
         """Give the stream back, from whichever thread; the context stays, for the library's own objects live in it."""
+        if self.lost:
+            return
         self.activate()
         self._call("cuStreamDestroy", self.stream)
 

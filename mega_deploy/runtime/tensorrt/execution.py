@@ -14,6 +14,7 @@ import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import BundleError
+from mega_deploy.runtime import forking
 from mega_deploy.runtime.tensorrt.cuda import Device
 from mega_deploy.runtime.tensorrt.launch import Launch
 from mega_deploy.runtime.tensorrt.library import first, make_logger
@@ -53,6 +54,7 @@ class Execution:
         """Held by whoever works with the memory here."""
         self._signature = signature
         self.device = Device()
+        forking.watch(self)
         weakref.finalize(self, self.device.close)
         self._runtime = trt.Runtime(self._logger)
         if host_code:
@@ -63,6 +65,12 @@ class Execution:
         self._place = place
         self.launch = self.another_launch()
         self._buffers = {spec.name: self._allocate(spec) for spec in (*signature.inputs, *signature.outputs)}
+
+    def after_fork(self) -> None:
+        """Nothing on the GPU survives: whoever calls is told, and nothing is given back."""
+        forking.keep(self._engine, self._runtime, self.launch)
+        self.lock = threading.Lock()
+        self.device.lost = True
 
     def another_launch(self) -> Launch:
         """A context of its own, for tensors that lie elsewhere."""

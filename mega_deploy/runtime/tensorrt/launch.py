@@ -50,6 +50,7 @@ class Launch:
         for name, (address, shape) in inputs.items():
             if self._shapes.get(name) != shape:
                 self._forget_graph()
+                self._shapes.pop(name, None)  # nothing is known of it if this is interrupted
                 self._context.set_input_shape(name, shape)
                 self._shapes[name] = shape
             self._set_address(name, address)
@@ -79,6 +80,7 @@ class Launch:
     def _set_address(self, name: str, address: int) -> None:
         if self._addresses.get(name) != address:
             self._forget_graph()
+            self._addresses.pop(name, None)
             self._context.set_tensor_address(name, address)
             self._addresses[name] = address
 
@@ -89,7 +91,11 @@ class Launch:
         if asked is not None and not asked(own):
             return []
         self._device.begin_capture()
-        fine = self._context.execute_async_v3(own)
+        try:
+            fine = self._context.execute_async_v3(own)
+        except BaseException:  # a signal's: the stream would record what others put into it
+            self._device.forget(self._device.end_capture())
+            raise
         try:
             graph = self._device.end_capture()
         except CudaError as error:

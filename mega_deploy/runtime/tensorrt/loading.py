@@ -12,7 +12,7 @@ from mega_deploy.runtime.tensorrt.trust import EngineTrust
 
 def load(target: str, bundle: Bundle, graph: str, options: SessionOptions) -> EngineSession:
     """The engine of one of a bundle's graphs; of the options those for engines count."""
-    return EngineSession(bundle, target, graph, _trust(options))
+    return EngineSession(bundle, target, graph, _trust(options), check_outputs=options.check_outputs)
 
 
 def graphs(target: str, bundle: Bundle) -> tuple[str, ...]:

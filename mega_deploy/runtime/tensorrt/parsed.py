@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import onnx
 from onnx import inliner
 
@@ -21,18 +19,18 @@ BIAS, ROW_SCALE = 1, 2
 """Bits of the plugin's field `inputs`."""
 
 
-def read(path: Path, *, plugin: bool = False) -> tuple[onnx.ModelProto, bool]:
-    """The graph of a file, ready for the parser; weights of an external file are not loaded.
+def read(data: bytes, *, plugin: bool = False) -> tuple[onnx.ModelProto, bool]:
+    """The graph of an ONNX file, ready for the parser; weights of an external file are not loaded.
 
     Args:
-        path: an ONNX file.
+        data: the file's bytes.
         plugin: whether there is a plugin for LaplaceAttention.
 
     Returns:
         The model, and whether the plugin serves in it.
     """
     ours = (DOMAIN, NAME)
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load_model_from_string(data)
     model = inliner.inline_selected_functions(model, [ours] if plugin else [], exclude=True)
     nodes = [node for node in model.graph.node if (node.domain, node.op_type) == ours]
     for node in nodes:

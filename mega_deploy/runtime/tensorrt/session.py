@@ -9,6 +9,7 @@ from typing import Any
 from mega_deploy.bundle import Bundle
 from mega_deploy.bundle.engines import TARGETS, Engine, refuse
 from mega_deploy.errors import InputError, require
+from mega_deploy.runtime.finite import WINDOW_REMEDY, check_finite
 from mega_deploy.runtime.tensorrt.execution import Execution
 from mega_deploy.runtime.tensorrt.library import find_engine, here, load, load_plugins
 from mega_deploy.runtime.tensorrt.step import EngineStep
@@ -28,25 +29,33 @@ class EngineSession:
         graph: which of the bundle's graphs; the first one by default. Of a stream's, the state is not in `signature`'s
             inputs and outputs: see EngineStep.
         trust: whose code may run for the engine; what the environment says by default.
+        check_outputs: whether outputs on the host that are NaN or infinite are an error.
 
     Raises:
         BundleError: the bundle holds no engine for the target, or none for this machine.
         MissingComponentError: the library, the driver, the GPU or the plugin is missing.
     """
 
-    def __init__(self, bundle: Bundle, target: str, graph: str | None = None, trust: EngineTrust | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        target: str,
+        graph: str | None = None,
+        trust: EngineTrust | None = None,
+        *,
+        check_outputs: bool = True,
+    ) -> None:
         engine, trust = find_engine(bundle, target, graph), trust or EngineTrust.chosen()
         refuse(engine, here(engine, trust))
-        self.backend = target
+        self.backend, self._check_outputs = target, check_outputs
         self.signature = bundle.signature(engine.graph)
         trt = load(TARGETS[target], f"the {target} backend")
         load_plugins(trt, engine, trust)
         self.native_ops = tuple(plugin["name"] for plugin in engine.plugins)
-        path = bundle.file(engine.file)
         self.execution = Execution(
             trt,
-            path.read_bytes(),
-            path,
+            bundle.read(engine.file),
+            bundle.file(engine.file),
             self.signature,
             host_code=engine.host_code and trust.engine_code,
             refit=_filler(trt, bundle, engine) if engine.options.get("stripped") else None,
@@ -66,6 +75,7 @@ class EngineSession:
 
         Raises:
             InputError: an input does not fit.
+            NonFiniteError: an output on the host is NaN or infinite, and that is checked.
         """
         outputs = self.run_named(inputs, stream=stream, out=out)
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
@@ -77,7 +87,10 @@ class EngineSession:
             return self._on_device(inputs, stream, out)
         if stream is not None or out is not None:
             raise InputError("stream and out are for inputs on the GPU; these are on the host")
-        return self.execution.run(self.signature.feeds(inputs))
+        outputs = self.execution.run(self.signature.feeds(inputs))
+        if self._check_outputs:
+            check_finite(outputs, WINDOW_REMEDY)
+        return outputs
 
     def step(self, signature: Signature, batch: int) -> EngineStep:
         """Steps of `batch` streams on this engine, with the state on the GPU."""
@@ -112,4 +125,4 @@ def _filler(trt: ModuleType, bundle: Bundle, engine: Engine) -> Callable[[Any, A
     require("onnx", "export", f"{engine.file} holds no weights, and reading them from {engine.graph}")
     from mega_deploy.runtime.tensorrt.refit import fill
 
-    return lambda loaded, logger: fill(trt, loaded, logger, bundle.file(engine.graph), plugin=bool(engine.plugins))
+    return lambda loaded, logger: fill(trt, loaded, logger, bundle.graph(engine.graph), plugin=bool(engine.plugins))

@@ -38,16 +38,19 @@ class EngineStep:
 
     def __init__(self, execution: Execution, signature: Signature, batch: int) -> None:
         self._signature, self._batch = signature, batch
+        self.changed = False
+        self._turn = Turn()
         # Before the state, which keeps the execution alive: they are released in this order.
         self._one = _Directions(execution)
         self._many: _Directions | None = None
         self.state = {
-            spec.name: Pair(execution, spec.shape(batch), np.dtype(spec.dtype), changes=spec.output is not None)
+            spec.name: Pair(
+                execution, spec.shape(batch), np.dtype(spec.dtype), self._turn, changes=spec.output is not None
+            )
             for spec in signature.state
         }
         """By name."""
         self._changing = {spec.name: spec.output for spec in signature.state if spec.output is not None}
-        self._turn = 0
 
     def run(self, count: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """A step of the first `count` streams: inputs and outputs by name, [count, ...]."""
@@ -70,7 +73,7 @@ class EngineStep:
         return outputs
 
     def _run(self, directions: _Directions, count: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        execution, launch = directions.execution, directions.launches[self._turn]
+        execution, launch = directions.execution, directions.launches[self._turn.number]
         old = {spec.name: (self.state[spec.name].now, spec.shape(count)) for spec in self._signature.state}
         new = {output: self.state[name].next for name, output in self._changing.items()}
         with execution.lock:
@@ -80,14 +83,20 @@ class EngineStep:
             launch.run(execution.device.stream)
             outputs = execution.download(launch)
             if count < self._batch:  # the others' state is where it was, so these come back to it
+                self.changed = True
                 for name in self._changing:
                     self.state[name].take_back(count, execution)
             execution.device.wait()
         if count == self._batch:
-            self._turn = 1 - self._turn
-            for pair in map(self.state.__getitem__, self._changing):
-                pair.now, pair.next = pair.next, pair.now
+            self.changed = True
+            self._turn.number = 1 - self._turn.number
         return outputs
+
+
+class Turn:
+    """Which of the two places of every tensor holds what the next step reads: all of them change by one assignment."""
+
+    number = 0
 
 
 class _Directions:
@@ -105,17 +114,30 @@ class Pair:
         execution: on whose device.
         shape: of the tensor.
         dtype: of its numbers.
+        turn: of the tensors that change together.
         changes: whether steps give it a next value.
     """
 
-    def __init__(self, execution: Execution, shape: tuple[int, ...], dtype: np.dtype[Any], *, changes: bool) -> None:
-        self._execution = execution
+    def __init__(
+        self, execution: Execution, shape: tuple[int, ...], dtype: np.dtype[Any], turn: Turn, *, changes: bool
+    ) -> None:
+        self._execution, self._turn = execution, turn
         self._array = np.zeros(shape, dtype)
         """What was last read of it, or is written next."""
         self.nbytes = self._array.nbytes
         self._row = self.nbytes // len(self._array)
-        self.now = self._allocate()
-        self.next = self._allocate() if changes else self.now
+        first = self._allocate()
+        self._places = first, self._allocate() if changes else first
+
+    @property
+    def now(self) -> int:
+        """Where its value lies on the GPU."""
+        return self._places[self._turn.number]
+
+    @property
+    def next(self) -> int:
+        """Where the next one is written."""
+        return self._places[1 - self._turn.number]
 
     def read(self) -> Array:
         """The whole tensor on the host."""
@@ -127,12 +149,10 @@ class Pair:
         self._array[rows] = array
         self._send(np.arange(len(self._array))[rows])
 
-    def swap(self, some: npt.NDArray[np.intp], others: npt.NDArray[np.intp]) -> None:
-        """Let rows trade places, each with the one that stands against it."""
-        both = np.concatenate([some, others])
-        self._fetch(both)
-        self._array[some], self._array[others] = self._array[others], self._array[some]
-        self._send(both)
+    def take(self, rows: npt.NDArray[np.intp]) -> Array:
+        """A copy of rows."""
+        self._fetch(rows)
+        return self._array[rows]
 
     def take_back(self, count: int, execution: Execution) -> None:
         """Tell the stream of an execution to copy the first rows of the next value into this one."""

@@ -39,7 +39,7 @@ def test_rtx_takes_the_graphs_of_streams(name, form, precision, tmp_path):
     # compile_graph compares the names, types and shapes of all inputs and outputs with the signature.
     compiled = compile_graph(
         tensorrt_rtx,
-        parsed.read(path)[0],
+        parsed.read(path.read_bytes())[0],
         path,
         graph.signature.with_state,
         lambda config, network: None,
