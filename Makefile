@@ -15,7 +15,7 @@ INSTALLED := $(CURDIR)/build/installed
 # Processes that share the tests; each takes about a gigabyte.
 WORKERS ?= 2
 
-.PHONY: setup lock demo test fuzz sanitize lint clean
+.PHONY: setup lock demo test fuzz sanitize faults soak lint clean
 
 setup: .venv/ready
 
@@ -55,6 +55,16 @@ fuzz: build/ready
 
 sanitize: build/ready
 	MEGA_DEPLOY_SANITIZE_SECONDS=$(SANITIZE_SECONDS) PYTHONPATH=$(INSTALLED) $(BIN)/pytest tests/plugins/test_sanitizers.py
+
+# Calls of each kind of fault that `make faults` tries of each operation (a large number: all), and seconds of `make soak`.
+FAULTS ?= 40
+SOAK_SECONDS ?= 3600
+
+faults: build/ready
+	FAULTS=$(FAULTS) PYTHONPATH=$(INSTALLED) $(BIN)/pytest tests/faults
+
+soak: build/ready
+	SOAK_SECONDS=$(SOAK_SECONDS) PYTHONPATH=$(INSTALLED) $(BIN)/python tests/soak/soak.py
 
 lint: build/ready
 	$(BIN)/ruff format --check .
