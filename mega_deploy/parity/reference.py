@@ -173,6 +173,8 @@ class Reference:
             with zipfile.ZipFile(file) as archive:
                 check_unpacked(archive, MAX_REFERENCE_BYTES, packed=True)
                 declared_arrays(archive)
+            if isinstance(file, io.BytesIO):
+                file.seek(0)  # where numpy begins to read
             with np.load(file, allow_pickle=False) as read:
                 arrays = {name: read[name] for name in read.files}
             about = parse_json(str(arrays.pop("about")), MAX_ABOUT_PARTS)
