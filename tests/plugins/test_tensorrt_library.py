@@ -126,7 +126,7 @@ from mega_deploy.exporters.tensorrt.options import EngineOptions
 manifest = types.SimpleNamespace(plugins=[{"name": name} for name in sys.argv[2:]])
 job = types.SimpleNamespace(
     bundle=types.SimpleNamespace(manifest=manifest), options=EngineOptions(plugin_library=Path(sys.argv[1])), trt=trt,
-    listener=library.Listener(trt, print), graph="model.onnx",
+    target=engine.TARGETS["tensorrt"], listener=library.Listener(trt, print), graph="model.onnx",
 )
 for _ in range(2):  # NVIDIA's registry refuses the same library the second time
     with engine._loaded_plugin(job) as plugin:
