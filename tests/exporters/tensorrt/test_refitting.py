@@ -321,7 +321,7 @@ def test_an_engine_is_not_recorded_with_a_plugin_that_another_library_served(lap
         job = _Job(md.open_bundle(laplace), building.TARGETS["tensorrt"], registry, ADA, options, listener, print)
         with contextlib.ExitStack() as stack:
             if number == 2:
-                stack.enter_context(pytest.raises(InputError, match="another build of the plugin .* another process"))
+                stack.enter_context(pytest.raises(InputError, match=r"another build of the plugin .* another process"))
             with _loaded_plugin(job) as loaded:
                 served.append(loaded.entry["sha256"])
                 assert Path(loaded.path).read_bytes() == b"build 1"
