@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from mega_deploy.bundle import MODEL, Bundle, add_engines
-from mega_deploy.bundle.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_plan
+from mega_deploy.bundle.engine_file import check_plan
+from mega_deploy.bundle.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target
 from mega_deploy.errors import InputError, MissingComponentError, OptionError, require
 from mega_deploy.exporters.tensorrt import library, network, refitting, timing
 from mega_deploy.exporters.tensorrt.compiling import Compiled, compile_graph

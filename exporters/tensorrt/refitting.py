@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx
 
 from mega_deploy.bundle import Bundle
-from mega_deploy.bundle.engines import TARGETS, Engine, refuse
+from mega_deploy.bundle.engine_needs import refuse
+from mega_deploy.bundle.engines import TARGETS, Engine
 from mega_deploy.errors import BundleError, OptionError
 from mega_deploy.exporters.tensorrt import network
 from mega_deploy.exporters.tensorrt.library import Listener, OnStep

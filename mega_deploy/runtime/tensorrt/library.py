@@ -10,7 +10,9 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from mega_deploy.bundle import Bundle
-from mega_deploy.bundle.engines import TARGETS, Engine, Here, Target, check_file
+from mega_deploy.bundle.engine_file import check_file
+from mega_deploy.bundle.engine_needs import Here
+from mega_deploy.bundle.engines import TARGETS, Engine, Target
 from mega_deploy.errors import BundleError, OptionError, require
 from mega_deploy.files.hashing import sha256_of
 from mega_deploy.machine.gpu import look
