@@ -93,14 +93,14 @@ def test_short_sequences_cross_a_chunk_unless_it_is_long(chunk, short):
     assert set(lengths.values()) == {short}
 
 
-def test_streams_with_much_state_are_judged_in_smaller_batches(monkeypatch):
+def test_streams_with_much_state_are_compared_in_smaller_batches(monkeypatch):
     model = language_model(4)
     monkeypatch.setattr(stream_reference, "LARGEST_STATE", 2 * 4 * (4 + 8))
     reference = record_stream(family_of(model), 4, 8, samples=4)
     assert {case.batch for case in reference.cases} == {1, 2}
 
 
-def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_are_judged(monkeypatch, tmp_path):
+def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_are_compared(monkeypatch, tmp_path):
     monkeypatch.setattr(stream_reference, "MOST_READ", 1)
     bundle = md.export(language_model(40), tmp_path / "x.mega", form="stream")
     assert bundle.stream_form.parity["sampled"] == ["the first 24 steps of the long sequence at once, not one by one"]
@@ -117,7 +117,7 @@ def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_
         assert report.cases[0].passed == passed
 
 
-def test_a_prefilled_sequence_is_judged_over_the_steps_that_were_compared_alone(tmp_path):
+def test_a_prefilled_sequence_is_checked_over_the_steps_that_were_compared_alone(tmp_path):
     bundle = md.export(language_model(4), tmp_path / "x.mega", form="stream")
     reference = bundle.reference("stream")
     case, pool = reference.cases[0], reference.pools[reference.cases[0].pool]
