@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mega_deploy.bundle import MANIFEST
-from mega_deploy.bundle.engines import FOLDER, Engine, lacks, read_header
+from mega_deploy.bundle.engine_file import read_header
+from mega_deploy.bundle.engine_needs import lacks
+from mega_deploy.bundle.engines import FOLDER, Engine
 from mega_deploy.doctor import missing
 from mega_deploy.errors import InputError
 from mega_deploy.files.hashing import sha256_of

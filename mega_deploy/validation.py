@@ -38,7 +38,7 @@ def validate(
 
     Args:
         bundle: opened, or its path.
-        backend: what is judged: see OpenBundle.session.
+        backend: what is compared with the trained model: see OpenBundle.session.
         native_ops: whether native kernels serve our operators on onnxruntime's CPU provider.
         inputs: of one's own: an array, arrays by name, or the path of an .npz or .npy that holds them.
         samples: number of random windows (default 8).

@@ -19,7 +19,7 @@ FLOORS = {
             ("runtime", "checkpoints"),
             ("exporters", "doctor"),
             ("deploy", "validation", "inspection", "bisection", "debugging"),
-            ("bench", "serving", "demo"),
+            ("bench", "demo"),
             ("cli",),
             ("__main__",),
         )
@@ -30,7 +30,7 @@ FLOORS = {
 BESIDE = {"config": {"signature"}, "demo": {"bench"}, "errors": {"text"}}
 LOOSE_MODULES = {"__init__", "__main__", "arrays", "deploy", "doctor", "errors", "inspection", "text", "validation"}
 # What a host needs to run bundles, and to have a bundle built by others checked.
-PRODUCTION = {"errors", "arrays", "files", "config", "signature", "machine", "bundle", "parity", "runtime", "serving"}
+PRODUCTION = {"errors", "arrays", "files", "config", "signature", "machine", "bundle", "parity", "runtime"}
 LINES = 60
 FILES = 14
 # Words of our own that say nothing to a newcomer, instead of describe, rebuild, slots, replay or parity_session.

@@ -18,14 +18,14 @@ from mega_deploy.config.tasks import architecture, to_dict
 from mega_deploy.errors import OptionError
 from mega_deploy.exporters.flops import counted_flops
 from mega_deploy.exporters.paper.cases import paper_kinds
-from mega_deploy.exporters.paper.heads import computed_row
 from mega_deploy.exporters.paper.padding import reaching_padding
 from mega_deploy.exporters.paper.stream.encode import encode_graph
 from mega_deploy.exporters.paper.stream.source import SEEN
 from mega_deploy.exporters.paper.stream.stream_io import StreamModel, stack_of
 from mega_deploy.exporters.paper.stream.tasks import StreamWriter, check_stream, reach
 from mega_deploy.exporters.paper.stream_reference import given_sequences, stream_sequences, untruncated
-from mega_deploy.exporters.paper.tasks import paper_graph
+from mega_deploy.exporters.paper.tasks.heads import computed_row
+from mega_deploy.exporters.paper.tasks.writer import paper_graph
 from mega_deploy.exporters.reference.cases import Inputs, Kinds
 from mega_deploy.exporters.reference.sequences import Sequences
 from mega_deploy.exporters.state import SourceGraph, StreamGraphs

@@ -126,3 +126,14 @@ def _other_lengths(lengths: int | Range) -> list[int]:
 def _cycle(count: int, size: int) -> list[int]:
     """`size` rows out of `count`, taken round and round."""
     return [index % count for index in range(size)]
+
+
+def steps_of(inputs: Mapping[str, Array]) -> int:
+    """Steps of each row; tokens may stand in several sequences of one."""
+    first = next(iter(inputs.values()))
+    return int(first.shape[-1 if first.dtype.kind in "iu" else 1])
+
+
+def rows_of(arrays: Mapping[str, Array], rows: list[int]) -> Inputs:
+    """Some rows of each array."""
+    return {name: array[rows] for name, array in arrays.items()}

@@ -14,15 +14,16 @@ from mega_deploy.arrays import Array
 from mega_deploy.config.common import Precision
 from mega_deploy.errors import InputError, QualityGateError
 from mega_deploy.exporters.family import Family
-from mega_deploy.exporters.reference.cases import RANDOM, Cases, Inputs, make_cases, rows_that_fit
+from mega_deploy.exporters.reference import noise_floor
+from mega_deploy.exporters.reference.cases import RANDOM, Cases, Inputs, make_cases, rows_of, rows_that_fit, steps_of
 from mega_deploy.exporters.reference.kept_steps import Handovers, describe, kept_steps
+from mega_deploy.exporters.reference.noise_floor import NoiseFloor
 from mega_deploy.exporters.reference.sequences import GIVEN
-from mega_deploy.exporters.reference.trained import AUTOCAST, a_last_place_away, keep_in_float32, own_precision, run
+from mega_deploy.exporters.reference.trained import keep_in_float32, own_precision, rows_at_once, run
 from mega_deploy.parity import (
     ILL_CONDITIONED,
     BlockFloor,
     Case,
-    Error,
     Pool,
     Reference,
     batches,
@@ -30,22 +31,9 @@ from mega_deploy.parity import (
     median,
     worst,
 )
-from mega_deploy.signature import SEQUENCE_AXES, Signature, usual
+from mega_deploy.signature import Signature
 
 SAMPLES = 8
-NEARBY = 4
-ROWS_AT_ONCE = 16
-# Numbers of an activation, or of attention's scores, in one run: 128 MB in float64, of which a run holds several.
-LARGEST_RUN = 1 << 24
-# Floating-point operations of one run over a case, beyond which a large model has fewer of them: two cores take some
-# three seconds for so many in float32, and five in float64.
-MOST_WORK = 1 << 38
-# How many times longer a run takes under autocast to float16, for which most CPUs have no arithmetic: 12 on one thread
-# of an AMD EPYC (Zen 4), two layers 512 wide over 256 steps.
-FLOAT16_TIMES = 12
-# A floor is taken of all rows, in the batches of the case, which changes float32's last places, while the activations
-# hold no more numbers than this.
-LARGEST_FLOOR = 1 << 22
 # Of the residual streams the last frames are kept: enough to find the first bad block, and a bound on a bundle's size.
 BLOCK_FRAMES = 256
 
@@ -62,13 +50,13 @@ def record(
 ) -> Reference:
     """The reference for random and adversarial inputs and several batches; of a range of lengths several, too.
 
-    Of a model whose rows take long, beyond MOST_WORK, there are fewer, of which the reference tells.
+    Of a model whose rows take long, beyond noise_floor.MOST_WORK, there are fewer, of which the reference tells.
 
     Args:
         family: the trained model's, which is left as it is.
         signature: of its bundle.
         block_names: what the graph calls the residual stream behind each block: a module's name and ".output".
-        samples: random rows, at least 1; None for SAMPLES, or as many as MOST_WORK allows.
+        samples: random rows, at least 1; None for SAMPLES, or as many as noise_floor.MOST_WORK allows.
         seed: of the random rows.
         precision: in which the noise floor is taken: for float16 and bfloat16 under autocast; for int8, which the
             trained form does not have, in float32.
@@ -76,7 +64,7 @@ def record(
     """
     kinds = family.kinds(signature, np.random.default_rng(seed))
     # Two at least, for a batch must hold rows that differ.
-    most = max(2, min(MOST_WORK // max(1, family.flops(signature)), rows_that_fit(signature)))
+    most = max(2, min(noise_floor.MOST_WORK // max(1, family.flops(signature)), rows_that_fit(signature)))
     pools, cases = make_cases(kinds, signature, family.width, samples or min(SAMPLES, most), most)
     sampled = [f"{most} random rows instead of {SAMPLES}"] if samples is None and most < SAMPLES else []
     recorder = Recorder(family, signature, precision, keep_float32)
@@ -118,7 +106,7 @@ class Recorder:
         precision: in which the noise floor is taken.
         keep_float32: see `record`.
         trained: the trained form that is run, which is left as it is; None for the model itself.
-        nearby: runs on inputs a last place away for each noise floor; None for NEARBY, or fewer where they take long.
+        nearby: runs on inputs a last place away for each noise floor; see NoiseFloor.
     """
 
     def __init__(
@@ -131,14 +119,14 @@ class Recorder:
         trained: nn.Module | None = None,
         nearby: int | None = None,
     ) -> None:
-        self.family, self.precision, self.nearby = family, precision, nearby
+        self.family, self.precision = family, precision
         self.keep_float32 = tuple(keep_float32)
         trained = family.model if trained is None else trained
         self.exact = copy.deepcopy(trained).double().eval()
         self.single = copy.deepcopy(trained).float().eval()
         keep_in_float32(self.single, keep_float32)
         self.signature, self.outputs = signature, [spec.name for spec in signature.outputs]
-        self._step_flops = self.family.flops(signature) / usual(signature.dim(*SEQUENCE_AXES))
+        self._floor = NoiseFloor(self.single, family, signature, precision, nearby)
 
     def record(
         self,
@@ -170,7 +158,7 @@ class Recorder:
             raise InputError(
                 "the trained model gives NaN or infinite outputs for ordinary inputs; it cannot be deployed"
             )
-        floors = self._floors(pools, cases)
+        floors = self._floor.measure(pools, cases)
         limit = ILL_CONDITIONED[self.precision]
         usable = {name: floor for name, floor in floors.items() if floor.relative_l2 <= limit}
         if not all(name in usable for name in cases if name.startswith(RANDOM)) or not usable:
@@ -186,7 +174,7 @@ class Recorder:
             if name in usable
         )
         first = measured[0]
-        some = _rows(inputs[first.pool], list(first.rows)[: first.batch])
+        some = rows_of(inputs[first.pool], list(first.rows)[: first.batch])
         got, want = self._streams(some, block_names, pools[first.pool].steps)
         return Reference(
             pools={name: pool for name, pool in pools.items() if name in {case.pool for case in measured}},
@@ -196,15 +184,15 @@ class Recorder:
             precision=self.precision,
             kept=self.keep_float32,
             left_out=tuple(name for name in floors if name not in usable),
-            sampled=(*sampled, *describe(steps, inputs, self.signature), *self._fewer_runs(pools, cases)),
+            sampled=(*sampled, *describe(steps, inputs, self.signature), *self._floor.fewer_runs(pools, cases)),
         )
 
     def _exactly(self, pool: Pool) -> Pool:
         """The pool with the outputs in float64."""
         count = len(next(iter(pool.inputs.values())))
         parts = [
-            self._run(self.exact, _rows(pool.inputs, rows), "float32", pool.steps)[0]
-            for rows in batches(range(count), self._rows_at_once(_steps(pool.inputs)))
+            self._run(self.exact, rows_of(pool.inputs, rows), "float32", pool.steps)[0]
+            for rows in batches(range(count), rows_at_once(self.family, steps_of(pool.inputs)))
         ]
         outputs = {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
         return dataclasses.replace(pool, outputs=outputs)
@@ -233,81 +221,3 @@ class Recorder:
                 kept[-1] = kept[-1][:, [row]]  # the graph computes no more of the last block
             streams.append({name: stream[:, -BLOCK_FRAMES:] for name, stream in zip(names, kept, strict=True)})
         return streams[0], streams[1]
-
-    def _floors(self, pools: dict[str, Pool], cases: Cases) -> dict[str, Error]:
-        """The noise floor of each case."""
-        floors: dict[tuple[str, tuple[int, ...], int], Error] = {}
-        named = {}
-        for name, (pool, all_rows, size) in cases.items():
-            rows, batch = all_rows, size
-            length = _steps(pools[pool].inputs)
-            large = len(rows) * length * self.family.width(length) > LARGEST_FLOOR
-            if large or self.precision in AUTOCAST:
-                # PyTorch takes long for much, and for half precision, where batches change nothing that shows.
-                rows = sorted(set(rows))
-                batch = min(len(rows), self._rows_at_once(length))
-            key = pool, tuple(rows), batch
-            if key not in floors:
-                floors[key] = self._floor(pools[pool], rows, batch)
-            named[name] = floors[key]
-        return named
-
-    def _floor(self, pool: Pool, rows: list[int], batch: int) -> Error:
-        """The worst error of the trained form in its own precision, on a case and on inputs a last place away from it.
-
-        One run alone may come near float64 by luck, and then no other implementation would be allowed what rounding
-        costs.
-        """
-        random = np.random.default_rng(0)
-        inputs = _rows(pool.inputs, rows)
-        part = Pool(inputs, _rows(pool.outputs, rows), pool.steps)
-        errors = [self._error(inputs, part, batch)]
-        for _ in range(self._nearby(len(rows), _steps(inputs))):
-            with a_last_place_away(self.single, inputs, self.precision, random) as nearby:
-                errors.append(self._error(nearby, part, batch))
-        return worst(errors)
-
-    def _rows_at_once(self, length: int) -> int:
-        """As many as memory is meant for."""
-        return max(1, min(ROWS_AT_ONCE, LARGEST_RUN // (length * self.family.width(length))))
-
-    def _nearby(self, rows: int, length: int) -> int:
-        """Runs on inputs a last place away, besides the one on the inputs themselves.
-
-        What takes long has many outputs, over which the error of a single run is no matter of luck.
-        """
-        if self.nearby is not None:
-            return self.nearby
-        work = rows * length * self._step_flops * (FLOAT16_TIMES if self.precision == "float16" else 1)
-        return min(NEARBY, int(MOST_WORK // max(1, work)))
-
-    def _fewer_runs(self, pools: Mapping[str, Pool], cases: Cases) -> list[str]:
-        """How many noise floors are of fewer runs than usual, in a phrase; none where their number was asked for."""
-        if self.nearby is not None:
-            return []
-        nearby = [self._nearby(len(set(rows)), _steps(pools[pool].inputs)) for pool, rows, _ in cases.values()]
-        few = sum(count < NEARBY for count in nearby)
-        if not few:
-            return []
-        runs = f"{1 + min(nearby)} runs" if min(nearby) else "a single run"
-        return [f"noise floors of {few} of {len(cases)} cases from {runs} instead of {1 + NEARBY}"]
-
-    def _error(self, inputs: Inputs, pool: Pool, batch: int) -> Error:
-        """The error of the model in its own precision on inputs that are the pool's, or next to them."""
-        parts = [
-            self._run(self.single, _rows(inputs, rows), self.precision, pool.steps)[0]
-            for rows in batches(range(len(next(iter(inputs.values())))), batch)
-        ]
-        return worst(
-            [measure(np.concatenate([part[name] for part in parts]), pool.outputs[name]) for name in self.outputs]
-        )
-
-
-def _steps(inputs: Mapping[str, Array]) -> int:
-    """Steps of each row; tokens may stand in several sequences of one."""
-    first = next(iter(inputs.values()))
-    return int(first.shape[-1 if first.dtype.kind in "iu" else 1])
-
-
-def _rows(arrays: Mapping[str, Array], rows: list[int]) -> Inputs:
-    return {name: array[rows] for name, array in arrays.items()}

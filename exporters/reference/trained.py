@@ -13,16 +13,25 @@ from torch.utils.hooks import RemovableHandle
 
 from mega_deploy.arrays import Array
 from mega_deploy.config.common import Precision
+from mega_deploy.exporters.family import Family
 from mega_deploy.exporters.reference.cases import Inputs
 from mega_deploy.parity import UNIT_ROUNDOFF
 
 ScoreAt = Callable[[nn.Module, Tensor], RemovableHandle | None]
 AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+ROWS_AT_ONCE = 16
+# Numbers of an activation, or of attention's scores, in one run: 128 MB in float64, of which a run holds several.
+LARGEST_RUN = 1 << 24
 
 
 def own_precision(precision: Precision) -> str:
     """The precision that the trained form has for it."""
     return precision if precision in AUTOCAST else "float32"
+
+
+def rows_at_once(family: Family, length: int) -> int:
+    """Rows of so many steps that one run takes: as many as memory is meant for."""
+    return max(1, min(ROWS_AT_ONCE, LARGEST_RUN // (length * family.width(length))))
 
 
 @torch.no_grad()

@@ -6,22 +6,25 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mega_deploy.bundle import MODEL, Bundle, add_engines
-from mega_deploy.bundle.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target, check_plan
+from mega_deploy.bundle.engine_file import check_plan
+from mega_deploy.bundle.engines import ANY_LATER, FOLDER, ONE_GPU, TARGETS, Engine, Target
 from mega_deploy.errors import InputError, MissingComponentError, OptionError, require
 from mega_deploy.exporters.tensorrt import library, network, refitting, timing
 from mega_deploy.exporters.tensorrt.compiling import Compiled, compile_graph
 from mega_deploy.exporters.tensorrt.library import Listener, OnStep
 from mega_deploy.exporters.tensorrt.options import EMBED, EngineOptions
-from mega_deploy.files.hashing import sha256_of
 from mega_deploy.machine.gpu import REMEDY, Machine, look
 from mega_deploy.plugins import listing
+from mega_deploy.plugins.given import GivenLibrary
 from mega_deploy.plugins.laplace import DOMAIN, NAME, VERSION
 from mega_deploy.runtime.tensorrt import parsed
 from mega_deploy.runtime.tensorrt.library import load
+from mega_deploy.runtime.tensorrt.plugin_registry import PluginLibrary, loadable, register
 from mega_deploy.runtime.tensorrt.trust import EngineTrust
 from mega_deploy.signature import Signature
 
@@ -231,32 +234,33 @@ class _Plugin:
 
 @contextlib.contextmanager
 def _loaded_plugin(job: _Job) -> Iterator[_Plugin | None]:
-    """Load the plugin's library, where the model has its operator and there is one: the caller's, or this user's."""
-    if job.graph != MODEL or all(plugin["name"] != NAME for plugin in job.bundle.manifest.plugins):
+    """Load the plugin's library, where the model has its operator and there is one: the caller's, or this user's.
+
+    Raises:
+        InputError: the caller's cannot be read, holds no such plugin, or this process has loaded another one.
+        MissingComponentError: the engine is to hold it, and there is none.
+    """
+    library = _plugin_library(job)
+    if library is None:
         yield None
-    elif given := job.options.plugin_library or EngineTrust.chosen().plugin_library:
+        return
+    entry = {"name": NAME, "version": str(VERSION), "namespace": DOMAIN, "sha256": library.sha256}
+    register(job.trt, job.target.name, entry, library, job.listener.reason)
+    with loadable(library, NAME) as path:
+        yield _Plugin(path, {**entry, "embedded": job.options.plugin == EMBED})
+
+
+def _plugin_library(job: _Job) -> PluginLibrary | None:
+    if job.graph != MODEL or all(plugin["name"] != NAME for plugin in job.bundle.manifest.plugins):
+        return None
+    if given := job.options.plugin_library or EngineTrust.chosen().plugin_library:
         try:
-            digest = sha256_of(given)
+            return GivenLibrary.read(Path(given))
         except OSError as error:
             raise InputError(f"{given} cannot be read as a plugin: {error.strerror}") from error
-        yield _register(job, str(given), digest)
-    elif built := listing.built_library(job.target.name):
-        with built.loadable() as path:
-            yield _register(job, path, built.sha256)
-    elif job.options.plugin == EMBED:
+    built = listing.built_library(job.target.name)
+    if built is None and job.options.plugin == EMBED:
         raise MissingComponentError(
             f"there is no plugin of {NAME} to put into the engine; run: mega-deploy plugins build tensorrt"
         )
-    else:
-        yield None
-
-
-def _register(job: _Job, path: str, digest: str) -> _Plugin:
-    registry, name = job.trt.get_plugin_registry(), (NAME, str(VERSION), DOMAIN)
-    # A registry takes one library of a name for the life of the process, and refuses it the second time.
-    if registry.get_creator(*name) is None and (
-        registry.load_library(path) is None or registry.get_creator(*name) is None
-    ):
-        raise InputError(f"{path} holds no plugin {NAME} of version {VERSION}: {job.listener.reason()}")
-    entry = {"name": NAME, "version": str(VERSION), "namespace": DOMAIN, "sha256": digest}
-    return _Plugin(path, {**entry, "embedded": job.options.plugin == EMBED})
+    return built

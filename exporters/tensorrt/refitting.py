@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import onnx
 
 from mega_deploy.bundle import Bundle
-from mega_deploy.bundle.engines import TARGETS, Engine, refuse
+from mega_deploy.bundle.engine_needs import refuse
+from mega_deploy.bundle.engines import TARGETS, Engine
 from mega_deploy.errors import BundleError, OptionError
 from mega_deploy.exporters.save_graph import load_whole
 from mega_deploy.exporters.tensorrt import network

@@ -62,7 +62,7 @@ class Bisection:
     precision: Precision
     native_ops: tuple[str, ...]
     parity: bool
-    """Whether the outputs passed in every case, as `validate` judges them."""
+    """Whether the outputs passed in every case, as `validate` compares them."""
     case: str
     """Looked at: the one that is nearest to its limit, or farthest beyond."""
     blocks: tuple[Value, ...]

@@ -1,4 +1,4 @@
-"""Whether a parity reference is of the very model that it is to judge: looked at before anything is run."""
+"""Whether a parity reference is of the very model that is compared with it: looked at before anything is run."""
 
 from __future__ import annotations
 

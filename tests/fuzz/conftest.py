@@ -1,4 +1,4 @@
-"""Good files to begin from, and the modules of tests/mega_deploy/checkpoints that make them."""
+"""Good files to begin from."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 import mega_deploy as md
 from mega_deploy.models.edifice import Mega
 
-# With --import-mode=importlib a test cannot import the modules beside it otherwise.
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "mega_deploy" / "checkpoints")]
+# With --import-mode=importlib a test cannot import the module beside it otherwise.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attacks
-import files
 import numpy as np
-import paper_attacks
 import pytest
+from checkpoints import attacks, files, paper_attacks
 from hypothesis import HealthCheck, given, seed, settings
 from mutations import PICKLES, spoiled_arrays, spoiled_bytes, spoiled_json
 from paper_goldens import DATA

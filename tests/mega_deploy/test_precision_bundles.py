@@ -78,7 +78,7 @@ def test_what_the_report_says_of_the_worst_block_is_what_keeping_it_gives(bundle
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_validate_judges_by_the_floor_of_the_precision(bundles, precision):
+def test_validate_compares_by_the_floor_of_the_precision(bundles, precision):
     report = md.validate(bundles[precision])
     assert report.passed and report.precision == precision and len(report.cases) == 9
     assert report.backend == (BACKEND if precision == "bfloat16" else "onnxruntime")
@@ -95,7 +95,7 @@ def test_validate_judges_by_the_floor_of_the_precision(bundles, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_fresh_inputs_are_judged_in_that_precision_too(bundles, precision):
+def test_fresh_inputs_are_compared_in_that_precision_too(bundles, precision):
     assert md.validate(bundles[precision], samples=5, seed=3).passed
     frames = np.random.default_rng(0).standard_normal((3, *FRAMES), dtype=np.float32)
     report = md.validate(bundles[precision], inputs=frames)
@@ -153,7 +153,7 @@ def test_bfloat16_does_not_run_on_a_cpu_and_says_so(bundles, tmp_path):
     assert seen["runs_here"] is False and "bfloat16" in seen["missing"][0]
 
 
-def test_judging_bfloat16_without_onnx_is_told_like_any_missing_component(bundles, tmp_path):
+def test_comparing_bfloat16_without_onnx_is_told_like_any_missing_component(bundles, tmp_path):
     (tmp_path / "onnx.py").write_text("raise ImportError('blocked')\n")
     env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     assert "mega-deploy[export]" in cli("validate", bundles["bfloat16"], code=4, env=env).stderr

@@ -7,10 +7,11 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import attacks, files
+from checkpoints.paper_attacks import in_shards, with_options
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,11 +20,6 @@ from mega_deploy.cli import report_text, tables
 from mega_deploy.errors import BundleError, CheckpointError, MegaDeployError
 from mega_deploy.runtime import open_bundle
 from mega_deploy.text import LINE, logger, printable
-
-sys.path.insert(0, str(Path(__file__).parent / "checkpoints"))
-import attacks
-import files
-from paper_attacks import in_shards, with_options
 
 # Escapes that colour, clear and retitle a terminal, a forged line, C1 controls, turned writing, a lone surrogate.
 NASTY = "a\x1b[31m\x1b]0;owned\x07\r\nerror: forged\x9b2J\u202egnp.exe\u2028\x00\udc80" + "x" * 5000

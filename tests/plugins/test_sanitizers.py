@@ -202,7 +202,7 @@ def test_the_library_for_onnxruntime_takes_any_attributes_and_shapes(tmp_path, c
         [sys.executable, "-c", SESSION, str(tmp_path / "library.so"), SEED],
         capture_output=True,
         text=True,
-        # Python and onnxruntime keep what they allocate; only what is ours is judged.
+        # Python and onnxruntime keep what they allocate; only what is ours is looked at.
         env={**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0:exitcode=66"},
         check=False,
     )

@@ -126,7 +126,7 @@ from mega_deploy.exporters.tensorrt.options import EngineOptions
 manifest = types.SimpleNamespace(plugins=[{"name": name} for name in sys.argv[2:]])
 job = types.SimpleNamespace(
     bundle=types.SimpleNamespace(manifest=manifest), options=EngineOptions(plugin_library=Path(sys.argv[1])), trt=trt,
-    listener=library.Listener(trt, print), graph="model.onnx",
+    target=engine.TARGETS["tensorrt"], listener=library.Listener(trt, print), graph="model.onnx",
 )
 for _ in range(2):  # NVIDIA's registry refuses the same library the second time
     with engine._loaded_plugin(job) as plugin:
@@ -184,7 +184,7 @@ fake_gpu.ctypes.CDLL = (lambda real: lambda path: NoDriver() if "libcuda" in pat
 gpu.__init__(sys.argv[1], sys.argv[2], fake_gpu.pickle.dumps([]))
 print(gpu.ask("enqueue_sizes", ((1, 2, 3),), ((1, 2, 3),), ((1, 2, 3),)))
 """
-    helpers = str(Path(__file__).parents[1] / "helpers")
+    helpers = str(Path(__file__).parents[1] / "helpers" / "gpu")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([helpers, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", code, str(stand_ins), plugin["library"]]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)

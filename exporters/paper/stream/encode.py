@@ -9,7 +9,7 @@ from mega_deploy.exporters.paper.ops import memory_keys_and_values
 from mega_deploy.exporters.paper.padding import reaching_padding
 from mega_deploy.exporters.paper.stream.source import KEYS, SEEN, VALUES
 from mega_deploy.exporters.paper.stream.stream_io import StreamModel, source_inputs, stack_of
-from mega_deploy.exporters.paper.tasks import Task
+from mega_deploy.exporters.paper.tasks.writer import Task
 from mega_deploy.exporters.state import BATCH, StreamGraph
 from mega_deploy.signature import SOURCE_AXIS, Range, Signature, TensorSpec
 

@@ -12,8 +12,8 @@ from mega_deploy.config.paper_signature import signature
 from mega_deploy.config.tasks import PaperConfig
 from mega_deploy.exporters.graph import Graph
 from mega_deploy.exporters.paper.embedding import TokenEmbedding, hugging_face_words, nonzero
-from mega_deploy.exporters.paper.heads import headed, scores
 from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
+from mega_deploy.exporters.paper.tasks.heads import headed, scores
 from mega_deploy.models.paper import MegaEncoder, MegaHuggingFace, MegaLanguageModel, MegaStack, MegaTranslation
 from mega_deploy.signature import SOURCE_AXIS, Dim, Range, TensorSpec
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from mega_deploy.bundle import Bundle
-from mega_deploy.bundle.engines import TARGETS, Engine, Here, Target, check_file
-from mega_deploy.errors import BundleError, require
+from mega_deploy.bundle.engine_file import check_file
+from mega_deploy.bundle.engine_needs import Here
+from mega_deploy.bundle.engines import TARGETS, Engine, Target
+from mega_deploy.errors import BundleError, OptionError, require
 from mega_deploy.files.hashing import sha256_of
 from mega_deploy.machine.gpu import look
 from mega_deploy.plugins import listing
 from mega_deploy.plugins.cache import Library
-from mega_deploy.plugins.private import NotPrivateError
+from mega_deploy.plugins.given import GivenLibrary
 from mega_deploy.runtime.tensorrt import cuda
-from mega_deploy.runtime.tensorrt.trust import EngineTrust
+from mega_deploy.runtime.tensorrt.plugin_registry import PluginLibrary, register
+from mega_deploy.runtime.tensorrt.trust import LIBRARY_VARIABLE, EngineTrust
 from mega_deploy.text import logger
+
+Read = TypeVar("Read")
 
 # The library tells of a whole engine in one message, a line for each layer.
 LOGGER = logger("mega_deploy.tensorrt", limit=None, keep="\n")
@@ -100,11 +106,14 @@ def here(engine: Engine, trust: EngineTrust | None = None) -> Here:
     Args:
         engine: as the manifest says.
         trust: what the caller lets it load; what the environment says by default.
+
+    Raises:
+        OptionError: the caller's plugin library cannot be read any more.
     """
     trust, plugins = trust or EngineTrust.chosen(), {}
     for plugin in engine.outside_plugins:
         if trust.plugin_library is not None:
-            plugins[plugin["name"]] = sha256_of(trust.plugin_library)
+            plugins[plugin["name"]] = _read(trust.plugin_library, sha256_of)
         elif built := _built(engine.target, plugin):
             plugins[plugin["name"]] = built.sha256
     version, bindings = installed_version(TARGETS[engine.target]), cuda.installed()
@@ -115,23 +124,30 @@ def load_plugins(trt: ModuleType, engine: Engine, trust: EngineTrust) -> None:
     """Load the libraries of an engine's plugins: the caller's, or those in this user's cache, with the engine's hash.
 
     Raises:
-        BundleError: a library is not the engine's, or no longer.
+        BundleError: a library is not the engine's, or no longer; or this process has another one of a plugin.
+        OptionError: the caller's library cannot be read any more.
     """
     for plugin in engine.outside_plugins:
-        registry = trt.get_plugin_registry()
-        # A registry takes one library of a name for the life of the process, and refuses it the second time.
-        if registry.get_creator(plugin["name"], plugin["version"], plugin["namespace"]) is not None:
-            continue
         if (given := trust.plugin_library) is not None:
-            if sha256_of(given) != plugin["sha256"]:
+            library: PluginLibrary | None = _read(given, GivenLibrary.read)
+            if library.sha256 != plugin["sha256"]:
                 raise BundleError(f"{given} is not the library that {engine.file} was built with; build it anew")
-            registry.load_library(str(given))
-        elif (built := _built(engine.target, plugin)) and built.sha256 == plugin["sha256"]:
-            try:
-                with built.loadable() as path:
-                    registry.load_library(path)
-            except (OSError, NotPrivateError) as error:
-                raise BundleError(f"the plugin {plugin['name']} cannot be loaded: {error}; build it anew") from error
+        else:
+            library = _built(engine.target, plugin)
+            if library is None or library.sha256 != plugin["sha256"]:
+                raise BundleError(f"the plugin {plugin['name']} of {engine.file} is no longer there; build it anew")
+        register(trt, engine.target, plugin, library)
+
+
+def _read(library: Path, how: Callable[[Path], Read]) -> Read:
+    """What a function reads of the caller's library."""
+    try:
+        return how(library)
+    except OSError as error:
+        raise OptionError(
+            f"{library} cannot be read as a plugin library: {error.strerror}; {LIBRARY_VARIABLE}, or plugin_library, "
+            "names it"
+        ) from error
 
 
 def _built(target: str, plugin: Mapping[str, Any]) -> Library | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mega_deploy.bundle import Bundle
-from mega_deploy.bundle.engines import refuse
+from mega_deploy.bundle.engine_needs import refuse
 from mega_deploy.runtime.options import SessionOptions
 from mega_deploy.runtime.tensorrt.library import engines_of, find_engine, here
 from mega_deploy.runtime.tensorrt.session import EngineSession

@@ -7,7 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from mega_deploy.bundle import Bundle
-from mega_deploy.bundle.engines import TARGETS, Engine, refuse
+from mega_deploy.bundle.engine_needs import refuse
+from mega_deploy.bundle.engines import TARGETS, Engine
 from mega_deploy.errors import InputError, require
 from mega_deploy.runtime.finite import WINDOW_REMEDY, check_finite
 from mega_deploy.runtime.tensorrt.execution import Execution

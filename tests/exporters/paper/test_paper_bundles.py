@@ -1,4 +1,4 @@
-"""Bundles of the paper's models: exported, judged, run by names, and built into engines."""
+"""Bundles of the paper's models: exported, compared, run by names, and built into engines."""
 
 import json
 
@@ -32,7 +32,7 @@ def bundles(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_bundle_is_judged_on_its_own_kinds_of_inputs_and_on_others(bundles, name):
+def test_a_bundle_is_compared_on_its_own_kinds_of_inputs_and_on_others(bundles, name):
     report = md.validate(bundles[name])
     assert report.passed and report.blocks and all(block.passed for block in report.blocks)
     kinds = {case.name.partition(",")[0] for case in report.cases}

@@ -11,7 +11,7 @@ from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
 from mega_deploy.exporters.families import family_of
 from mega_deploy.exporters.paper import stream_reference
-from mega_deploy.exporters.reference import recorder
+from mega_deploy.exporters.reference import noise_floor, recorder, trained
 from mega_deploy.exporters.reference.sequences import BEYOND
 from mega_deploy.exporters.reference.streams import record_stream
 from mega_deploy.models.edifice import Mega
@@ -49,19 +49,19 @@ def test_nothing_is_sampled_of_a_model_that_is_not_large(mega):
 
 def test_a_large_model_has_fewer_rows_and_runs_all_kinds_of_inputs_and_says_so(mega, monkeypatch):
     usual = recorded(mega)
-    monkeypatch.setattr(recorder, "MOST_WORK", 3 * family_of(mega).flops(family_of(mega).signature(BATCH, FRAMES)))
+    monkeypatch.setattr(noise_floor, "MOST_WORK", 3 * family_of(mega).flops(family_of(mega).signature(BATCH, FRAMES)))
     reference = recorded(mega)
     assert reference.pools.keys() == usual.pools.keys()
     assert {case.batch for case in reference.cases if case.name.startswith("random")} == {1, 3}
     rows, floors = reference.sampled
     assert rows == "3 random rows instead of 8" and floors.endswith("from 2 runs instead of 5")
-    monkeypatch.setattr(recorder, "MOST_WORK", 1)
+    monkeypatch.setattr(noise_floor, "MOST_WORK", 1)
     assert recorded(mega).sampled[-1].endswith("from a single run instead of 5")
     assert all(case.floor.relative_l2 > 0 for case in reference.cases)
 
 
 def test_rows_that_somebody_asks_for_are_not_sampled(mega, monkeypatch):
-    monkeypatch.setattr(recorder, "MOST_WORK", 1)
+    monkeypatch.setattr(noise_floor, "MOST_WORK", 1)
     reference = recorded(mega, samples=5)
     assert len(reference.pools["random"].inputs["frames"]) == 5
     assert [told for told in reference.sampled if "rows" in told] == []
@@ -69,7 +69,7 @@ def test_rows_that_somebody_asks_for_are_not_sampled(mega, monkeypatch):
 
 def test_rows_that_take_much_memory_are_run_one_by_one_with_the_same_results(mega, monkeypatch):
     usual = recorded(mega)
-    monkeypatch.setattr(recorder, "LARGEST_RUN", 1)
+    monkeypatch.setattr(trained, "LARGEST_RUN", 1)
     for name, pool in recorded(mega).pools.items():
         np.testing.assert_allclose(
             pool.outputs["features"], usual.pools[name].outputs["features"], rtol=1e-12, atol=1e-12
@@ -77,7 +77,7 @@ def test_rows_that_take_much_memory_are_run_one_by_one_with_the_same_results(meg
 
 
 def test_the_bundle_and_its_report_tell_what_was_sampled(mega, monkeypatch, tmp_path):
-    monkeypatch.setattr(recorder, "MOST_WORK", 1)
+    monkeypatch.setattr(noise_floor, "MOST_WORK", 1)
     bundle = md.export(mega, tmp_path / "x.mega")
     report = json.loads((bundle.path / "parity.json").read_text())
     assert "2 random rows instead of 8" in report["sampled"]
@@ -93,14 +93,14 @@ def test_short_sequences_cross_a_chunk_unless_it_is_long(chunk, short):
     assert set(lengths.values()) == {short}
 
 
-def test_streams_with_much_state_are_judged_in_smaller_batches(monkeypatch):
+def test_streams_with_much_state_are_compared_in_smaller_batches(monkeypatch):
     model = language_model(4)
     monkeypatch.setattr(stream_reference, "LARGEST_STATE", 2 * 4 * (4 + 8))
     reference = record_stream(family_of(model), 4, 8, samples=4)
     assert {case.batch for case in reference.cases} == {1, 2}
 
 
-def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_are_judged(monkeypatch, tmp_path):
+def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_are_compared(monkeypatch, tmp_path):
     monkeypatch.setattr(stream_reference, "MOST_READ", 1)
     bundle = md.export(language_model(40), tmp_path / "x.mega", form="stream")
     assert bundle.stream_form.parity["sampled"] == ["the first 24 steps of the long sequence at once, not one by one"]
@@ -117,7 +117,7 @@ def test_of_the_long_sequence_of_a_large_model_the_steps_behind_its_first_chunk_
         assert report.cases[0].passed == passed
 
 
-def test_a_prefilled_sequence_is_judged_over_the_steps_that_were_compared_alone(tmp_path):
+def test_a_prefilled_sequence_is_checked_over_the_steps_that_were_compared_alone(tmp_path):
     bundle = md.export(language_model(4), tmp_path / "x.mega", form="stream")
     reference = bundle.reference("stream")
     case, pool = reference.cases[0], reference.pools[reference.cases[0].pool]

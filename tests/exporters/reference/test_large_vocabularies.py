@@ -1,4 +1,4 @@
-"""Outputs too large to be kept whole are kept, and judged, at some steps: of windows, streams and benchmarks."""
+"""Outputs too large to be kept whole are kept, and compared, at some steps: of windows, streams and benchmarks."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def kept_of(reference):
     return {name: pool.steps["logits"].tolist() for name, pool in reference.pools.items() if pool.steps}
 
 
-def test_a_window_is_judged_at_its_ends_at_those_of_chunks_and_at_random_steps_and_says_so(window):
+def test_a_window_is_compared_at_its_ends_at_those_of_chunks_and_at_random_steps_and_says_so(window):
     reference, kept = window.reference(), kept_of(window.reference())
     assert kept.keys() == reference.pools.keys() and md.validate(window).passed
     for name, steps in kept.items():
@@ -93,18 +93,18 @@ def off_by(model, step):
     return proto.SerializeToString()
 
 
-def test_a_graph_that_is_wrong_at_one_step_fails_where_that_is_judged(window):
+def test_a_graph_that_is_wrong_at_one_step_fails_where_that_is_compared(window):
     reference = window.reference()
-    judged = {step for steps in kept_of(reference).values() for step in steps}
+    compared = {step for steps in kept_of(reference).values() for step in steps}
     for step in (0, LENGTH // 2 - 1, LENGTH // 2, LENGTH - 1):
         session = Session(off_by(window.file(MODEL), step), window.manifest.signature)
         failed = {case.name for case in compare(session, reference, "float32").cases if not case.passed}
         at = {case.name for case in reference.cases if step in reference.pools[case.pool].steps["logits"]}
-        assert failed == at and (step in judged) == bool(failed)
+        assert failed == at and (step in compared) == bool(failed)
         assert failed or step not in (0, LENGTH - 1)
 
 
-def test_fresh_samples_are_judged_at_steps_of_their_own(window, small_limits):
+def test_fresh_samples_are_compared_at_steps_of_their_own(window, small_limits):
     assert md.validate(window, samples=3, seed=5).passed
     tokens = np.random.default_rng(0).integers(2, WORDS, (40, LENGTH))
     report = md.validate(window, inputs=tokens)
@@ -137,7 +137,7 @@ def test_the_trained_model_asked_for_some_steps_gives_what_it_gives_for_all(sour
     assert np.array_equal(run(model, inputs, asked)[0][first.name], whole[first.name])
 
 
-def test_a_stream_is_judged_beyond_its_chunk_and_where_prefills_hand_over(stream):
+def test_a_stream_is_compared_beyond_its_chunk_and_where_prefills_hand_over(stream):
     reference, kept = stream.reference("stream"), kept_of(stream.reference("stream"))
     long = f"random, {CHUNK + 1000} steps"
     assert {0, CHUNK + 999, CHUNK + 984, CHUNK + 983} < set(kept[long]) and md.validate(stream).passed

@@ -4,6 +4,7 @@ What it stands for is checked against TensorRT-RTX, which has the same names: an
 compiled there on a GPU alone.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,11 +18,12 @@ import pytest
 import tensorrt_rtx
 import torch
 from edifice_models import SMALL
+from fake_registry import Registry
 
 import mega_deploy as md
 from mega_deploy.bundle import add_engines
 from mega_deploy.bundle.engines import Engine
-from mega_deploy.errors import BundleError, MissingComponentError, OptionError
+from mega_deploy.errors import BundleError, InputError, MissingComponentError, OptionError
 from mega_deploy.exporters.tensorrt import engine as building
 from mega_deploy.exporters.tensorrt import refitting
 from mega_deploy.exporters.tensorrt.engine import _Job, _loaded_plugin
@@ -278,7 +280,7 @@ def test_tensorrt_rtx_compiles_such_engines_on_a_gpu_alone(bundle, option, monke
 
 @pytest.fixture
 def registry():
-    found = types.SimpleNamespace(load_library=lambda path: object(), get_creator=lambda *name: object())
+    found = Registry()
     return types.SimpleNamespace(
         get_plugin_registry=lambda: found, ILogger=tensorrt_rtx.ILogger, IProgressMonitor=tensorrt_rtx.IProgressMonitor
     )
@@ -309,6 +311,23 @@ def test_a_plugin_is_named_by_hash_or_held_by_the_engine(laplace, registry, tmp_
         assert told["plugins"][0]["embedded"] is not lacking and told["plugins"][0]["namespace"] == DOMAIN
     manifest = json.loads((laplace / "manifest.json").read_text())
     assert manifest["engines"][0]["plugins"][0]["embedded"] is True
+
+
+def test_an_engine_is_not_recorded_with_a_plugin_that_another_library_served(laplace, registry, tmp_path):
+    served = []
+    for number in (1, 2):
+        library = tmp_path / f"{number}.so"
+        library.write_bytes(b"build %d" % number)
+        options = md.EngineOptions(plugin_library=library)
+        listener = Listener(registry, print)
+        job = _Job(md.open_bundle(laplace), building.TARGETS["tensorrt"], registry, ADA, options, listener, print)
+        with contextlib.ExitStack() as stack:
+            if number == 2:
+                stack.enter_context(pytest.raises(InputError, match=r"another build of the plugin .* another process"))
+            with _loaded_plugin(job) as loaded:
+                served.append(loaded.entry["sha256"])
+                assert Path(loaded.path).read_bytes() == b"build 1"
+    assert served == [hashlib.sha256(b"build 1").hexdigest()]
 
 
 def test_an_engine_cannot_hold_a_plugin_that_is_not_built(laplace, registry, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from edifice_models import KINDS, SMALL
 from laplace_models import for_tensorrt, op_model
 
 import mega_deploy as md
-from mega_deploy.bundle.engines import read_header
+from mega_deploy.bundle.engine_file import read_header
 from mega_deploy.errors import BundleError, OptionError
 from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.edifice.fold import fold

@@ -6,7 +6,7 @@ from paper_goldens import models
 from paper_streams import BATCH
 
 import mega_deploy as md
-from mega_deploy.bundle.engines import read_header
+from mega_deploy.bundle.engine_file import read_header
 from mega_deploy.checkpoints import load_checkpoint
 from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.families import family_of

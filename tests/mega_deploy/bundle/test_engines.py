@@ -9,7 +9,9 @@ import pytest
 
 import mega_deploy as md
 from mega_deploy.bundle import add_engines
-from mega_deploy.bundle.engines import TARGETS, Engine, Here, check_file, lacks, read_header, refuse
+from mega_deploy.bundle.engine_file import check_file, read_header
+from mega_deploy.bundle.engine_needs import Here, lacks, refuse
+from mega_deploy.bundle.engines import TARGETS, Engine
 from mega_deploy.errors import BundleError, MissingComponentError
 from mega_deploy.inspection import inspect
 from mega_deploy.machine.gpu import Gpu, Machine

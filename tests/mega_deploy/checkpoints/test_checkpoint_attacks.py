@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from attacks import ATTACKS, MARKER, arm
-from bombs import BOMB_FOLDERS, BOMBS
-from paper_attacks import FILES, FOLDERS
+from checkpoints.attacks import ATTACKS, MARKER, arm
+from checkpoints.bombs import BOMB_FOLDERS, BOMBS
+from checkpoints.paper_attacks import FILES, FOLDERS
 
 from mega_deploy.checkpoints import read_checkpoint
 from mega_deploy.errors import InputError

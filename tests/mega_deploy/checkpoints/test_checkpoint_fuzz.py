@@ -8,10 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import attacks
-import files
-import paper_attacks
 import pytest
+from checkpoints import attacks, files, paper_attacks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paper_goldens import DATA

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import files
 import numpy as np
 import pytest
 import torch
+from checkpoints import files
 
 from mega_deploy.checkpoints import load_checkpoint, read_checkpoint
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-import files
 import pytest
+from checkpoints import files
 
 from mega_deploy.checkpoints import describe_checkpoint, load_checkpoint, read_checkpoint
 from mega_deploy.errors import InputError, OptionError

@@ -8,10 +8,10 @@ import resource
 import subprocess
 import sys
 
-import files
 import numpy as np
 import pytest
 import torch
+from checkpoints import files
 
 from mega_deploy.checkpoints import load_checkpoint, model_source, read_checkpoint, save_checkpoint, weights_sha256
 from mega_deploy.errors import InputError

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attacks import saved
-from paper_attacks import FOLDERS, GONE, INDEX, SHARDS, fairseq, in_shards, with_args
+from checkpoints.attacks import saved
+from checkpoints.paper_attacks import FOLDERS, GONE, INDEX, SHARDS, fairseq, in_shards, with_args
 from paper_goldens import DATA, close, models
 
 from mega_deploy.checkpoints import describe_checkpoint, load_checkpoint, read_checkpoint

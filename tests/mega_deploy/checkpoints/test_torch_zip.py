@@ -10,10 +10,10 @@ import sys
 from collections import OrderedDict
 from pathlib import Path
 
-import attacks
 import numpy as np
 import pytest
 import torch
+from checkpoints import attacks
 
 from mega_deploy.checkpoints.containers.torch_zip import read_pt
 from mega_deploy.errors import CheckpointError

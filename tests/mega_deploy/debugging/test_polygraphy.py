@@ -394,7 +394,7 @@ def test_a_stream_in_bfloat16_is_left_out_and_alone_refused(tmp_path, model):
     assert not (tmp_path / "stream").exists()
 
 
-def test_int8_is_judged_by_its_one_limit(tmp_path):
+def test_int8_is_held_to_its_one_limit(tmp_path):
     torch = pytest.importorskip("torch")
     torch.manual_seed(2)
     sizes = {"embed_dim": 12, "hidden_size": 64, "ema_dim": 8, "num_layers": 2, "window_size": 20}

@@ -8,20 +8,23 @@ import os
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import fake_engine
 import numpy as np
 import pytest
 import tensorrt_rtx
 from fake_engine import Validity
+from fake_registry import NO_PLUGIN, Registry
 
 import mega_deploy as md
 from mega_deploy.errors import BundleError, MegaDeployError, MissingComponentError, OptionError
 from mega_deploy.inspection import inspect
 from mega_deploy.plugins import cache
 from mega_deploy.plugins.private import make_folder
+from mega_deploy.runtime.tensorrt import library as engine_library
+from mega_deploy.runtime.tensorrt import plugin_registry
 from mega_deploy.runtime.tensorrt.library import LOGGER
+from mega_deploy.runtime.tensorrt.trust import EngineTrust
 
 
 @pytest.fixture
@@ -234,12 +237,11 @@ def plugin_of(path, **entries):
 @pytest.fixture
 def loaded(library, tmp_path, monkeypatch):
     """The bytes of the plugin libraries that were loaded; with a cache of the test's own, which is empty."""
-    found = []
-    load = lambda path: found.append(Path(path).read_bytes())  # noqa: E731
-    registry = types.SimpleNamespace(load_library=load, get_creator=lambda *name: None)
+    registry = Registry()
     library.get_plugin_registry = lambda: registry
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return found
+    monkeypatch.setattr(plugin_registry, "_LOADED", {})
+    return registry.loaded
 
 
 def put_into_cache(data, name="0.0.1-trt10.14.1-0123456789ab"):
@@ -303,6 +305,76 @@ def test_a_plugins_library_is_loaded_from_where_the_caller_says(library, engine,
     with pytest.raises(OptionError, match=r"plugin\.so is no file that can be read"):
         md.open_bundle(bundle).session("tensorrt-rtx", **given)
     assert len(loaded) == 1
+
+
+@pytest.mark.parametrize("way", ["cached", "given"])
+def test_a_second_engine_does_not_run_on_the_plugin_of_another_build(library, engine, loaded, tmp_path, way):
+    def open_with(data, number):
+        place = tmp_path / f"{number}.so"
+        place.write_bytes(data)
+        if way == "cached":
+            put_into_cache(data, f"0.0.{number}-trt10.14.1-0123456789ab")
+        bundle = change(engine, plugins=[plugin_of(place)])
+        return md.open_bundle(bundle).session("tensorrt-rtx", **({"plugin_library": place} if way == "given" else {}))
+
+    open_with(b"one build", 1)
+    open_with(b"one build", 2)
+    with pytest.raises(BundleError, match=r"this process has loaded another build of the plugin .* use another process"):
+        open_with(b"another build", 3)
+    assert loaded == [b"one build"]
+
+
+def test_a_plugin_that_something_else_loaded_is_of_an_unknown_build(library, engine, loaded, tmp_path):
+    (tmp_path / "plugin.so").write_bytes(b"a library")
+    bundle = change(engine, plugins=[plugin_of(tmp_path / "plugin.so")])
+    loaded.append(b"by the caller's own code")
+    with pytest.raises(BundleError, match="nobody knows which, for something else loaded it"):
+        md.open_bundle(bundle).session("tensorrt-rtx", plugin_library=tmp_path / "plugin.so")
+
+
+def test_a_library_that_tensorrt_does_not_take_is_named(library, engine, loaded, tmp_path):
+    place = tmp_path / "plugin.so"
+    place.write_bytes(NO_PLUGIN)
+    bundle = change(engine, plugins=[plugin_of(place)])
+    for _ in range(2):
+        with pytest.raises(BundleError, match=r"plugin\.so holds no plugin LaplaceAttention of version 1"):
+            md.open_bundle(bundle).session("tensorrt-rtx", plugin_library=place)
+
+
+def test_the_callers_library_is_loaded_as_it_was_hashed(library, engine, loaded, tmp_path, monkeypatch):
+    place = tmp_path / "plugin.so"
+    place.write_bytes(b"the library")
+    bundle = change(engine, plugins=[plugin_of(place)])
+    registry = library.get_plugin_registry()
+
+    def swap(*name):
+        place.write_bytes(b"native code of an attacker")  # between the check of the hash and the loading
+        return Registry.get_creator(registry, *name)
+
+    monkeypatch.setattr(registry, "get_creator", swap)
+    md.open_bundle(bundle).session("tensorrt-rtx", plugin_library=place)
+    assert loaded == [b"the library"]
+
+
+@pytest.mark.parametrize("when", ["before it is looked at", "before it is loaded"])
+def test_a_library_that_vanishes_is_told_in_one_line(library, engine, loaded, tmp_path, monkeypatch, when):
+    place = tmp_path / "plugin.so"
+    place.write_bytes(b"a library")
+    bundle = change(engine, plugins=[plugin_of(place)])
+    looks = engine_library.look
+
+    def look():
+        place.unlink()
+        return looks()
+
+    if when == "before it is loaded":
+        monkeypatch.setattr(engine_library, "look", look)
+    else:
+        chosen = EngineTrust.chosen(place)
+        monkeypatch.setattr(EngineTrust, "chosen", lambda *given: place.unlink() or chosen)
+    with pytest.raises(OptionError, match=r"plugin\.so cannot be read as a plugin library: No such file"):
+        md.open_bundle(bundle).session("tensorrt-rtx", plugin_library=place)
+    assert loaded == []
 
 
 @pytest.mark.parametrize("held", ["reader", "plugin", "nothing"])

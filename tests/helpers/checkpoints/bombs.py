@@ -11,11 +11,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import attacks
-import files
-from attacks import saved, state
-from files import CONTAINER, Atom
-from paper_attacks import INDEX, SHARDS, Folder, good_folder, in_shards, with_text
+from checkpoints import attacks, files
+from checkpoints.attacks import saved, state
+from checkpoints.files import CONTAINER, Atom
+from checkpoints.paper_attacks import INDEX, SHARDS, Folder, good_folder, in_shards, with_text
 
 Builder = Callable[[], bytes]
 

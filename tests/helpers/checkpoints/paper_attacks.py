@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attacks import Payload, saved
+from checkpoints.attacks import Payload, saved
 from paper_goldens import DATA
 from safetensors.torch import load_file, save_file
 

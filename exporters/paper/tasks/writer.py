@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from onnxscript import ir
 from torch import nn
 
@@ -15,15 +12,15 @@ from mega_deploy.errors import OptionError
 from mega_deploy.exporters.ema.kernel import FLOAT32_HALF_ULP
 from mega_deploy.exporters.ema.lowering import choose
 from mega_deploy.exporters.graph import Graph, Length
-from mega_deploy.exporters.linear import Linear, as_linear, check_trained
+from mega_deploy.exporters.linear import check_trained
 from mega_deploy.exporters.paper.embedding import TokenEmbedding, hugging_face_words, nonzero, padded, values
 from mega_deploy.exporters.paper.fold import fold_stack
-from mega_deploy.exporters.paper.heads import computed_row, headed, scores
 from mega_deploy.exporters.paper.layer import LayerWriter
-from mega_deploy.exporters.paper.ops import activation
 from mega_deploy.exporters.paper.padding import check_padding
 from mega_deploy.exporters.paper.sequence import Memory, WholeSequence
 from mega_deploy.exporters.paper.sequence_layout import SequenceLayout
+from mega_deploy.exporters.paper.tasks.classifier import classified, in_one_batch
+from mega_deploy.exporters.paper.tasks.heads import computed_row, headed, scores
 from mega_deploy.exporters.window_graph import LONGEST, MegaGraph
 from mega_deploy.models.paper import (
     MegaClassifier,
@@ -185,7 +182,7 @@ class Task:
         documents = ("src", "src1")[: 1 + config.pair]
         given = [self.inputs[f"{document}_tokens"] for document in documents]
         lengths = [self.inputs[f"{document}_lengths"] for document in documents]
-        tokens = self._pair(given, config.embedding.pad) if config.pair else given[0]
+        tokens = in_one_batch(graph, given, config.embedding.pad) if config.pair else given[0]
         lengths_of_rows = op.Concat(*lengths, axis=0) if config.pair else lengths[0]
         if isinstance(model.table, ValueEmbedding):
             x = values(graph, tokens, model.table, model.embedding, dim)
@@ -198,30 +195,7 @@ class Task:
             x = x if kept is None else op.Mul(x, layout.first(kept, 1))
         else:
             x = op.Div(layout.total(x, dim), op.Unsqueeze(op.Cast(lengths_of_rows, to=graph.dtype), [1]))
-        layers = [_linear(layer) for layer in (*model.hidden, model.output)]
-        if config.pair:
-            x = op.Reshape(op.Transpose(op.Reshape(x, [2, -1, dim]), perm=[1, 0, 2]), [-1, 2 * dim])
-            # The official code puts the second document first; here the rows of the layer behind are swapped for that.
-            layers[0] = Linear(np.roll(layers[0].weight, dim, axis=0), layers[0].bias)
-        for index, layer in enumerate(layers[:-1]):
-            x = activation(graph, graph.linear(x, layer, f"hidden.{index}"), config.head_activation)
-        self._output("logits", graph.linear(x, layers[-1], "output"))
-
-    def _pair(self, given: Sequence[ir.Value], pad: int) -> ir.Value:
-        """Documents [rows, steps of its own] as one batch, the shorter padded: [2 rows, steps]."""
-        op = self.op
-        if isinstance(self.seq_len, Range) and len({tuple(map(str, _axes(value))) for value in given}) > 1:
-            steps = [op.Shape(tokens, start=1, end=2) for tokens in given]
-            most = op.Max(*steps)
-            given = [
-                op.Pad(
-                    tokens,
-                    op.Concat(self.graph.sizes(0, 0, 0), op.Sub(most, own), axis=0),
-                    op.Constant(value_int=pad),
-                )
-                for tokens, own in zip(given, steps, strict=True)
-            ]
-        return op.Concat(*given, axis=0)
+        self._output("logits", classified(graph, model, x))
 
     def _language_model(self, model: MegaLanguageModel) -> None:
         words = _Words(model.embedding, model.table, shared=model.config.output.tied)
@@ -298,13 +272,3 @@ class Task:
 
 def _shape(spec: TensorSpec) -> list[int | str]:
     return [axis if isinstance(dim, Range) else dim for axis, dim in zip(spec.axes, spec.dims, strict=True)]
-
-
-def _axes(value: ir.Value) -> Sequence[Any]:
-    assert value.shape is not None
-    return value.shape.dims
-
-
-def _linear(layer: nn.Module) -> Linear:
-    assert isinstance(layer, nn.Linear)
-    return as_linear(layer)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from mega_deploy.checkpoints.sources.paper_names import own_name, own_shape
 
-DATA = Path(__file__).parents[1] / "data" / "paper"
+DATA = Path(__file__).parents[2] / "data" / "paper"
 ELSEWHERE = Path(os.environ["MEGA_GOLDENS"]) if os.environ.get("MEGA_GOLDENS") else None
 TOLERANCE = 2e-5
 

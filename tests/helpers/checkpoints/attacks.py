@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-import files
 import torch
-from files import CONTAINER, Atom
+from checkpoints import files
+from checkpoints.files import CONTAINER, Atom
 
 Builder = Callable[[], bytes]
 GAMMA, KERNEL, ALPHA = "final_norm.gamma", "mega_block_1_gattn_q.kernel", "mega_block_1_ema.mega_block_1_ema_alpha"

@@ -12,7 +12,7 @@ from onnxscript import ir
 
 from mega_deploy.exporters import save_graph
 from mega_deploy.exporters.families import family_of
-from mega_deploy.exporters.paper.tasks import paper_graph
+from mega_deploy.exporters.paper.tasks.writer import paper_graph
 from mega_deploy.signature import Range
 
 BATCH = Range(1, 1, 64)

@@ -1,0 +1,1 @@
+"""What the tasks of the paper's models make of their layers, over whole sequences."""
