@@ -25,7 +25,7 @@ class Undo:
 
     slots: Numbers
     rows: Mapping[str, Array]
-    """Of each state that changes, [slots, ...]."""
+    """Their values in each state that changes, [slots, ...]."""
     seating: Seating
     counts: Counts
     broken: Broken

@@ -12,7 +12,7 @@ from paper_goldens import DATA
 from spoiling import spoil
 
 import mega_deploy as md
-from mega_deploy.bundle import PREFILL, STEP, describe_files, write_json
+from mega_deploy.bundle import PREFILL, STEP, describe_files
 from mega_deploy.errors import BundleError, InputError
 from mega_deploy.runtime.onnxruntime.calls import call_error
 from mega_deploy.signature import Range, Signature, TensorSpec
@@ -50,7 +50,7 @@ def language(tmp_path_factory) -> Path:
     stream = manifest["stream"]
     for spec in (manifest["signature"]["inputs"][0], stream["inputs"][0], stream["prefill"]["inputs"][0]):
         del spec["values"]
-    write_json(bundle / "manifest.json", manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
     return bundle
 
 
@@ -83,7 +83,7 @@ def test_a_streams_graphs_are_held_against_their_signature(graph, change, model,
         output.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
     onnx.save(proto, bundle / graph)
     manifest = json.loads((bundle / "manifest.json").read_text())
-    write_json(bundle / "manifest.json", {**manifest, "files": describe_files(bundle)})
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "files": describe_files(bundle)}))
     with pytest.raises(BundleError, match='"features"'):
         md.open_bundle(bundle).stream().prefill(np.zeros((1, 4, 6), np.float32))
 

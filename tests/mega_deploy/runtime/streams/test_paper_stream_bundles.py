@@ -13,7 +13,7 @@ import torch
 from paper_goldens import close, models
 
 import mega_deploy as md
-from mega_deploy.bundle import MANIFEST, PREFILL, STEP, describe_files, write_json
+from mega_deploy.bundle import MANIFEST, PREFILL, STEP, describe_files
 from mega_deploy.config.paper import MegaConfig
 from mega_deploy.config.tasks import EmbeddingConfig, LanguageModelConfig, OutputConfig
 from mega_deploy.errors import OptionError
@@ -91,7 +91,7 @@ def test_validate_finds_a_prefill_that_hands_over_a_wrong_state(ending, tmp_path
     onnx.save(model, path / PREFILL)
     manifest = json.loads((path / MANIFEST).read_text())
     manifest["files"] = describe_files(path)
-    write_json(path / MANIFEST, manifest)
+    (path / MANIFEST).write_text(json.dumps(manifest))
     report = md.validate(path)
     assert not report.passed and all(case.passed for case in report.cases if not case.name.endswith("prefilled"))
 

@@ -16,7 +16,7 @@ import torch
 from commands import within
 
 import mega_deploy as md
-from mega_deploy.bundle import MANIFEST, STEP, STREAM_REFERENCE, describe_files, write_json
+from mega_deploy.bundle import MANIFEST, STEP, STREAM_REFERENCE, describe_files
 from mega_deploy.errors import BundleError, InputError, OptionError
 from mega_deploy.files.npy import load_arrays, save_arrays
 from mega_deploy.models.edifice import Mega
@@ -338,7 +338,7 @@ def test_validate_judges_both_forms_and_finds_a_spoilt_stream(both, alone, model
     shutil.copy(both / STREAM_REFERENCE, other)
     manifest = json.loads((other / MANIFEST).read_text())
     manifest["files"] = describe_files(other)
-    write_json(other / MANIFEST, manifest)
+    (other / MANIFEST).write_text(json.dumps(manifest))
     assert not md.validate(other).passed
 
 

@@ -319,7 +319,9 @@ def test_a_second_engine_does_not_run_on_the_plugin_of_another_build(library, en
 
     open_with(b"one build", 1)
     open_with(b"one build", 2)
-    with pytest.raises(BundleError, match=r"this process has loaded another build of the plugin .* use another process"):
+    with pytest.raises(
+        BundleError, match=r"this process has loaded another build of the plugin .* use another process"
+    ):
         open_with(b"another build", 3)
     assert loaded == [b"one build"]
 
