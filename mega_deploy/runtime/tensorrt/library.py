@@ -128,15 +128,20 @@ def load_plugins(trt: ModuleType, engine: Engine, trust: EngineTrust) -> None:
         OptionError: the caller's library cannot be read any more.
     """
     for plugin in engine.outside_plugins:
-        if (given := trust.plugin_library) is not None:
-            library: PluginLibrary | None = _read(given, GivenLibrary.read)
-            if library.sha256 != plugin["sha256"]:
-                raise BundleError(f"{given} is not the library that {engine.file} was built with; build it anew")
-        else:
-            library = _built(engine.target, plugin)
-            if library is None or library.sha256 != plugin["sha256"]:
-                raise BundleError(f"the plugin {plugin['name']} of {engine.file} is no longer there; build it anew")
-        register(trt, engine.target, plugin, library)
+        register(trt, engine.target, plugin, _plugin_library(engine, plugin, trust))
+
+
+def _plugin_library(engine: Engine, plugin: Mapping[str, Any], trust: EngineTrust) -> PluginLibrary:
+    """The library of the hash that an engine names: the caller's, or one in this user's cache."""
+    if (given := trust.plugin_library) is not None:
+        library = _read(given, GivenLibrary.read)
+        if library.sha256 != plugin["sha256"]:
+            raise BundleError(f"{given} is not the library that {engine.file} was built with; build it anew")
+        return library
+    built = _built(engine.target, plugin)
+    if built is None or built.sha256 != plugin["sha256"]:
+        raise BundleError(f"the plugin {plugin['name']} of {engine.file} is no longer there; build it anew")
+    return built
 
 
 def _read(library: Path, how: Callable[[Path], Read]) -> Read:
