@@ -11,7 +11,10 @@ import numpy.typing as npt
 from mega_deploy.arrays import Array
 from mega_deploy.errors import NonFiniteError
 
-WINDOW_REMEDY = "scale the input to what the model was trained on, or pass check_outputs=False to take them as they are"
+WINDOW_REMEDY = (
+    "scale the input to what the model was trained on, or take outputs as they are with check_outputs=False "
+    "(run --no-check-outputs)"
+)
 # Above that BLAS takes threads for a product.
 _PRODUCT = 10_000
 _EXPONENT = np.uint16(0x7C00)

@@ -16,6 +16,14 @@ from mega_deploy.errors import BundleError, InputError, MegaDeployError
 _OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "available memory of", "out of memory", "unable to allocate")
 
 
+def is_onnxruntimes(error: Exception) -> bool:
+    """Whether onnxruntime raised an error itself; others, such as a signal handler's, are not ours to explain.
+
+    Its classes have no base of theirs, and bound calls raise Python's own RuntimeError.
+    """
+    return type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | MemoryError)
+
+
 def call_error(error: Exception, feeds: Mapping[str, Array]) -> Exception:
     """The error to raise in the place of one that a call raised; itself where it is none of onnxruntime's.
 
@@ -23,9 +31,7 @@ def call_error(error: Exception, feeds: Mapping[str, Array]) -> Exception:
         error: what the call raised.
         feeds: its inputs by name.
     """
-    # onnxruntime's classes have no base of theirs; bound calls raise Python's own RuntimeError.
-    theirs = type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | MemoryError)
-    if isinstance(error, MegaDeployError) or not theirs:
+    if isinstance(error, MegaDeployError) or not is_onnxruntimes(error):
         return error
     reason = " ".join(str(error).split())
     given = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())

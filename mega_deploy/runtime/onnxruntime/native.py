@@ -11,6 +11,7 @@ from typing import Any
 
 from mega_deploy.bundle import ChangedError, Loadable, OpenGraph
 from mega_deploy.errors import BundleError
+from mega_deploy.runtime.onnxruntime.calls import is_onnxruntimes
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 Source = str | os.PathLike[str] | bytes | Loadable
@@ -82,8 +83,10 @@ def load(ort: Any, source: Loadable, settings: Any, providers: list[Any]) -> Any
     return session
 
 
-def refused(ort: Any, source: Loadable, error: Exception) -> BundleError:
-    """What to say where onnxruntime does not load a graph."""
+def refused(ort: Any, source: Loadable, error: Exception) -> Exception:
+    """The error to raise where a graph was not loaded: onnxruntime's in our words, or one of others as it is."""
+    if not is_onnxruntimes(error) and not isinstance(error, ValueError | TypeError):  # these are about its options
+        return error
     reason = " ".join(str(error).split())
     return BundleError(f"onnxruntime {ort.__version__} cannot load {source}: {reason:.400}")
 

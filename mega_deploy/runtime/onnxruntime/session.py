@@ -18,10 +18,11 @@ from mega_deploy.machine.cores import cores_for
 from mega_deploy.plugins.cache import Unusable
 from mega_deploy.plugins.laplace import NAME as LAPLACE
 from mega_deploy.plugins.onnxruntime.cache import RECIPE
+from mega_deploy.plugins.private import NotPrivateError
 from mega_deploy.runtime import forking
 from mega_deploy.runtime.finite import WINDOW_REMEDY, check_finite
 from mega_deploy.runtime.onnxruntime import native
-from mega_deploy.runtime.onnxruntime.calls import call_error
+from mega_deploy.runtime.onnxruntime.calls import call_error, is_onnxruntimes
 from mega_deploy.runtime.onnxruntime.native import Source, loadable
 from mega_deploy.runtime.onnxruntime.splitting import Split, rows_are_apart
 from mega_deploy.runtime.onnxruntime.step import OrtStep
@@ -231,7 +232,9 @@ def _register(ort: Any, settings: Any, plugins: Sequence[str]) -> tuple[str, ...
     try:
         with library.loadable() as path:
             settings.register_custom_ops_library(path)
-    except Exception as error:  # onnxruntime's own classes have no base of theirs
+    except Exception as error:
+        if not is_onnxruntimes(error) and not isinstance(error, OSError | NotPrivateError):
+            raise
         _warn_once(f"{LAPLACE} runs as its function body, which is slower: {library.path} does not load: {error}")
         return ()
     return (LAPLACE,)

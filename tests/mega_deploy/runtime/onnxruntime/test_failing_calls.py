@@ -59,11 +59,15 @@ def test_a_token_beyond_the_vocabulary_is_one_line_in_every_form(language):
     stream = bundle.stream()
     for call in (
         lambda: bundle.session().run(np.full((1, 8), 99_999)),
-        lambda: stream.step(np.array([99_999])),
         lambda: stream.prefill(np.full((1, 4), 99_999)),
+        lambda: stream.step(np.array([99_999])),
     ):
         with pytest.raises(BundleError, match="fails on inputs that fit its signature"):
             call()
+    with pytest.raises(InputError, match="stream 0 was in a call that did not end"):
+        stream.step(np.array([1]))
+    stream.reset()
+    assert np.isfinite(stream.step(np.array([1]))).all()
 
 
 @pytest.mark.parametrize("graph", [STEP, PREFILL])
@@ -127,3 +131,15 @@ def test_what_is_not_onnxruntimes_stays_as_it_is():
         assert call_error(error, {}) is error
     assert "not enough memory" in str(call_error(MemoryError("no"), {}))
     assert "not enough memory" in str(call_error(RuntimeError("std::bad_alloc"), {}))
+
+
+def test_what_a_signals_handler_raises_while_a_graph_is_loaded_stays_as_it_is(pristine, monkeypatch):
+    class Interrupted(Exception):
+        pass
+
+    def interrupted(*_, **__):
+        raise Interrupted
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", interrupted)
+    with pytest.raises(Interrupted):
+        md.open_bundle(pristine).session()
