@@ -23,6 +23,8 @@ from mega_deploy.signature.stream_form import StreamForm
 # A manifest is read before anything in the bundle is trusted.
 MAX_MANIFEST_BYTES = 16 << 20
 GRAPH = ".onnx"
+REPLACEMENTS = 5
+"""How often a bundle may be replaced by another one while it is opened, before that is given up."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,24 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a folder and verify every file that its manifest names.
+        """Open a folder and verify every file that its manifest names; one that is replaced meanwhile is opened anew.
 
         Raises:
             BundleError: it is no bundle, a file is missing or differs from its hash, or the version is another one.
         """
         folder = Path(path)
+        for _ in range(REPLACEMENTS):
+            before = _identity(folder)
+            try:
+                return cls._open(folder)
+            except (BundleError, OSError):
+                if _identity(folder) == before:
+                    raise
+        return cls._open(folder)
+
+    @classmethod
+    def _open(cls, folder: Path) -> Self:
+        """The bundle in a folder, read once from beginning to end."""
         try:
             is_folder = folder.is_dir()
         except OSError as error:
@@ -159,6 +173,15 @@ def stream_signature(form: StreamForm, graph: str) -> Signature:
         assert form.encode is not None
         return form.encode.signature
     return {STEP: form.step, PREFILL: form.prefill}[graph]
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one that took its name; None where there is none."""
+    try:
+        found = folder.stat()
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _verify(folder: Path, name: str, entry: Mapping[str, Any]) -> None:

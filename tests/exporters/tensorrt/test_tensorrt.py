@@ -204,7 +204,7 @@ def test_shapes_that_the_library_refuses_are_told():
 def test_without_a_plugin_the_functions_are_inlined_and_the_numbers_stay(bundles):
     path = bundles["laplace"] / "model.onnx"
     assert onnx.load(path).functions
-    model, served = graph.read(path)
+    model, served = graph.read(path.read_bytes())
     assert not served and not model.functions and not any(node.domain == DOMAIN for node in model.graph.node)
     frames = np.random.default_rng(0).standard_normal((3, 8, 6), np.float32)
     want, got = (
@@ -216,7 +216,7 @@ def test_without_a_plugin_the_functions_are_inlined_and_the_numbers_stay(bundles
 
 def test_with_a_plugin_its_nodes_stay_and_name_it(bundles):
     path = bundles["laplace"] / "model.onnx"
-    model, served = graph.read(path, plugin=True)
+    model, served = graph.read(path.read_bytes(), plugin=True)
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
     assert served and not model.functions and len(nodes) == 2
     for node in nodes:
@@ -237,7 +237,7 @@ def test_with_a_plugin_its_nodes_stay_and_name_it(bundles):
 )
 def test_a_plugins_node_has_the_inputs_that_are_there_and_says_which(tmp_path, options, present, inputs):
     onnx.save(op_model(3, 5, 4, 6, **options), tmp_path / "model.onnx")
-    model, served = graph.read(tmp_path / "model.onnx", plugin=True)
+    model, served = graph.read((tmp_path / "model.onnx").read_bytes(), plugin=True)
     (node,) = model.graph.node
     fields = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
     assert served and all(node.input) and (len(node.input), fields["inputs"]) == (present, inputs)
@@ -326,7 +326,7 @@ def test_engines_of_every_kind_precision_and_length_are_built(tmp_path, kind, le
         pass
 
     listener = library.Listener(tensorrt_rtx, silent)
-    built, _ = graph.read(path)
+    built, _ = graph.read(path.read_bytes())
     ways = {"listener": listener, "on_step": silent}
     compiled = compile_graph(tensorrt_rtx, built, path, signature, configure, **ways)
     assert compiled.plan[:4] == b"vtrt" and compiled.layers > 25

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import mega_deploy as md
-from mega_deploy.bundle import MANIFEST, GraphFile, describe_files
+from mega_deploy.bundle import MANIFEST, GraphFile, describe_files, opening
 from mega_deploy.errors import BundleError
 from mega_deploy.models.edifice import Mega
 from mega_deploy.runtime.onnxruntime.session import Session
@@ -133,3 +133,16 @@ def test_the_manifest_itself_is_read_once(two, live):
     replace(live, two[1])
     assert bundle.manifest.files["step.onnx"] != other["files"]["step.onnx"]
     md.open_bundle(live).session()
+
+
+def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_anew(two, live, tmp_path, monkeypatch):
+    aside, verify = shutil.copytree(two[1], tmp_path / "other.mega"), opening._verify
+
+    def replaced(*arguments):
+        monkeypatch.setattr(opening, "_verify", verify)  # once
+        live.rename(tmp_path / "before.mega")
+        aside.rename(live)
+        verify(*arguments)
+
+    monkeypatch.setattr(opening, "_verify", replaced)
+    assert md.open_bundle(live).manifest == md.open_bundle(two[1]).manifest
