@@ -114,7 +114,7 @@ def _check_parity(model: Path, signature: Signature, reference: Reference, on_st
 
 
 def _way_out(report: Report) -> str:
-    """What to do about a lower precision that is not near enough."""
+    """The end of the line that refuses a lower precision: which layer to keep in float32, and why it may be needed."""
     block = report.worst_block
     if report.precision == "float32" or block is None:
         return ""

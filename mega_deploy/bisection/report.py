@@ -90,7 +90,7 @@ class Bisection:
 
     @property
     def advice(self) -> str:
-        """What to do, in one line."""
+        """The remedy for what was found, in one line: a command, or whom to report it to."""
         if self.spoilt:
             return (
                 f"{', '.join(self.spoilt)} in {MODEL} is not what the trained weights of this bundle give: export the "

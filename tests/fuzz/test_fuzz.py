@@ -154,7 +154,9 @@ def test_manifests(seed_bundle, tmp_path):
     bundle = tmp_path / "copy.mega"
     bundle.mkdir()
     for path in seed_bundle.iterdir():
-        (bundle / path.name).symlink_to(path) if path.name != MANIFEST else None
+        (bundle / path.name).hardlink_to(path) if path.name != MANIFEST else None
+    (bundle / MANIFEST).write_text(json.dumps(good))
+    md.open_bundle(bundle)  # as it stands it is one, so that what is spoiled is the manifest alone
 
     def read(manifest):
         (bundle / MANIFEST).write_text(json.dumps(manifest), "utf-8", errors="replace")
