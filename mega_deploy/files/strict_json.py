@@ -63,5 +63,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"it has the entry {twice!r:.100} twice")
+        raise ValueError(f"it has the entry {twice:.100} twice")
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 
 from mega_deploy.arrays import Array
 from mega_deploy.errors import CheckpointError
+from mega_deploy.files import strict_json
 
 MAX_FILE_BYTES = 8 << 30
-MAX_JSON_PARTS = 1_000_000
 
 
 def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
@@ -52,24 +51,11 @@ def parse_json(data: bytes | memoryview, what: str) -> Any:
         what: the text's name, to begin an error with.
 
     Raises:
-        CheckpointError: it is no JSON, names something twice, or has more parts than any checkpoint needs.
+        CheckpointError: it is no JSON that files.strict_json takes.
     """
-    text = bytes(data)
-    parts = sum(text.count(mark) for mark in (b"[", b"{", b","))
-    if parts > MAX_JSON_PARTS:
-        raise CheckpointError(f"{what} has {parts} parts, more than the {MAX_JSON_PARTS} that this version reads")
     try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except CheckpointError as error:  # a ValueError, too
-        raise CheckpointError(f"{what}: {error}") from None
-    except (ValueError, RecursionError) as error:
+        return strict_json.parse_json(bytes(data), finite=False)  # what an option may be, its own check says
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{what} is no JSON ({error}); copy it again") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, which may have no name twice: which of two was meant, nobody can tell."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise CheckpointError(f"it has the entry {twice} twice")
-    return found
+    except ValueError as error:
+        raise CheckpointError(f"{what}: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from mega_deploy.checkpoints.containers.contents import Contents
@@ -12,6 +11,7 @@ from mega_deploy.checkpoints.sources.trained import Trained
 from mega_deploy.config.edifice import EdificeConfig
 from mega_deploy.config.tasks import ARCHITECTURES, PaperConfig, architecture, from_dict, to_dict
 from mega_deploy.errors import CheckpointError
+from mega_deploy.files.strict_json import parse_json
 
 NATIVE = "mega-deploy"
 """Where a native file keeps its header: the entry of the safetensors metadata, or of the dict in a .pt file."""
@@ -42,7 +42,7 @@ def config_header(config: EdificeConfig | PaperConfig) -> dict[str, Any]:
 def _config(header: Any) -> EdificeConfig | PaperConfig:
     """The configuration in the header of a file that save_checkpoint wrote; in safetensors it is JSON."""
     try:
-        header = json.loads(header) if isinstance(header, str) else header
+        header = parse_json(header, finite=False) if isinstance(header, str) else header
         name = header["architecture"]
         if name == "edifice":
             return EdificeConfig.from_dict(header["config"])

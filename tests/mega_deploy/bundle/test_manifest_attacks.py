@@ -32,8 +32,8 @@ def copy(both, tmp_path) -> Path:
     [
         ('"bound": ', '"bound": 1e999, "was": ', "1e999"),
         ('"deployed": ', '"more": -1e999, "deployed": ', "1e999"),
-        ('"precision": ', '"precision": "int8", "precision": ', "'precision' twice"),
-        ('"sha256": ', '"sha256": "x", "sha256": ', "'sha256' twice"),
+        ('"precision": ', '"precision": "int8", "precision": ', "entry precision twice"),
+        ('"sha256": ', '"sha256": "x", "sha256": ', "entry sha256 twice"),
         ('"deployed": ', '"deployed": 1' + 400 * "0" + ', "was": ', "64 bits"),
         ('"bound": ', '"deep": ' + 5000 * "[" + 5000 * "]" + ', "bound": ', "nested too deeply"),
         ('"bound": ', '"many": [' + 600_000 * "[]," + '0], "bound": ', "parts"),
@@ -159,7 +159,7 @@ def test_a_named_pipe_is_refused_wherever_a_file_is_read(pristine, checkpoint, t
 @pytest.mark.parametrize(
     ("text", "tells"),
     [
-        ('{"dropout": 0.1, "dropout": 0.2}', "cannot be read as JSON: it has the entry 'dropout' twice"),
+        ('{"dropout": 0.1, "dropout": 0.2}', "cannot be read as JSON: it has the entry dropout twice"),
         ('{"dropout": 1e999}', "dropout must be"),
         ('{"dropout": -Infinity}', "dropout must be"),
         ('{"num_layers": 1e999}', "num_layers"),
